@@ -1,0 +1,57 @@
+"""What a backbone is, and what it shows of its inside."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from transmamba.ops.orders import Grid, ScanOrder
+
+
+class Features(NamedTuple):
+    """Tokens from inside a backbone; every tensor is `(batch, token, dim)`.
+
+    Attributes:
+        last: the stream after the final norm, what the head reads.
+        layers: the residual stream after each block, second residual included, before the final norm.
+        grid: rows and columns (or frames, rows, columns) of the patch tokens.
+        directions: `directions[k][i]` is the share of direction k in the mixer output of block i, its tokens in the
+            order in which k visits them; empty unless asked for. Brought back to natural order, the shares of a block
+            add up to its mixer output (less the bias of the output projection).
+        orders: the scan order of each direction.
+        extra: positions of the tokens that are no patches (class, distillation, register tokens).
+    """
+
+    last: Tensor
+    layers: tuple[Tensor, ...]
+    grid: Grid
+    directions: tuple[tuple[Tensor, ...], ...] = ()
+    orders: tuple[ScanOrder, ...] = ()
+    extra: tuple[int, ...] = ()
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """Any module with these two methods is a backbone; nothing has to be inherited or registered."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        ...
+
+    def forward_features(self, x: Tensor, directions: bool = False) -> Features:
+        """Tokens of the last and of every layer, and of every direction if asked for."""
+        ...
+
+
+def select_layers(layers: Sequence[Tensor], indices: int | Sequence[int] | None) -> list[Tensor]:
+    """Read `indices` as timm does: None all, n the last n, a sequence those positions (negative from the end).
+
+    Raises:
+        ValueError: a position does not exist.
+    """
+    depth = len(layers)
+    wanted = range(depth) if indices is None else range(depth - indices, depth) if isinstance(indices, int) else indices
+    for i in wanted:
+        if not -depth <= i < depth:
+            raise ValueError(f"layer {i} does not exist: expected {-depth} to {depth - 1}")
+    return [layers[i] for i in wanted]

@@ -1,0 +1,109 @@
+"""The paper's student: an isotropic vision Mamba whose blocks are those of a Transformer but for the mixer."""
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.models.features import Features, select_layers
+from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
+from transmamba.ops import permute_tokens, scan_orders
+
+SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
+
+
+class VisionMamba(nn.Module):
+    """Patches, position table, blocks of LN-SSM-residual and LN-MLP-residual, mean over tokens, linear head.
+
+    Args:
+        img_size: rows and columns of the image in pixels, or one number for both.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the image.
+        num_classes: outputs of the head.
+        dim: width of the tokens.
+        depth: number of blocks.
+        orders: one scan order per direction: a name of `ops.scan_order`, or the token numbers themselves.
+            `("forward",)`, `("forward", "backward")` and `SNAKES` are the usual ones.
+        mlp: blocks with their second half; False leaves plain Mamba blocks.
+        d_state: states per channel.
+
+    Raises:
+        ValueError: the patches do not tile the image, or an order does not fit the patch grid.
+
+    Reference:
+        arXiv 2502.15130, section on weight subcloning; how the directions are built is ours (docs/decisions.md).
+
+    Example:
+        >>> student = VisionMamba(img_size=8, patch_size=4, dim=12, depth=2, num_classes=5)
+        >>> student(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 192,
+        depth: int = 12,
+        orders: Sequence[str | Sequence[int]] = ("forward", "backward"),
+        mlp: bool = True,
+        d_state: int = 16,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid = self.patch_embed.grid(height, width)
+        self.pos_embed = init_position(self.grid[0] * self.grid[1], dim)
+        self.order_specs = tuple(orders)
+        scan_orders(self.order_specs, self.grid)  # a wrong order fails here, not at the first forward
+        self.blocks: Sequence[MambaBlock] = nn.ModuleList(  # type: ignore[assignment]
+            MambaBlock(dim, MambaMixer(dim, d_state, directions=len(orders)), mlp=mlp) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        tokens, orders = self._embed(x), scan_orders(self.order_specs, self.grid, x.device)
+        for block in self.blocks:
+            tokens = block(tokens, orders)
+        return self.head(self.norm(tokens).mean(1))
+
+    @typed
+    def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
+        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        tokens, orders = self._embed(x), scan_orders(self.order_specs, self.grid, x.device)
+        layers, shares = [], []
+        for block in self.blocks:
+            if directions:
+                tokens, parts = block.forward_directions(tokens, orders)
+                shares.append([permute_tokens(part, order) for part, order in zip(parts, orders, strict=True)])
+            else:
+                tokens = block(tokens, orders)
+            layers.append(tokens)
+        by_direction = tuple(zip(*shares, strict=True))
+        return Features(self.norm(tokens), tuple(layers), self.grid, by_direction, tuple(orders))
+
+    def forward_intermediates(
+        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
+    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
+        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        features = self.forward_features(x)
+        return features.last, select_layers(features.layers, indices)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
+
+    def _embed(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed(x)
+        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
+            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
+        return tokens + self.pos_embed

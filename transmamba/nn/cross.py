@@ -1,0 +1,188 @@
+"""Cross-attention in the language of state spaces: one sequence writes the state, another one reads it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from einops import einsum
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.ssm import decay_rates, init_decay, init_step_bias
+from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
+
+Readout = Literal["final", "aligned", "progress"]
+
+
+class StateWriter(nn.Module):
+    """What one direction over the context owns: a selective SSM that is only written to (no C, no D)."""
+
+    def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int) -> None:
+        super().__init__()
+        self.dt_rank, self.d_state = dt_rank, d_state
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner)
+        self.x_proj = nn.Linear(d_inner, dt_rank + d_state, bias=False)
+        self.dt_proj = nn.Linear(dt_rank, d_inner, bias=False)
+        self.dt_bias = nn.Parameter(torch.empty(d_inner))
+        self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values of what this module itself owns anew."""
+        nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        init_step_bias(self.dt_bias, 1e-3, 1e-1)
+        init_decay(self.A_log)
+
+
+class CrossMamba(nn.Module):
+    """Y = C (M X) with C from the query and K = B, V = X and the step size from the context.
+
+    The context, convolved, is scanned into states h; query token t reads y_t = C_t h_s(t), is gated by silu(z_t),
+    projected, and added to the query. `readout` decides s(t):
+
+    - "final": every query reads the last state. Any lengths; the order of the queries does not matter.
+    - "aligned": s(t) = t, the lengths are equal; the literal C (M X).
+    - "progress": s(t) = ceil((t + 1) L_context / L_query) - 1, counting real context tokens: both start and end
+      together.
+
+    Args:
+        query_dim: width of the query, which is also the width of the output.
+        context_dim: width of the context.
+        d_state: states per channel.
+        d_conv: width of the convolution over the context.
+        expand: inner width as a multiple of `query_dim`.
+        readout: which state a query reads.
+        bidirectional: also scan the context from its end, with parameters of its own, and add what both states give.
+
+    Reference:
+        Section on cross-Mamba of arXiv 2502.15130; gate, convolution, residual, lengths and readouts are ours
+        (docs/decisions.md). There is no direct path D: `u` and the query live on different tokens.
+
+    Example:
+        >>> CrossMamba(8, 6)(torch.zeros(2, 5, 8), torch.zeros(2, 7, 6)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        query_dim: int,
+        context_dim: int,
+        *,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        readout: Readout = "final",
+        bidirectional: bool = False,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * query_dim
+        self.readout, directions = readout, 2 if bidirectional else 1
+        self.in_proj = nn.Linear(context_dim, d_inner, bias=False)
+        self.gate_proj = nn.Linear(query_dim, d_inner, bias=False)
+        self.c_proj = nn.Linear(query_dim, directions * d_state, bias=False)
+        self.branches: Sequence[StateWriter] = nn.ModuleList(  # type: ignore[assignment]
+            StateWriter(d_inner, d_state=d_state, d_conv=d_conv, dt_rank=math.ceil(query_dim / 16))
+            for _ in range(directions)
+        )
+        self.out_proj = nn.Linear(d_inner, query_dim, bias=False)
+
+    @typed
+    def forward(
+        self,
+        query: Float[Tensor, "batch token dim"],
+        context: Float[Tensor, "batch context_token context_dim"],
+        context_mask: Bool[Tensor, "batch context_token"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """The query, having read the context. True in `context_mask` marks a real token.
+
+        Raises:
+            ValueError: the readout is "aligned" and the lengths differ.
+        """
+        if self.readout == "aligned" and query.shape[1] != context.shape[1]:
+            raise ValueError(
+                f"the aligned readout needs equal lengths, got {query.shape[1]} query and {context.shape[1]} context "
+                'tokens: use readout="final" or "progress"'
+            )
+        C = self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
+        written = self._write(context, context_mask)
+        if self.readout == "progress":
+            y = _read_along(written, C, context_mask)
+        else:
+            orders = self._orders(context.shape[1], context.device)
+            C_scan = written.B if self.readout == "final" else C
+            y, last = _scan(written, C_scan, merge=True, orders=orders, mask=context_mask)
+            if self.readout == "final":
+                y = einsum(C.to(last.dtype), last, "b direction token n, b direction inner n -> b token inner")
+        return query + self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
+
+    def _orders(self, length: int, device: torch.device) -> list[ScanOrder]:
+        return scan_orders(("forward", "backward")[: len(self.branches)], length, device)
+
+    def _write(self, context: Tensor, mask: Tensor | None) -> "_Written":
+        x = self.in_proj(context)
+        x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+        weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
+        bias = torch.stack([cast(Tensor, branch.conv1d.bias) for branch in self.branches])
+        u = F.silu(causal_conv1d(x, weight, bias, orders=self._orders(context.shape[1], context.device)))
+        steps = []
+        for branch, u_k in zip(self.branches, u.unbind(1), strict=True):
+            low, B = branch.x_proj(u_k).split([branch.dt_rank, branch.d_state], -1)
+            steps.append((branch.dt_proj(low), B))
+        dt, B = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
+        A = decay_rates(torch.stack([branch.A_log for branch in self.branches]))
+        return _Written(u, dt, A, B, torch.stack([branch.dt_bias for branch in self.branches]))
+
+
+class _Written(NamedTuple):
+    """The inputs of the scans over the context; direction is axis 1 (axis 0 of A and dt_bias)."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    dt_bias: Tensor
+
+
+def _scan(written: _Written, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    u, dt, A, B, dt_bias = written
+    return multi_scan(u, dt, A, B, C, dt_bias=dt_bias, softplus=True, return_last_state=True, **options)  # type: ignore[return-value]
+
+
+def _read_along(written: _Written, C: Tensor, mask: Tensor | None) -> Tensor:
+    """The "progress" readout: queries are woven into the context as steps of size zero, which only read.
+
+    Query t stands just behind context token s(t), seen in the direction of the scan.
+    """
+    u, dt, A, B, dt_bias = written
+    batch, directions, queries, _ = C.shape
+    length = u.shape[2]
+    woven = _weaving(mask, (batch, directions, length, queries), C.device)
+
+    def weave(x: Tensor) -> Tensor:
+        return x.gather(2, woven[..., None].expand(-1, -1, -1, x.shape[-1]))
+
+    dt = dt if mask is None else dt.masked_fill(~mask[:, None, :, None], -torch.inf)
+    reading = (0, 0, 0, queries)
+    inputs = _Written(
+        weave(F.pad(u, reading)), weave(F.pad(dt, reading, value=-torch.inf)), A, weave(F.pad(B, reading)), dt_bias
+    )
+    orders = scan_orders(("forward", "backward")[:directions], length + queries, C.device)
+    y, _ = _scan(inputs, weave(F.pad(C, (0, 0, length, 0))), merge=False, orders=orders)
+    place = woven.argsort(-1)[:, :, length:]
+    return y.gather(2, place[..., None].expand(-1, -1, -1, y.shape[-1])).sum(1)
+
+
+def _weaving(mask: Tensor | None, sizes: tuple[int, int, int, int], device: torch.device) -> Tensor:
+    """Positions in [context, query] of the woven sequence, (batch, direction, context + query)."""
+    batch, directions, length, queries = sizes
+    real = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask
+    rank = real.cumsum(-1) - 1
+    step = torch.arange(1, queries + 1, device=device)
+    target = -(-step * real.sum(-1, keepdim=True) // queries) - 1
+    # the backward scan meets the query after token s(t) when the query stands before it
+    side = torch.tensor([0.5, -0.5], device=device)[:directions, None]
+    keys = torch.cat([rank[:, None].expand(-1, directions, -1), target[:, None] + side], -1)
+    return keys.argsort(dim=-1, stable=True)

@@ -1,0 +1,52 @@
+"""From pixels to tokens."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.ops.orders import Grid
+
+
+class PatchEmbed(nn.Module):
+    """Cut an image into patches and project each to a token, rows first.
+
+    Args:
+        dim: width of a token.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the image.
+        stride: distance between patches; `patch_size` by default, smaller ones overlap.
+
+    Raises:
+        ValueError: on the call, if the image is smaller than a patch or the patches do not tile it.
+
+    Example:
+        >>> PatchEmbed(6, patch_size=4)(torch.zeros(2, 3, 8, 12)).shape
+        torch.Size([2, 6, 6])
+    """
+
+    def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, stride: int | None = None) -> None:
+        super().__init__()
+        self.patch_size, self.stride = patch_size, stride or patch_size
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, self.stride)
+
+    def grid(self, height: int, width: int) -> Grid:
+        """Rows and columns of tokens for an image of that size in pixels."""
+        for side in (height, width):
+            if side < self.patch_size or (side - self.patch_size) % self.stride:
+                raise ValueError(
+                    f"patches of {self.patch_size} pixels every {self.stride} do not tile an image of "
+                    f"{height} x {width}: resize it or choose another patch_size"
+                )
+        return (height - self.patch_size) // self.stride + 1, (width - self.patch_size) // self.stride + 1
+
+    @typed
+    def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
+        """Tokens of the image in raster order."""
+        self.grid(*image.shape[-2:])
+        return self.proj(image).flatten(2).transpose(1, 2)
+
+
+def init_position(positions: int, dim: int) -> nn.Parameter:
+    """A learned position table (1, positions, dim), drawn with standard deviation 0.02."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(1, positions, dim), std=0.02))

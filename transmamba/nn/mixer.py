@@ -1,0 +1,130 @@
+"""The Mamba mixer: gate, short convolution and selective scan, along one order or several."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.ssm import SelectiveSSM, scan_directions
+from transmamba.ops import ScanOrder, causal_conv1d, scan_order
+
+
+class ScanBranch(nn.Module):
+    """What one direction of a mixer owns: a causal convolution and a selective SSM."""
+
+    def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool = True) -> None:
+        super().__init__()
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, bias=conv_bias)
+        self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=dt_rank)
+
+
+class MambaMixer(nn.Module):
+    """in_proj -> per direction: causal convolution, SiLU, selective SSM -> sum, gate -> out_proj.
+
+    With one direction it is the block of Mamba; with two, forward and backward, that of VideoMamba, and up to the
+    factor 1/2 that of Vim. All directions share both projections and the gate, each has a branch of its own.
+
+    Args:
+        d_model: width of the tokens.
+        d_state: states per channel.
+        d_conv: width of the convolution.
+        expand: inner width as a multiple of `d_model`.
+        dt_rank: rank of the step-size projection; "auto" is ceil(d_model / 16).
+        directions: number of scan orders.
+        bias: bias of the projections.
+        conv_bias: bias of the convolutions.
+
+    Reference:
+        Mamba, arXiv 2312.00752, Figure 3; Vim, arXiv 2401.09417, Algorithm 1.
+
+    Example:
+        >>> MambaMixer(8, directions=2)(torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 5, 8])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        *,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        directions: int = 1,
+        bias: bool = False,
+        conv_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
+        self.branches: Sequence[ScanBranch] = nn.ModuleList(  # type: ignore[assignment]
+            ScanBranch(d_inner, d_state=d_state, d_conv=d_conv, dt_rank=rank, conv_bias=conv_bias)
+            for _ in range(directions)
+        )
+        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+
+    @typed
+    def forward(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """Mix the tokens.
+
+        Args:
+            x: tokens.
+            orders: one scan order per direction. None is forward for one direction, forward and backward for two.
+            mask: True marks a real token; padded ones influence no other and come out as the bias of `out_proj`.
+
+        Raises:
+            ValueError: there is not one order per direction.
+        """
+        y, gate = self._scan(x, orders, mask, merge=True)
+        return self.out_proj(y * gate)
+
+    def forward_directions(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
+
+        The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
+        """
+        y, gate = self._scan(x, orders, mask, merge=False)
+        parts = F.linear(
+            rearrange(y * gate[:, None], "batch direction token inner -> direction batch token inner"),
+            self.out_proj.weight,
+        )
+        mixed = parts.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
+
+    def _scan(
+        self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, *, merge: bool
+    ) -> tuple[Tensor, Tensor]:
+        orders = self._orders(orders, x)
+        u, gate = self.in_proj(x).chunk(2, -1)
+        u = u if mask is None else u.masked_fill(~mask[..., None], 0.0)
+        weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
+        biases = [branch.conv1d.bias for branch in self.branches if branch.conv1d.bias is not None]
+        bias = torch.stack(biases) if biases else None
+        inputs = F.silu(causal_conv1d(u, weight, bias, orders=orders)).unbind(1)
+        parameters = [branch.ssm.scan_parameters(u_k) for branch, u_k in zip(self.branches, inputs, strict=True)]
+        return scan_directions(inputs, parameters, orders, mask=mask, merge=merge), F.silu(gate)
+
+    def _orders(self, orders: Sequence[ScanOrder] | None, x: Tensor) -> Sequence[ScanOrder] | None:
+        count = len(self.branches)
+        if orders is None and count == 2:
+            return [scan_order(name, x.shape[1], x.device) for name in ("forward", "backward")]
+        if (1 if orders is None else len(orders)) != count:
+            raise ValueError(f"expected {count} scan orders, one per direction, got {orders and len(orders)}")
+        return orders

@@ -1,0 +1,11 @@
+"""Arithmetic: functions from tensors to tensors, without parameters."""
+
+from transmamba.ops.backends import use_backend as use_backend
+from transmamba.ops.conv import causal_conv1d as causal_conv1d
+from transmamba.ops.orders import ORDER_NAMES as ORDER_NAMES
+from transmamba.ops.orders import ScanOrder as ScanOrder
+from transmamba.ops.orders import permute_tokens as permute_tokens
+from transmamba.ops.orders import scan_order as scan_order
+from transmamba.ops.orders import scan_orders as scan_orders
+from transmamba.ops.scan import multi_scan as multi_scan
+from transmamba.ops.scan import selective_scan as selective_scan

@@ -1,0 +1,79 @@
+"""Who can run a scan: the ordered table, and the report of who refuses and why."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor
+
+from transmamba.ops.backends import chunked, reference
+from transmamba.ops.backends.opaque import run_opaque
+from transmamba.ops.backends.problem import Problem
+
+
+class Backend(NamedTuple):
+    """A way to run a `Problem`.
+
+    `refuse` looks at metadata only and gives the reasons why this backend cannot run the problem; none means it can.
+    """
+
+    name: str
+    run: Callable[[Problem], tuple[Tensor, Tensor]]
+    refuse: Callable[[Problem], list[str]]
+
+
+BACKENDS = (
+    Backend("chunked", partial(run_opaque, "chunked"), chunked.refuse),
+    Backend("reference", reference.run, reference.refuse),
+)
+
+_preferred = ["auto"]
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, scans called with `backend="auto"` run on the backend `name`, whatever the thread.
+
+    Raises:
+        ValueError: there is no backend of that name.
+    """
+    _lookup(name)
+    _preferred.append(name)
+    try:
+        yield
+    finally:
+        _preferred.pop()
+
+
+def choose(problem: Problem, name: str) -> Backend:
+    """The backend `name`, or for "auto" the first of the table that accepts the problem.
+
+    Raises:
+        ValueError: there is no backend of that name.
+        NotImplementedError: the named backend refuses; the message has its reasons and says who would accept.
+    """
+    name = _preferred[-1] if name == "auto" else name
+    if name == "auto":
+        return next(backend for backend in BACKENDS if not backend.refuse(problem))
+    backend = _lookup(name)
+    assert backend is not None
+    reasons = backend.refuse(problem)
+    if reasons:
+        accepting = ", ".join(other.name for other in BACKENDS if not other.refuse(problem))
+        u = problem.u
+        raise NotImplementedError(
+            f"scan backend {name!r} refuses u {tuple(u.shape)} {str(u.dtype).removeprefix('torch.')} on {u.device}:\n"
+            + "".join(f"  {reason}\n" for reason in reasons)
+            + f"accepting here: {accepting}"
+        )
+    return backend
+
+
+def _lookup(name: str) -> Backend | None:
+    if name == "auto":
+        return None
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    raise ValueError(f"unknown scan backend {name!r}: expected auto, {', '.join(b.name for b in BACKENDS)}")

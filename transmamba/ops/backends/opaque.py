@@ -1,0 +1,147 @@
+"""Hand-written backends as two `torch.library` custom ops, so that compile, export and autograd see one node.
+
+A backend module offers `CHUNK`, `forward(problem, save)` and `backward(problem, saved, grad_y, grad_last)`; fake,
+autograd, vmap and autocast rules are the same for all and stand here once.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transmamba.ops.backends import chunked
+from transmamba.ops.backends.problem import Problem, allocate
+
+KERNELS: dict[str, Any] = {"chunked": chunked}
+_TENSORS = 10  # leading fields of Problem that are tensors
+_GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient, in the order of `Gradients`
+
+
+def run_opaque(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Outputs (b, 1|k, l, d) and last states (b, k, n, d) of the backend `name`."""
+    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
+    y, last_state, _ = _forward(name, *problem, save)
+    return y, last_state
+
+
+@torch.library.custom_op("transmamba::scan_forward", mutates_args=())
+def _forward(
+    name: str,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    orders: Tensor | None,
+    segments: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    step_parameters: bool,
+    merge: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
+    _check_orders(orders, u.shape[2])
+    with torch.autocast(u.device.type, enabled=False):
+        return KERNELS[name].forward(Problem(*tensors, softplus, step_parameters, merge), save)
+
+
+def _check_orders(orders: Tensor | None, length: int) -> None:
+    # a kernel would follow a wrong token number out of its memory; on a GPU the look would cost a synchronisation
+    if orders is None or orders.device.type != "cpu" or orders.numel() == 0:
+        return
+    low, high = (int(x) for x in orders.aminmax())
+    if low < 0 or high >= length:
+        raise IndexError(f"orders must hold token numbers 0 to {length - 1}, got {low} to {high}")
+
+
+@_forward.register_fake
+def _(name: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    problem, save = Problem(*args[:-1]), args[-1]
+    batch, directions, length, channels, state = problem.sizes
+    chunks = -(-length // KERNELS[name].CHUNK)
+    return (
+        allocate(problem.u, 1 if problem.merge else directions),
+        problem.A.new_empty(batch, directions, state, channels),
+        problem.A.new_empty((batch, directions, chunks, state, channels) if save else (0,)),
+    )
+
+
+@torch.library.custom_op("transmamba::scan_backward", mutates_args=())
+def _backward(
+    name: str,
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    orders: Tensor | None,
+    segments: Tensor | None,
+    initial_state: Tensor | None,
+    softplus: bool,
+    step_parameters: bool,
+    merge: bool,
+    saved: Tensor,
+    grad_y: Tensor,
+    grad_last: Tensor | None,
+) -> list[Tensor]:
+    tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
+    with torch.autocast(u.device.type, enabled=False):
+        problem = Problem(*tensors, softplus, step_parameters, merge)
+        gradients = KERNELS[name].backward(problem, saved, grad_y, grad_last)
+    return [x for x in gradients if x is not None]
+
+
+@_backward.register_fake
+def _(name: str, *args: Any) -> list[Tensor]:
+    p = Problem(*args[: len(Problem._fields)])
+    rest = (p.A, p.B, p.C, p.D, p.dt_bias, p.initial_state)
+    return [allocate(p.u, p.u.shape[1]), allocate(p.dt, p.dt.shape[1])] + [
+        x.new_empty(x.shape) for x in rest if x is not None
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.name, ctx.flags = inputs[0], inputs[1 + _TENSORS : -1]
+    ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], output[2])
+    ctx.like_y = output[0].shape, output[0].dtype
+
+
+def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+    *tensors, saved = ctx.saved_tensors
+    if grad_y is None:
+        shape, dtype = ctx.like_y
+        grad_y = tensors[0].new_zeros(shape, dtype=dtype)
+    found = iter(_backward(ctx.name, *tensors, *ctx.flags, saved, grad_y, grad_last))
+    grads: list[Tensor | None] = [None] * (len(tensors) + len(ctx.flags) + 2)
+    for i in _GRADIENTS:
+        grads[1 + i] = None if tensors[i] is None else next(found)
+    return tuple(grads)
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def _map(op: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    """One call per element of the mapped axis: exact for every argument, at the price of a loop."""
+    slices = []
+    for i in range(info.batch_size):
+        picked = [x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)]
+        slices.append(op(*picked))
+    stacked = [torch.stack(parts) for parts in zip(*slices, strict=True)]
+    return (stacked, [0] * len(stacked)) if op is _backward else (tuple(stacked), (0,) * len(stacked))
+
+
+@_forward.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    return _map(_forward, info, in_dims, args)
+
+
+@_backward.register_vmap
+def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+    return _map(_backward, info, in_dims, args)

@@ -1,0 +1,71 @@
+"""The one form in which every backend receives a scan.
+
+K scans share a batch of tokens. Along direction k, step t visits token r = orders[k, t] and computes, per channel d,
+
+    dt = softplus(dt[r] + dt_bias)         (softplus and bias only where asked for)
+    h  = exp(dt * A) * h + dt * B[r] * u[r]
+    y[r] = C[r] . h + D * u[r]
+
+Axes: b batch, k direction, l token, d channel, n state. Where a shape says `1|k`, size 1 is shared by all directions.
+Activations (u, dt, B, C, y and their gradients) have one floating dtype; A, D, dt_bias and all states have the
+compute dtype: float64 if the activations are float64, otherwise float32. Arithmetic is done in the compute dtype.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Problem(NamedTuple):
+    """Arguments of a scan; strides are free (also zero), states come state-major."""
+
+    u: Tensor  # (b, 1|k, l, d)
+    dt: Tensor  # (b, 1|k, l, d), before bias and softplus
+    A: Tensor  # (1|k, n, d)
+    B: Tensor  # (b, 1|k, l, n)
+    C: Tensor  # (b, 1|k, l, n)
+    D: Tensor | None = None  # (1|k, d)
+    dt_bias: Tensor | None = None  # (1|k, d)
+    orders: Tensor | None = None  # (k, l) int64: token visited at each step; None is 0, 1, 2, ...
+    segments: Tensor | None = None  # (b, l) int64: the state restarts at zero where the value changes along the order
+    initial_state: Tensor | None = None  # (b, k, n, d)
+    softplus: bool = False
+    step_parameters: bool = False  # dt, B, C are indexed by step t instead of token r (PlainMamba's official form)
+    merge: bool = False  # sum the directions: y is (b, 1, l, d)
+
+    @property
+    def directions(self) -> int:
+        """Number of scans k."""
+        if self.orders is not None:
+            return self.orders.shape[0]
+        return max(self.u.shape[1], self.dt.shape[1], self.A.shape[0], self.B.shape[1], self.C.shape[1])
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Sizes of b, k, l, d, n."""
+        batch, _, length, channels = self.u.shape
+        return batch, self.directions, length, channels, self.A.shape[1]
+
+
+class Gradients(NamedTuple):
+    """One entry per floating tensor of `Problem`, with its shape and dtype; None for an input that is None."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    initial_state: Tensor | None
+
+
+def allocate(template: Tensor, directions: int) -> Tensor:
+    """An empty (b, directions, l, d) tensor whose memory runs along the axis along which `template`'s does.
+
+    A scan called with (batch, dim, length) tensors thus answers in that layout without a copy.
+    """
+    batch, _, length, channels = template.shape
+    if template.stride(-2) == 1 and template.stride(-1) != 1:
+        return template.new_empty(batch, directions, channels, length).transpose(-1, -2)
+    return template.new_empty(batch, directions, length, channels)

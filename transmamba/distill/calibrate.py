@@ -1,0 +1,239 @@
+"""Bring student features to the teacher's width."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from transmamba._typing import typed
+from transmamba.distill.layers import Layers
+from transmamba.distill.padded import PaddedLinear
+
+Mode = Literal["pad_mlp", "pad_linear", "linear", "mlp", "pad", "identity"]
+
+
+class FeatureCalibrator(nn.Module):
+    """Map a student feature into the teacher's space: pad its channels with zeros, then a small MLP.
+
+    With P the padding, y = P x + MLP(P x). The last layer of the MLP starts at zero, so a new calibrator *is* the
+    padding and the student's structure is kept; P is never formed.
+
+    The two-layer MLP at teacher width is what distillation costs; `hidden_dim=student_dim` is the cheap form.
+
+    Args:
+        student_dim: channels in.
+        teacher_dim: channels out.
+        mode: "pad_mlp" (the paper), "pad_linear" (one layer), "pad" (no parameters), "mlp" and "linear" (plain maps:
+            no padding, no skip, usual initialisation), "identity" (equal widths only).
+        pad: zeros on the "right", or in equal parts on both sides ("center"; an odd one goes right).
+        hidden_dim: width between the layers; None takes teacher_dim.
+        depth: number of linear layers of the MLP.
+        activation: makes the activation between them.
+        bias: give the linear layers a bias.
+        residual: add P x in the padded modes; without it they start at random.
+        norm: on the input: "layer" (LayerNorm) or "standardize" (mean 0, variance 1 over all of a sample).
+        on_wider: a student wider than its teacher cannot be padded: "project" replaces P by a linear map, "error"
+            refuses.
+        device: where the parameters live.
+        dtype: their dtype.
+
+    Raises:
+        ValueError: a width or depth below 1, an unknown name, unequal widths for "identity", or a wider student with
+            on_wider="error".
+
+    Reference:
+        TransMamba, arXiv 2502.15130, feature calibration. The paper says "simple MLP"; skip and zero start are ours.
+
+    Example:
+        >>> calibrate = FeatureCalibrator(2, 5)
+        >>> calibrate(torch.ones(1, 3, 2))[0, 0]
+        tensor([1., 1., 0., 0., 0.], grad_fn=...)
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        *,
+        mode: Mode = "pad_mlp",
+        pad: Literal["right", "center"] = "right",
+        hidden_dim: int | None = None,
+        depth: int = 2,
+        activation: Callable[[], nn.Module] = nn.GELU,
+        bias: bool = True,
+        residual: bool = True,
+        norm: Literal["layer", "standardize"] | None = None,
+        on_wider: Literal["project", "error"] = "project",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check_sizes(student_dim, teacher_dim, depth, hidden_dim)
+        _check_choices(
+            mode=(mode, get_args(Mode)),
+            pad=(pad, ("right", "center")),
+            norm=(norm or "layer", ("layer", "standardize")),
+            on_wider=(on_wider, ("project", "error")),
+        )
+        _check_widths(student_dim, teacher_dim, mode, on_wider)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.student_dim, self.teacher_dim, self.mode = student_dim, teacher_dim, mode
+        self.offset = max(teacher_dim - student_dim, 0) // 2 if pad == "center" else 0
+        self.standardize = norm == "standardize"
+        padded = mode.startswith("pad")
+        self.residual = padded and (residual or mode == "pad")
+        self.norm = nn.LayerNorm(student_dim, **factory) if norm == "layer" else nn.Identity()
+        project = self.residual and student_dim > teacher_dim
+        self.skip = nn.Linear(student_dim, teacher_dim, bias=False, **factory) if project else None
+        self.maps = nn.ModuleList()
+        self.activation = activation() if mode.endswith("mlp") and depth > 1 else nn.Identity()
+        if mode not in ("pad", "identity"):
+            hidden = [hidden_dim or teacher_dim] * (depth - 1 if mode.endswith("mlp") else 0)
+            self._build_maps([student_dim, *hidden, teacher_dim], padded, bias, factory)
+        self._start_as_skip()
+
+    def _build_maps(self, widths: list[int], padded: bool, bias: bool, factory: dict[str, Any]) -> None:
+        for number, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
+            if number == 0 and padded and self.student_dim < self.teacher_dim:
+                options = {"offset": self.offset, "bias": bias, **factory}
+                self.maps.append(PaddedLinear(wide_in, self.teacher_dim, wide_out, **options))
+            else:
+                self.maps.append(nn.Linear(wide_in, wide_out, bias=bias, **factory))
+
+    def _start_as_skip(self) -> None:
+        if self.residual and len(self.maps):
+            for parameter in self.maps[-1].parameters():
+                nn.init.zeros_(parameter)
+
+    def reset_parameters(self) -> None:
+        """Start anew; after `to_empty`, equal to direct construction."""
+        for module in (self.norm, self.skip, *self.maps, self.activation):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        self._start_as_skip()
+
+    @typed
+    def forward(self, x: Float[Tensor, "*batch student"]) -> Float[Tensor, "*batch teacher"]:
+        """The calibrated feature.
+
+        Raises:
+            ValueError: the feature has another width than `student_dim`.
+        """
+        if x.shape[-1] != self.student_dim:
+            raise ValueError(f"feature has {x.shape[-1]} channels, the calibrator expects {self.student_dim}")
+        x = self.norm(_standardize(x) if self.standardize else x)
+        if not len(self.maps):
+            return self._skip(x)
+        y: Tensor = self.maps[0](x)
+        for layer in list(self.maps)[1:]:
+            y = layer(self.activation(y))
+        if not self.residual:
+            return y
+        if self.skip is not None:
+            return y + self.skip(x)
+        # y is fresh and no product keeps it, so the skip is added where the padding would not be zero
+        y.narrow(-1, self.offset, self.student_dim).add_(x)
+        return y
+
+    def _skip(self, x: Tensor) -> Tensor:
+        if self.skip is not None:
+            return self.skip(x)
+        if self.student_dim == self.teacher_dim:
+            return x
+        return F.pad(x, (self.offset, self.teacher_dim - self.student_dim - self.offset))
+
+    def extra_repr(self) -> str:
+        """Widths and mode."""
+        return f"{self.student_dim}, {self.teacher_dim}, mode={self.mode!r}"
+
+
+def _standardize(x: Tensor) -> Tensor:
+    axes = tuple(range(min(1, x.dim() - 1), x.dim()))
+    variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + 1e-6)
+
+
+def _check_sizes(student_dim: int, teacher_dim: int, depth: int, hidden_dim: int | None) -> None:
+    sizes = {"student_dim": student_dim, "teacher_dim": teacher_dim, "depth": depth}
+    for name, size in (sizes if hidden_dim is None else sizes | {"hidden_dim": hidden_dim}).items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+
+
+def _check_widths(student_dim: int, teacher_dim: int, mode: str, on_wider: str) -> None:
+    if mode == "identity" and student_dim != teacher_dim:
+        raise ValueError(f"mode='identity' needs equal widths, got {student_dim} and {teacher_dim}: use mode='pad_mlp'")
+    if on_wider == "error" and student_dim > teacher_dim and mode.startswith("pad"):
+        raise ValueError(
+            f"student has {student_dim} channels, more than the teacher's {teacher_dim}, and cannot be padded: "
+            "use on_wider='project'"
+        )
+
+
+class LayerCalibrators(nn.Module):
+    """One calibrator per student layer, or one shared by all; a module of its own beside the student.
+
+    Give its parameters to the optimiser; save it, or throw it away, apart from the student.
+
+    Args:
+        student_dims: the width of each student layer.
+        teacher_dim: the teacher's width.
+        shared: use one calibrator for all layers (equal widths only).
+        recompute: recompute the calibrators in the backward, trading time for memory.
+        options: passed on to `FeatureCalibrator`.
+
+    Raises:
+        ValueError: no layers, or shared calibrators for unequal widths; on the call, another number of layers.
+
+    Example:
+        >>> layers = [torch.ones(1, 3, 2), torch.ones(1, 3, 4)]
+        >>> [layer.shape[-1] for layer in LayerCalibrators([2, 4], 5)(layers)]
+        [5, 5]
+    """
+
+    def __init__(
+        self,
+        student_dims: Sequence[int],
+        teacher_dim: int,
+        *,
+        shared: bool = False,
+        recompute: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if not student_dims:
+            raise ValueError("student_dims is empty: expected the width of at least one layer")
+        if shared and len(set(student_dims)) > 1:
+            raise ValueError(f"a shared calibrator needs equal widths, got {list(student_dims)}: use shared=False")
+        self.depth, self.recompute = len(student_dims), recompute
+        widths = student_dims[:1] if shared else student_dims
+        self.layers = nn.ModuleList(FeatureCalibrator(width, teacher_dim, **options) for width in widths)
+
+    def reset_parameters(self) -> None:
+        """Start all calibrators anew."""
+        for layer in self.layers.children():
+            if isinstance(layer, FeatureCalibrator):
+                layer.reset_parameters()
+
+    @typed
+    def forward(self, student: Layers) -> list[Tensor]:
+        """Each layer in the teacher's width."""
+        if len(student) != self.depth:
+            raise ValueError(f"got {len(student)} student layers, the calibrators were made for {self.depth}")
+        calibrators = list(self.layers) * (self.depth // len(self.layers))
+        if not self.recompute:
+            return [calibrator(layer) for calibrator, layer in zip(calibrators, student, strict=True)]
+        return [
+            checkpoint(calibrator, layer, use_reentrant=False)
+            for calibrator, layer in zip(calibrators, student, strict=True)
+        ]

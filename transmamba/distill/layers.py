@@ -1,0 +1,72 @@
+"""The one loop that checks a sequence of features, and the precision in which losses compute.
+
+A run-time type checker looks at one item of a list. A wrong layer among twelve must be found on every call and by its
+number, so each loss passes its sequences through `check_layers`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+# each item is [batch token dim] or, for pooled vectors, [batch dim]; `check_layers` says which one is not
+Layers = Sequence[Shaped[Tensor, "..."]]
+
+_REMEDY = {
+    "batch": "give both the same samples",
+    "tokens": "align them first, align_tokens(student, teacher, ...)",
+}
+
+
+def check_layers(
+    student: Layers,
+    teacher: Layers,
+    *,
+    axes: Sequence[str] = ("batch", "tokens", "channels"),
+    name: str = "student",
+) -> None:
+    """Refuse student layers that do not fit their teacher feature: `teacher` holds one per layer, or one for all.
+
+    Args:
+        student: the layers, called `name` in messages.
+        teacher: one feature per layer, or one for all.
+        axes: the axes that each has, all to be equal.
+        name: which student this is.
+
+    Raises:
+        ValueError: `student` or `teacher` is empty, their numbers differ, or a layer differs from its teacher along
+            one of `axes`.
+        TypeError: a layer is not a floating tensor.
+    """
+    for side, layers in ((name, student), ("teacher", teacher)):
+        if len(layers) == 0:
+            raise ValueError(f"{side} is empty: expected at least one layer")
+    if len(teacher) not in (1, len(student)):
+        raise ValueError(
+            f"{len(student)} {name} layers, {len(teacher)} teacher layers: choose one teacher layer for each, "
+            f"match_layers({len(student)}, {len(teacher)}, 'proportional')"
+        )
+    for number, layer in enumerate(teacher):
+        _check_feature(layer, "teacher" if len(teacher) == 1 else f"teacher of {name} layer {number}", axes)
+    for number, layer in enumerate(student):
+        _check_feature(layer, f"{name} layer {number}", axes)
+        target = teacher[number if len(teacher) > 1 else 0]
+        for axis, (got, expected) in zip(axes, zip(layer.shape, target.shape, strict=True), strict=True):
+            if got != expected:
+                remedy = _REMEDY.get(axis, f"calibrate first, FeatureCalibrator({got}, {expected})")
+                raise ValueError(f"{name} layer {number} has {got} {axis}, teacher {expected}: {remedy}")
+
+
+def _check_feature(x: Tensor, name: str, axes: Sequence[str]) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}: expected a tensor [{' '.join(axes)}]")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}: expected a floating dtype")
+    if x.dim() != len(axes):
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: expected [{' '.join(axes)}]")
+
+
+def widen(x: Tensor) -> Tensor:
+    """`x` in at least single precision: losses never compute in half."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,98 @@
+"""Which student layer meets which teacher layer."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from transmamba._typing import typed
+from transmamba.distill.layers import Layers, widen
+
+
+@typed
+def match_layers(
+    student: int | Layers, teacher: int | Layers, how: Literal["last", "proportional", "similarity"] | Sequence[int]
+) -> tuple[int, ...]:
+    """The teacher layer of each student layer.
+
+    Args:
+        student: the number of layers, or their features (needed for "similarity").
+        teacher: likewise.
+        how: "last" (all meet the last one), "proportional" (the same relative depth, last meets last), "similarity"
+            (the teacher layer of largest linear CKA), or one teacher index per student layer, negatives from the end.
+
+    Raises:
+        ValueError: no layers, too few or too many indices, an index out of range, or "similarity" without features.
+
+    Example:
+        >>> match_layers(4, 12, "proportional")
+        (2, 5, 8, 11)
+    """
+    students, teachers = (side if isinstance(side, int) else len(side) for side in (student, teacher))
+    if students < 1 or teachers < 1:
+        raise ValueError(
+            f"cannot match {students} student layers with {teachers} teacher layers: both need at least one"
+        )
+    if how == "last":
+        return (teachers - 1,) * students
+    if how == "proportional":
+        # ceiling division: each student layer meets the deepest teacher layer within its share of the depth
+        return tuple(-(-(number + 1) * teachers // students) - 1 for number in range(students))
+    if how == "similarity":
+        if isinstance(student, int) or isinstance(teacher, int):
+            raise ValueError("matching by similarity needs the features of both sides, got a number of layers")
+        return tuple(cka_matrix(student, teacher).argmax(1).tolist())
+    if isinstance(how, str):
+        raise ValueError(f"unknown matching {how!r}: expected last, proportional, similarity or a list of indices")
+    return _explicit(how, students, teachers)
+
+
+def _explicit(indices: Sequence[int], students: int, teachers: int) -> tuple[int, ...]:
+    if len(indices) != students:
+        raise ValueError(f"{len(indices)} teacher indices for {students} student layers: give one for each")
+    for number, index in enumerate(indices):
+        if not -teachers <= index < teachers:
+            raise ValueError(
+                f"student layer {number} asks for teacher layer {index}: valid are {-teachers} to {teachers - 1}"
+            )
+    return tuple(index % teachers for index in indices)
+
+
+@typed
+def linear_cka(x: Float[Tensor, "*sample dim"], y: Float[Tensor, "*sample dim2"]) -> Float[Tensor, ""]:
+    """Linear centred kernel alignment: 1 for features equal up to rotation and scale, whatever their widths.
+
+    With X and Y centred over the samples (every axis but the last): |X^T Y|^2 / (|X^T X| |Y^T Y|), Frobenius norms.
+
+    Reference:
+        Kornblith et al., Similarity of Neural Network Representations Revisited, arXiv 1905.00414.
+
+    Example:
+        >>> x = torch.eye(4)
+        >>> linear_cka(x, 3 * x.flip(1)).round(decimals=4)
+        tensor(1.)
+    """
+    x, y = (widen(side).flatten(0, -2) for side in (x, y))
+    x, y = x - x.mean(0), y - y.mean(0)
+    norms = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
+    return (x.T @ y).square().sum() / norms.clamp_min(torch.finfo(x.dtype).tiny)
+
+
+@typed
+@torch.no_grad()
+def cka_matrix(student: Layers, teacher: Layers) -> Float[Tensor, "student teacher"]:
+    """Linear CKA of every student layer with every teacher layer; same samples and tokens, any widths.
+
+    Raises:
+        ValueError: a layer differs from the first teacher layer in samples or tokens.
+    """
+    for side, layers in (("student", student), ("teacher", teacher)):
+        for number, layer in enumerate(layers):
+            if layer.shape[:-1] != teacher[0].shape[:-1]:
+                raise ValueError(
+                    f"{side} layer {number} has samples {tuple(layer.shape[:-1])}, teacher layer 0 "
+                    f"{tuple(teacher[0].shape[:-1])}: align them first, align_tokens(student, teacher, ...)"
+                )
+    return torch.stack([torch.stack([linear_cka(one, other) for other in teacher]) for one in student])

@@ -1,7 +1,7 @@
 """Hand-written backends as two `torch.library` custom ops, so that compile, export and autograd see one node.
 
 A backend module offers `CHUNK`, `forward(problem, save)` and `backward(problem, saved, grad_y, grad_last)`; fake,
-autograd, vmap and autocast rules are the same for all and stand here once.
+autograd and autocast rules are the same for all and stand here once.
 """
 
 from typing import Any
@@ -15,6 +15,12 @@ from transmamba.ops.backends.problem import Problem, allocate
 KERNELS: dict[str, Any] = {"chunked": chunked}
 _TENSORS = 10  # leading fields of Problem that are tensors
 _GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient, in the order of `Gradients`
+
+
+def refuse_opaque(name: str, problem: Problem) -> list[str]:
+    """What the backend `name` itself objects to, and what no custom op can do."""
+    inside = torch._C._are_functorch_transforms_active()
+    return KERNELS[name].refuse(problem) + (["torch.func transforms need plain torch operations"] if inside else [])
 
 
 def run_opaque(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
@@ -125,23 +131,3 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
-
-
-def _map(op: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
-    """One call per element of the mapped axis: exact for every argument, at the price of a loop."""
-    slices = []
-    for i in range(info.batch_size):
-        picked = [x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims, strict=True)]
-        slices.append(op(*picked))
-    stacked = [torch.stack(parts) for parts in zip(*slices, strict=True)]
-    return (stacked, [0] * len(stacked)) if op is _backward else (tuple(stacked), (0,) * len(stacked))
-
-
-@_forward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    return _map(_forward, info, in_dims, args)
-
-
-@_backward.register_vmap
-def _(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-    return _map(_backward, info, in_dims, args)

@@ -1,0 +1,33 @@
+"""Shared fixtures. Nested calls are shape-checked too, and uninitialised memory is NaN."""
+
+import os
+
+os.environ.setdefault("TRANSMAMBA_CHECK", "all")
+
+import pytest
+import torch
+
+torch.utils.deterministic.fill_uninitialized_memory = True
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    # deterministic mode also fills what torch.empty returns with NaN, so that a forgotten write shows
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def pytest_collection_modifyitems(config, items):
+    skip_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU")
+    skip_slow = pytest.mark.skip(reason="takes minutes: run with -m slow")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip_gpu)
+        if "slow" in item.keywords and "slow" not in (config.option.markexpr or ""):
+            item.add_marker(skip_slow)

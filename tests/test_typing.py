@@ -1,0 +1,76 @@
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba import _typing
+from transmamba._typing import typed
+
+
+@typed
+def shift(x: Float[Tensor, "batch dim"], by: Float[Tensor, " dim"]) -> Float[Tensor, "batch dim"]:
+    return x + by
+
+
+@typed
+def broken(x: Float[Tensor, "batch dim"]) -> Float[Tensor, "dim batch"]:
+    return x
+
+
+class Stack(nn.Module):
+    @typed
+    def forward(self, x: Float[Tensor, "batch dim"], rest: Sequence[Float[Tensor, " dim"]] = ()) -> Tensor:
+        return shift(x, torch.ones(x.shape[1]))
+
+
+def test_wrong_shape_names_parameter_shape_and_axes():
+    with pytest.raises(TypeError, match=r"(?s)by.*f32\[3\].*dim=2"):
+        shift(torch.zeros(5, 2), torch.zeros(3))
+
+
+def test_wrong_dtype_is_refused():
+    with pytest.raises(TypeError, match=r"i64\[5,2\]"):
+        shift(torch.zeros(5, 2, dtype=torch.long), torch.zeros(2))
+
+
+def test_wrong_result_is_refused():
+    with pytest.raises(TypeError, match="return"):
+        broken(torch.zeros(5, 2))
+
+
+def test_rejected_call_leaves_the_border_closed():
+    for _ in range(2):
+        with pytest.raises(TypeError):
+            shift(torch.zeros(5, 2), torch.zeros(3))
+
+
+def test_only_the_outermost_call_is_checked(monkeypatch):
+    monkeypatch.setattr(_typing, "CHECK", "1")
+
+    @typed
+    def outer(x: Float[Tensor, "batch dim"]) -> Tensor:
+        return shift(x, torch.ones(1))
+
+    assert outer(torch.zeros(5, 2)).shape == (5, 2)
+    monkeypatch.setattr(_typing, "CHECK", "all")
+    with pytest.raises(TypeError, match="by"):
+        outer(torch.zeros(5, 2))
+
+
+def test_compiles_without_a_graph_break():
+    compiled = torch.compile(Stack(), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(torch.zeros(5, 2)), torch.ones(5, 2))
+
+
+def test_every_wrapper_has_its_own_code_object():
+    assert shift.__code__ is not broken.__code__
+
+
+def test_switching_off_returns_the_function_itself():
+    script = "from transmamba._typing import typed\ndef f(x: int): return x\nassert typed(f) is f"
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TRANSMAMBA_CHECK": "0"})

@@ -1,0 +1,285 @@
+// Backward: chunks in reverse. Each recomputes its decays and states from the saved one, then sweeps back.
+#pragma once
+#include "unit.h"
+
+template <class F> struct BackwardTiles {
+  F *dt, *slope, *u, *dy;      // (step, lane); u, dy, dx per direction of the group
+  F *dx, *da;                  // gradients of dt * u, and of dt through the decays
+  F *e, *h;                    // decays (step, state, lane), states (step + 1, state, direction, lane) of a few states
+  F *dB, *dC, *sums;           // (direction, step, state, lane of one vector), summed over blocks of channels
+  F *dA, *dD, *dbias;
+  BackwardTiles(const Scan &s, int64_t pad, Arena &arena) {
+    const int64_t W = lanes<F>(), width = BLOCK * W, size = s.chunk * width, rows = s.chunk * s.state + W;
+    dt = arena.take<F>(size);
+    slope = arena.take<F>(size);
+    da = arena.take<F>(size);
+    u = arena.take<F>(GROUP * size);
+    dy = arena.take<F>(GROUP * size);
+    dx = arena.take<F>(GROUP * size);
+    e = arena.take<F>(BACKWARD_STATES * size);
+    h = arena.take<F>(BACKWARD_STATES * GROUP * (size + width));
+    dB = arena.take<F>(GROUP * rows * W);
+    dC = arena.take<F>(GROUP * rows * W);
+    sums = arena.take<F>(rows);
+    dA = arena.take<F>(s.state * pad);
+    dD = arena.take<F>(GROUP * pad);
+    dbias = arena.take<F>(pad);
+  }
+};
+
+template <class F, int G, int U> struct BackwardBlock {
+  typedef Vec<F> V;
+  static constexpr int W = lanes<F>(), WIDTH = U * W;
+  const Group<F> &group;
+  const BackwardTiles<F> &tiles;
+  int64_t count, column, chunk;
+  bool bounded = true;
+
+  int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
+  int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
+
+  void prepare() {
+    const F *bias = group.bias + column;
+    V beyond{};
+    for (int64_t t = 0; t < count; ++t)
+      for (int i = 0; i < U; ++i) {
+        const int64_t at = t * WIDTH + i * W;
+        V dt = load(tiles.dt + at) + load(bias + i * W), slope = splat((F)1);
+        if (group.s.softplus) dt = softplus<true>(dt, slope);
+        store(tiles.dt + at, dt);
+        store(tiles.slope + at, slope);
+        store(tiles.da + at, V{});
+        if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= splat(group.limit) ? beyond : splat((F)1);
+        for (int g = 0; g < G; ++g) store(tiles.dx + tile(g) + at, V{});
+      }
+    F outside = 0;
+    for (int i = 0; i < W; ++i) outside += beyond[i];
+    bounded = ANY_EXPONENT || outside == 0;
+  }
+
+  template <int S> void run(int64_t n) const {
+    bounded ? recompute<S, true>(n) : recompute<S, ANY_EXPONENT>(n);
+    sweep<S>(n);
+  }
+
+  template <int S, bool BOUNDED> void recompute(int64_t n) const {
+    const Scan &s = group.s;
+    const int64_t row = s.chunk * s.state;
+    V h[S][G][U], A[S][U];
+    F *e_row = tiles.e, *h_row = tiles.h;
+    for (int j = 0; j < S; ++j)
+      for (int i = 0; i < U; ++i) {
+        A[j][i] = load(group.A + (n + j) * group.pad + column + i * W);
+        for (int g = 0; g < G; ++g) {
+          const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
+          h[j][g][i] = load_some<F>(from + (n + j) * s.channels + i * W, group.range.size() - column - i * W);
+          store(h_row + (j * G + g) * WIDTH + i * W, h[j][g][i]);
+        }
+      }
+    for (int64_t t = 0; t < count; ++t) {
+      const F *B = group.B + t * s.state + n;
+      h_row += S * G * WIDTH;
+      V dt[U], xu[G][U];
+      for (int i = 0; i < U; ++i) {
+        dt[i] = load(tiles.dt + t * WIDTH + i * W);
+        for (int g = 0; g < G; ++g) xu[g][i] = dt[i] * load(tiles.u + tile(g) + t * WIDTH + i * W);
+      }
+      const bool reset = s.segments && group.reset[t];
+      for (int j = 0; j < S; ++j)
+        for (int i = 0; i < U; ++i) {
+          V e = exp2_product<BOUNDED>(dt[i], A[j][i]);
+          if (reset) e = h[j][0][i] = V{};
+          store(e_row + j * WIDTH + i * W, e);
+          for (int g = 0; g < G; ++g) {
+            h[j][g][i] = e * h[j][g][i] + xu[g][i] * splat(B[g * row + j]);
+            store(h_row + (j * G + g) * WIDTH + i * W, h[j][g][i]);
+          }
+        }
+      e_row += S * WIDTH;
+    }
+  }
+
+  template <int S> void sweep(int64_t n) const {
+    const Scan &s = group.s;
+    const int64_t pad = group.pad, every = s.state * pad, row = s.chunk * s.state;
+    F *state = group.state + n * pad + column;
+    V dh[S][G][U], dA[S][U], A[S][U];
+    for (int j = 0; j < S; ++j)
+      for (int i = 0; i < U; ++i) {
+        A[j][i] = load(group.A + (n + j) * pad + column + i * W);
+        dA[j][i] = V{};
+        for (int g = 0; g < G; ++g) dh[j][g][i] = load(state + g * every + j * pad + i * W);
+      }
+    for (int64_t t = count - 1; t >= 0; --t) {
+      const int64_t at = t * WIDTH, of = t * s.state + n;
+      const F *e = tiles.e + t * S * WIDTH, *before = tiles.h + t * S * G * WIDTH, *after = before + S * G * WIDTH;
+      V dt[U], da[U], xu[G][U], dy[G][U], dx[G][U];
+      for (int i = 0; i < U; ++i) {
+        dt[i] = load(tiles.dt + at + i * W);
+        da[i] = load(tiles.da + at + i * W);
+        for (int g = 0; g < G; ++g) {
+          xu[g][i] = dt[i] * load(tiles.u + tile(g) + at + i * W);
+          dy[g][i] = load(tiles.dy + tile(g) + at + i * W);
+          dx[g][i] = load(tiles.dx + tile(g) + at + i * W);
+        }
+      }
+      for (int j = 0; j < S; ++j) {
+        V through[U] = {};  // sum over directions of the gradient of log e
+        for (int g = 0; g < G; ++g) {
+          F *dB_at = tiles.dB + sums(g) + (of + j) * W, *dC_at = tiles.dC + sums(g) + (of + j) * W;
+          const V B = splat(group.B[g * row + of + j]), C = splat(group.C[g * row + of + j]);
+          V dB = load(dB_at), dC = load(dC_at);
+          for (int i = 0; i < U; ++i) {
+            const int64_t lane = (j * G + g) * WIDTH + i * W;
+            const V q = dy[g][i] * C + dh[j][g][i];
+            dC += dy[g][i] * load(after + lane);
+            dB += q * xu[g][i];
+            dx[g][i] += q * B;
+            dh[j][g][i] = q * load(e + j * WIDTH + i * W);
+            through[i] += dh[j][g][i] * load(before + lane);
+          }
+          store(dB_at, dB);
+          store(dC_at, dC);
+        }
+        for (int i = 0; i < U; ++i) {
+          da[i] += through[i] * A[j][i];
+          dA[j][i] += through[i] * dt[i];
+        }
+      }
+      for (int i = 0; i < U; ++i) {
+        store(tiles.da + at + i * W, da[i]);
+        for (int g = 0; g < G; ++g) store(tiles.dx + tile(g) + at + i * W, dx[g][i]);
+      }
+    }
+    for (int j = 0; j < S; ++j)
+      for (int i = 0; i < U; ++i) {
+        F *to = tiles.dA + (n + j) * pad + column + i * W;
+        store(to, load(to) + dA[j][i]);
+        for (int g = 0; g < G; ++g) store(state + g * every + j * pad + i * W, dh[j][g][i]);
+      }
+  }
+
+  // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da.
+  void finish() {
+    const F *D = group.D + column;
+    for (int i = 0; i < U; ++i) {
+      V dD[G] = {}, dbias{};
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t at = t * WIDTH + i * W;
+        const V dt = load(tiles.dt + at);
+        V ddt = load(tiles.da + at) * splat((F)LN2);
+        for (int g = 0; g < G; ++g) {
+          const V u = load(tiles.u + tile(g) + at), dy = load(tiles.dy + tile(g) + at), dx = load(tiles.dx + tile(g) + at);
+          store(tiles.dx + tile(g) + at, dx * dt + dy * load(D + g * group.pad + i * W));
+          ddt += dx * u;
+          dD[g] += dy * u;
+        }
+        ddt *= load(tiles.slope + at);
+        store(tiles.da + at, ddt);
+        dbias += ddt;
+      }
+      const int64_t to = column + i * W;
+      store(tiles.dbias + to, load(tiles.dbias + to) + dbias);
+      for (int g = 0; g < G; ++g) store(tiles.dD + g * group.pad + to, load(tiles.dD + g * group.pad + to) + dD[g]);
+    }
+  }
+};
+
+template <class F, int G, int U>
+static void backward_block(const Group<F> &group, const BackwardTiles<F> &tiles, int64_t t, int64_t count, int64_t column) {
+  const Scan &s = group.s;
+  const int64_t b = group.b, channel = group.range.begin + column;
+  const int64_t columns = smaller(group.range.size() - column, U * lanes<F>());
+  BackwardBlock<F, G, U> block{group, tiles, count, column, t / s.chunk};
+  const Steps parameters = group.parameters(0, t, count);
+  stage(tiles.dt, block.WIDTH, s.dt, b, group.first, channel, parameters, columns);
+  for (int g = 0; g < G; ++g) {
+    const Steps tokens = group.tokens(g, t, count);
+    stage(tiles.u + block.tile(g), block.WIDTH, s.u, b, group.first + g, channel, tokens, columns);
+    stage(tiles.dy + block.tile(g), block.WIDTH, s.grad_y, b, group.first + g, channel, tokens, columns);
+  }
+  block.prepare();
+  for_states<BACKWARD_STATES>(s.state, block);
+  block.finish();
+  unstage(tiles.da, block.WIDTH, s.ddt, b, group.first, channel, parameters, columns, s.ddt.direction == 0 && group.first > 0);
+  for (int g = 0; g < G; ++g) {
+    const bool add = s.du.direction == 0 && (G > 1 || group.first > 0);  // a group finds zeros
+    unstage(tiles.dx + block.tile(g), block.WIDTH, s.du, b, group.first + g, channel, group.tokens(g, t, count), columns, add);
+  }
+}
+
+// Sums the lanes of a chunk's dB or dC and writes them, or adds them where directions share B or C.
+template <class F>
+static void reduce_states(const Group<F> &group, F *lanes_of, F *sums, const Array &to, int64_t offset, int64_t t,
+                          int64_t count) {
+  const Scan &s = group.s;
+  constexpr int W = lanes<F>();
+  for (int64_t g = 0; g < group.size; ++g) {
+    const F *from = lanes_of + g * (s.chunk * s.state + W) * W;
+    for (int64_t i = 0; i < count * s.state; i += W) {
+      Vec<F> rows[W], sum{};
+      for (int j = 0; j < W; ++j) rows[j] = load(from + (i + j) * W);
+      transpose(rows);
+      for (int j = 0; j < W; ++j) sum += rows[j];
+      store(sums + i, sum);
+    }
+    const Steps steps = group.parameters(g, t, count);
+    const bool add = to.direction == 0 && group.first + g > 0;
+    F *base = place<F>(to, group.b, group.first + g, 0) + offset;
+    for (int64_t i = 0; i < count; ++i)
+      if (add)
+        add_row(base + steps.row(i) * to.row, sums + i * s.state, s.state);
+      else
+        write_row(base + steps.row(i) * to.row, sums + i * s.state, s.state);
+  }
+}
+
+template <class F> static void add_parameters(const Group<F> &group, const BackwardTiles<F> &tiles) {
+  const Scan &s = group.s;
+  const int64_t wide = group.range.size(), from = group.range.begin;
+  for (int64_t n = 0; n < s.state; ++n)
+    add_row(place<F>(s.dA, group.b, group.first, from) + n * s.dA.row, tiles.dA + n * group.pad, wide);
+  if (s.dbias.data) add_row(place<F>(s.dbias, group.b, group.first, from), tiles.dbias, wide);
+  for (int64_t g = 0; g < group.size && s.dD.data; ++g)
+    add_row(place<F>(s.dD, group.b, group.first + g, from), tiles.dD + g * group.pad, wide);
+}
+
+template <class F, int G> static void backward_group(Group<F> &group, const BackwardTiles<F> &tiles, int64_t part) {
+  const Scan &s = group.s;
+  constexpr int U = G > 2 ? 1 : BLOCK, W = lanes<F>();
+  const int64_t rows = G * (s.chunk * s.state + W) * W, chunks = (s.length + s.chunk - 1) / s.chunk;
+  group.read_states(s.grad_last, 0);
+  memset(tiles.dA, 0, s.state * group.pad * sizeof(F));
+  memset(tiles.dD, 0, GROUP * group.pad * sizeof(F));
+  memset(tiles.dbias, 0, group.pad * sizeof(F));
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t t = chunk * s.chunk, count = smaller(s.chunk, s.length - t);
+    group.enter_chunk(t, count);
+    memset(tiles.dB, 0, rows * sizeof(F));
+    memset(tiles.dC, 0, rows * sizeof(F));
+    int64_t column = 0;
+    for (; column + W < group.range.size(); column += U * W) backward_block<F, G, U>(group, tiles, t, count, column);
+    if (column < group.range.size()) backward_block<F, G, 1>(group, tiles, t, count, column);
+    reduce_states(group, tiles.dB, tiles.sums, s.dB, part * s.dB_part, t, count);
+    reduce_states(group, tiles.dC, tiles.sums, s.dC, part * s.dC_part, t, count);
+  }
+  if (s.dinitial.data) group.write_states(s.dinitial, 0);
+  add_parameters(group, tiles);
+}
+
+template <class F> static size_t backward_unit(const Scan &s, int64_t b, int64_t part, void *scratch) {
+  Arena arena{(char *)scratch};
+  Group<F> group(s, b, part, arena);
+  const BackwardTiles<F> tiles(s, group.pad, arena);
+  if (!scratch) return arena.used;
+  for (int64_t k = 0; k < s.directions; k += group.size) {
+    group.enter(k);
+    if (group.size == 4)
+      backward_group<F, 4>(group, tiles, part);
+    else if (group.size == 2)
+      backward_group<F, 2>(group, tiles, part);
+    else
+      backward_group<F, 1>(group, tiles, part);
+  }
+  return arena.used;
+}

@@ -1,0 +1,97 @@
+// The library's C interface: which instruction sets this machine can run, and how units of work meet threads.
+#include <stdlib.h>
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "scan.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+extern "C" const Variant variant_baseline;
+#if defined(__x86_64__)
+extern "C" const Variant variant_avx2, variant_avx512;
+#endif
+
+// Variants this machine runs, the fastest first.
+static std::vector<const Variant *> runnable() {
+  std::vector<const Variant *> found;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) found.push_back(&variant_avx512);
+  if (avx2) found.push_back(&variant_avx2);
+#endif
+  found.push_back(&variant_baseline);
+  return found;
+}
+
+EXPORT const char *variant_name(int64_t i) {
+  const auto found = runnable();
+  return i < (int64_t)found.size() ? found[i]->name : nullptr;
+}
+EXPORT int64_t scan_size() { return sizeof(Scan); }
+
+// Whether each row of `orders` visits every token once: the kernels trust it with memory.
+EXPORT int64_t orders_are_permutations(const int64_t *orders, int64_t directions, int64_t length) {
+  std::vector<char> seen(length);
+  for (int64_t k = 0; k < directions; ++k) {
+    std::fill(seen.begin(), seen.end(), 0);
+    for (int64_t t = 0; t < length; ++t) {
+      const int64_t row = orders[k * length + t];
+      if (row < 0 || row >= length || seen[row]) return 0;
+      seen[row] = 1;
+    }
+  }
+  return 1;
+}
+
+namespace {
+struct Job {
+  const Scan &scan;
+  void (*unit)(const Scan &, int64_t, int64_t, void *);
+  const size_t scratch;
+  const int64_t parts, units;
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> starved{false};
+};
+
+// Takes units until none is left; runs on every thread of a team.
+void work(void *data) {
+  Job &job = *(Job *)data;
+  void *memory = malloc(job.scratch + 64);
+  if (!memory) {
+    job.starved = true;
+    return;
+  }
+  void *scratch = (void *)(((size_t)memory + 63) / 64 * 64);
+  for (int64_t i; (i = job.next++) < job.units;) job.unit(job.scan, i / job.parts, i % job.parts, scratch);
+  free(memory);
+}
+}  // namespace
+
+// Runs a scan's units on `threads` threads: a team of the OpenMP runtime whose GOMP_parallel is `team`, or, without
+// one, threads started for this call. Returns 0 if memory for a thread's tiles ran out.
+EXPORT int64_t run_scan(const Scan *scan, int64_t backward, int64_t variant, int64_t threads,
+                        void (*team)(void (*)(void *), void *, unsigned, unsigned)) {
+  const Variant &v = *runnable()[variant];
+  const int64_t parts = (scan->channels + scan->part - 1) / scan->part, units = scan->batch * parts;
+  Job job{*scan, backward ? v.backward : v.forward, (backward ? v.backward_scratch : v.forward_scratch)(*scan), parts, units};
+  threads = threads < units ? threads : units;
+  if (threads <= 1) {
+    work(&job);
+  } else if (team) {
+    team(work, &job, (unsigned)threads, 0);
+  } else {
+    std::vector<std::thread> started;
+    for (int64_t i = 1; i < threads; ++i) started.emplace_back(work, &job);
+    work(&job);
+    for (auto &thread : started) thread.join();
+  }
+  return job.next >= units && !job.starved;
+}

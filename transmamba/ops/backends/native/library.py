@@ -1,0 +1,101 @@
+"""The compiled library: its structures, its threads, and one function to run a scan with it."""
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PATH = Path(__file__).with_name("libscan.so")
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_INT = ctypes.c_int64
+
+
+class Array(ctypes.Structure):
+    """`Array` of scan.h."""
+
+    _fields_ = [("data", ctypes.c_void_p), *((n, _INT) for n in ("dtype", "batch", "direction", "row", "column"))]
+
+
+_SIZES = ("batch", "directions", "length", "channels", "state", "chunk", "part")
+_CHOICES = ("wide", "softplus", "by_step", "together")
+_INPUTS = ("u", "dt", "B", "C", "A", "D", "bias", "initial")
+_OUTPUTS = ("y", "last", "saved", "grad_y", "grad_last", "du", "ddt", "dA", "dD", "dbias", "dinitial", "dB", "dC")
+
+
+class Scan(ctypes.Structure):
+    """`Scan` of scan.h."""
+
+    _fields_ = [
+        *((n, _INT) for n in (*_SIZES, *_CHOICES)),
+        *((n, ctypes.c_void_p) for n in ("orders", "segments")),
+        *((n, Array) for n in (*_INPUTS, *_OUTPUTS)),
+        *((n, _INT) for n in ("dB_part", "dC_part")),
+    ]
+
+
+def array(x: Tensor | None, *axes: int | None) -> Array:
+    """Describe `x`, its axes of batch, direction, row and column named by number; an axis of size 1 is shared."""
+    if x is None:
+        return Array()
+    strides = [0 if axis is None or x.shape[axis] == 1 and axis != x.dim() - 1 else x.stride(axis) for axis in axes]
+    return Array(x.data_ptr(), DTYPES[x.dtype], *strides)
+
+
+def available() -> bool:
+    """Whether the package was built with the library."""
+    return PATH.exists()
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(PATH))
+    loaded.variant_name.restype = ctypes.c_char_p
+    loaded.variant_name.argtypes = [_INT]
+    loaded.run_scan.restype = loaded.orders_are_permutations.restype = _INT
+    loaded.run_scan.argtypes = [ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_void_p]
+    loaded.orders_are_permutations.argtypes = [ctypes.c_void_p, _INT, _INT]
+    _owner()
+    return loaded
+
+
+# the process that loaded the library, remembered by its first call
+_owner = functools.cache(os.getpid)
+
+
+@functools.cache
+def variants() -> tuple[str, ...]:
+    """Instruction sets of the library that this machine runs, the fastest first."""
+    names: list[str] = []
+    while name := _library().variant_name(len(names)):
+        names.append(name.decode())
+    return tuple(names)
+
+
+def are_permutations(orders: Tensor) -> bool:
+    """Whether every row of (directions, length) holds each token once."""
+    return bool(_library().orders_are_permutations(orders.data_ptr(), *orders.shape))
+
+
+@functools.cache
+def _team() -> int | None:
+    """Address of `GOMP_parallel` in the OpenMP runtime that torch has loaded, so that there is one pool of threads."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):
+        return None
+
+
+def run(scan: Scan, *, backward: bool, variant: str | None) -> None:
+    """Run a scan on torch's number of threads.
+
+    Raises:
+        MemoryError: no memory for the tiles of a thread.
+    """
+    chosen, loaded = variants().index(variant) if variant else 0, _library()
+    # a team of OpenMP threads does not survive a fork; the library then starts threads of its own
+    team = _team() if os.getpid() == _owner() else None
+    if not loaded.run_scan(ctypes.byref(scan), backward, chosen, torch.get_num_threads(), team):
+        raise MemoryError("the native scan found no memory for its tiles: use fewer threads, torch.set_num_threads")

@@ -1,0 +1,39 @@
+// What Python hands to the library: a scan, as `Problem` in ../problem.py describes it, by pointers and strides.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum Dtype : int64_t { FLOAT, DOUBLE, BFLOAT, HALF };
+
+// A (batch, direction, row, column) array. Strides count elements; a direction stride of 0 means shared by all.
+struct Array {
+  void *data;
+  int64_t dtype, batch, direction, row, column;
+};
+
+struct Scan {
+  int64_t batch, directions, length, channels, state, chunk;
+  int64_t part;                // channels per unit of work; set by the shape alone, so results do not depend on threads
+  int64_t wide;                // arithmetic in double
+  int64_t softplus, by_step;   // by_step: dt, B, C are indexed by step
+  int64_t together;            // dt, A and dt_bias serve all directions at the same step
+  const int64_t *orders;       // (directions, length) or null
+  const int64_t *segments;     // (batch, length) or null
+  Array u, dt, B, C;           // activations
+  Array A, D, bias, initial;   // compute dtype; column stride 1; null data where absent
+  Array y, last, saved;        // saved: row stride counts chunks, then (state, channels) is dense
+  Array grad_y, grad_last;
+  Array du, ddt;               // activations, or the compute dtype where directions are summed into them
+  Array dA, dD, dbias, dinitial;  // one slot per batch, zero at entry (dinitial is written)
+  Array dB, dC;                // (part, batch, direction, row, state); `part_stride` apart, one slot per part
+  int64_t dB_part, dC_part;
+};
+
+// One instruction set's build of the kernels.
+struct Variant {
+  const char *name;
+  void (*forward)(const Scan &, int64_t batch, int64_t part, void *scratch);
+  void (*backward)(const Scan &, int64_t batch, int64_t part, void *scratch);
+  size_t (*forward_scratch)(const Scan &);
+  size_t (*backward_scratch)(const Scan &);
+};

@@ -1,0 +1,126 @@
+// Tiles: a few steps of a few channels, gathered along the order into the cache in the compute dtype, and back.
+// Layout, element type and order of the tensors end here; the recurrence sees dense rows of lanes.
+#pragma once
+#include "scan.h"
+#include "vector.h"
+
+// Rows visited by the steps [first, first + count): row(t) is their place in the tensor.
+struct Steps {
+  const int64_t *visit;  // null: step t is row t
+  int64_t first, count;
+  int64_t row(int64_t t) const { return visit ? visit[first + t] : first + t; }
+};
+
+template <class T> INLINE T *place(const Array &a, int64_t b, int64_t k, int64_t column) {
+  return (T *)a.data + b * a.batch + k * a.direction + column * a.column;
+}
+
+// Calls what(pointer of the array's element type) at (b, k, column); double compute knows double only.
+template <class F, class G> INLINE void with_type(const Array &a, int64_t b, int64_t k, int64_t column, G what) {
+  if constexpr (sizeof(F) == sizeof(float)) {
+    if (a.dtype == BFLOAT) return what(place<Bfloat>(a, b, k, column));
+    if (a.dtype == HALF) return what(place<Half>(a, b, k, column));
+  }
+  what(place<F>(a, b, k, column));
+}
+
+template <class F, class T>
+INLINE void gather_transposed(F *tile, int64_t width, const T *from, int64_t column, int64_t count, int64_t columns) {
+  constexpr int W = lanes<F>();
+  for (int64_t c = 0; c < width; c += W)
+    for (int64_t t = 0; t < count; t += W) {
+      Vec<F> rows[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i)
+        rows[i] = c + i < columns ? load_some<F>(from + (c + i) * column + t, count - t) : Vec<F>{};
+      transpose(rows);
+      for (int i = 0; i < W && t + i < count; ++i) store(tile + (t + i) * width + c, rows[i]);
+    }
+}
+
+// tile[t][c] = array[row(t)][c] for c < columns, zero up to the width.
+template <class F, class T>
+static void gather(F *tile, int64_t width, const T *from, const Array &a, const Steps &steps, int64_t columns) {
+  constexpr int W = lanes<F>();
+  if (a.column == 1) {
+    for (int64_t t = 0; t < steps.count; ++t) {
+      const T *p = from + steps.row(t) * a.row;
+      for (int64_t c = 0; c < width; c += W) store(tile + t * width + c, load_some<F>(p + c, columns - c));
+    }
+  } else if (a.row == 1 && !steps.visit) {
+    gather_transposed(tile, width, from + steps.first, a.column, steps.count, columns);
+  } else {
+    for (int64_t t = 0; t < steps.count; ++t)
+      for (int64_t c = 0; c < width; c += W) {
+        T lane[W] = {};
+        for (int64_t i = 0; i < W && c + i < columns; ++i) lane[i] = from[steps.row(t) * a.row + (c + i) * a.column];
+        store(tile + t * width + c, load_as(lane));
+      }
+  }
+}
+
+template <class F, class T>
+INLINE void scatter_transposed(const F *tile, int64_t width, T *to, int64_t column, int64_t count, int64_t columns,
+                               bool add) {
+  constexpr int W = lanes<F>();
+  for (int64_t c = 0; c < columns; c += W)
+    for (int64_t t = 0; t < count; t += W) {
+      Vec<F> rows[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) rows[i] = t + i < count ? load<F>(tile + (t + i) * width + c) : Vec<F>{};
+      transpose(rows);
+      for (int i = 0; i < W && c + i < columns; ++i) {
+        T *p = to + (c + i) * column + t;
+        store_some<F>(p, add ? rows[i] + load_some<F>(p, count - t) : rows[i], count - t);
+      }
+    }
+}
+
+// array[row(t)][c] = or += tile[t][c].
+template <class F, class T>
+static void scatter(const F *tile, int64_t width, T *to, const Array &a, const Steps &steps, int64_t columns, bool add) {
+  constexpr int W = lanes<F>();
+  if (a.column == 1) {
+    for (int64_t t = 0; t < steps.count; ++t) {
+      T *p = to + steps.row(t) * a.row;
+      for (int64_t c = 0; c < columns; c += W) {
+        const Vec<F> v = load<F>(tile + t * width + c);
+        store_some<F>(p + c, add ? v + load_some<F>(p + c, columns - c) : v, columns - c);
+      }
+    }
+  } else if (a.row == 1 && !steps.visit) {
+    scatter_transposed(tile, width, to + steps.first, a.column, steps.count, columns, add);
+  } else {
+    for (int64_t t = 0; t < steps.count; ++t)
+      for (int64_t c = 0; c < columns; c += W) {
+        T lane[W];
+        store_as(lane, load<F>(tile + t * width + c));
+        if (add) {
+          T old[W] = {};
+          for (int64_t i = 0; i < W && c + i < columns; ++i) old[i] = to[steps.row(t) * a.row + (c + i) * a.column];
+          store_as(lane, load<F>(tile + t * width + c) + load_as(old));
+        }
+        for (int64_t i = 0; i < W && c + i < columns; ++i) to[steps.row(t) * a.row + (c + i) * a.column] = lane[i];
+      }
+  }
+}
+
+template <class F>
+static void stage(F *tile, int64_t width, const Array &a, int64_t b, int64_t k, int64_t column, const Steps &steps,
+                  int64_t columns) {
+  with_type<F>(a, b, k, column, [&](auto *from) { gather<F>(tile, width, from, a, steps, columns); });
+}
+template <class F>
+static void unstage(const F *tile, int64_t width, const Array &a, int64_t b, int64_t k, int64_t column,
+                    const Steps &steps, int64_t columns, bool add) {
+  with_type<F>(a, b, k, column, [&](auto *to) { scatter<F>(tile, width, to, a, steps, columns, add); });
+}
+
+// A dense row of `columns` elements of the compute dtype (a state, a row of A); zero beyond.
+template <class F> INLINE void copy_row(F *to, int64_t width, const F *from, int64_t columns) {
+  for (int64_t c = 0; c < width; c += lanes<F>()) store(to + c, load_some<F>(from + c, columns - c));
+}
+template <class F> INLINE void write_row(F *to, const F *from, int64_t columns) { memcpy(to, from, columns * sizeof(F)); }
+template <class F> INLINE void add_row(F *to, const F *from, int64_t columns) {
+  for (int64_t c = 0; c < columns; ++c) to[c] += from[c];
+}

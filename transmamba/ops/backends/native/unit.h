@@ -1,0 +1,145 @@
+// A unit of work is one batch element and one part of the channels; it runs all directions, one group after another.
+// A group is one direction, or several that share dt and A step by step and so share their exponentials.
+#pragma once
+#include "tile.h"
+
+// Vectors per block of channels, and states carried together in registers (forward, backward).
+#if defined(__AVX512F__)
+constexpr int BLOCK = 2, FORWARD_STATES = 8, BACKWARD_STATES = 4;
+#else
+constexpr int BLOCK = 2, FORWARD_STATES = 4, BACKWARD_STATES = 2;
+#endif
+constexpr int GROUP = 4;
+
+// AVX-512 scales by any exponent; elsewhere a tile whose decays stay within 2^+-126 takes a shorter way.
+#if defined(__AVX512F__)
+constexpr bool ANY_EXPONENT = true;
+#else
+constexpr bool ANY_EXPONENT = false;
+#endif
+constexpr double LARGEST_EXPONENT = 120, LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
+
+// Hands out aligned pieces of one allocation; from a null base it only measures.
+struct Arena {
+  char *base;
+  size_t used = 0;
+  template <class F> F *take(int64_t count) {
+    F *piece = (F *)(base + used);
+    used += (count * sizeof(F) + 63) / 64 * 64;
+    return piece;
+  }
+};
+
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+static inline Range channels_of(const Scan &s, int64_t part) {
+  return {part * s.part, smaller(s.channels, (part + 1) * s.part)};
+}
+static inline int64_t padded_part(const Scan &s) { return (s.part + 63) / 64 * 64; }
+
+static inline int64_t group_size(const Scan &s, int64_t first) {
+  if (!s.together || s.segments) return 1;
+  const int64_t left = s.directions - first;
+  return left >= GROUP ? GROUP : left >= 2 ? 2 : 1;
+}
+
+// What forward and backward keep of a group while they walk along its steps.
+template <class F> struct Group {
+  const Scan &s;
+  const int64_t b, pad;
+  Range range;
+  int64_t first = 0, size = 1;  // directions
+  F limit = 0;                  // |dt| up to which every exponent is within bounds
+  F *A, *D, *bias, *state, *B, *C;
+  uint8_t *reset;
+
+  Group(const Scan &scan, int64_t batch, int64_t part, Arena &arena)
+      : s(scan), b(batch), pad(padded_part(scan)), range(channels_of(scan, part)) {
+    A = arena.take<F>(s.state * pad);
+    D = arena.take<F>(GROUP * pad);
+    bias = arena.take<F>(pad);
+    state = arena.take<F>(GROUP * s.state * pad);
+    B = arena.take<F>(GROUP * s.chunk * s.state);
+    C = arena.take<F>(GROUP * s.chunk * s.state);
+    reset = arena.take<uint8_t>(s.chunk);
+  }
+
+  void enter(int64_t first_direction) {
+    first = first_direction;
+    size = group_size(s, first);
+    const int64_t wide = range.size();
+    F largest = 0;
+    for (int64_t n = 0; n < s.state; ++n) {
+      F *row = A + n * pad;
+      copy_row(row, pad, place<F>(s.A, 0, first, range.begin) + n * s.A.row, wide);
+      for (int64_t c = 0; c < wide; ++c) {
+        row[c] *= (F)LOG2E;
+        const F size = row[c] < 0 ? -row[c] : row[c];
+        largest = size > largest ? size : largest;
+      }
+    }
+    limit = (F)LARGEST_EXPONENT / (largest > (F)1e-30 ? largest : (F)1e-30);
+    copy_vector(bias, s.bias, first);
+    for (int64_t g = 0; g < size; ++g) copy_vector(D + g * pad, s.D, first + g);
+  }
+  void copy_vector(F *to, const Array &from, int64_t k) {
+    if (from.data)
+      copy_row(to, pad, place<F>(from, 0, k, range.begin), range.size());
+    else
+      memset(to, 0, pad * sizeof(F));
+  }
+  // The states of all directions: from an array of (batch, direction, [row], state, channel), or zero.
+  void read_states(const Array &from, int64_t row) {
+    for (int64_t i = 0; i < size * s.state; ++i) {
+      F *to = state + i * pad;
+      if (from.data)
+        copy_row(to, pad, state_row(from, i, row), range.size());
+      else
+        memset(to, 0, pad * sizeof(F));
+    }
+  }
+  void write_states(const Array &to, int64_t row) {
+    for (int64_t i = 0; i < size * s.state; ++i) write_row(state_row(to, i, row), state + i * pad, range.size());
+  }
+  F *state_row(const Array &a, int64_t i, int64_t row) {
+    return place<F>(a, b, first + i / s.state, range.begin) + row * a.row + i % s.state * s.channels;
+  }
+
+  Steps tokens(int64_t g, int64_t t, int64_t count) const {
+    return {s.orders ? s.orders + (first + g) * s.length : nullptr, t, count};
+  }
+  Steps parameters(int64_t g, int64_t t, int64_t count) const {
+    return s.by_step ? Steps{nullptr, t, count} : tokens(g, t, count);
+  }
+  void enter_chunk(int64_t t, int64_t count) {
+    for (int64_t g = 0; g < size; ++g) {
+      const Steps steps = parameters(g, t, count);
+      stage_states(B + g * s.chunk * s.state, s.B, first + g, steps);
+      stage_states(C + g * s.chunk * s.state, s.C, first + g, steps);
+    }
+    if (!s.segments) return;
+    const int64_t *segment = s.segments + b * s.length, *visit = tokens(0, 0, 0).visit;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t now = t + i;
+      reset[i] = now > 0 && segment[visit ? visit[now] : now] != segment[visit ? visit[now - 1] : now - 1];
+    }
+  }
+  // B and C: dense rows of `state` numbers, ready to be spread over lanes.
+  void stage_states(F *to, const Array &from, int64_t k, const Steps &steps) {
+    with_type<F>(from, b, k, 0, [&](auto *p) {
+      for (int64_t t = 0; t < steps.count; ++t)
+        for (int64_t n = 0; n < s.state; ++n) to[t * s.state + n] = number_of(p[steps.row(t) * from.row + n * from.column]);
+    });
+  }
+};
+
+// Calls what(first, count) so that the counts, each at most LARGEST, a power of two, cover the states.
+template <int LARGEST, class G> INLINE void for_states(int64_t state, G what) {
+  int64_t n = 0;
+  for (; n + LARGEST <= state; n += LARGEST) what.template run<LARGEST>(n);
+  if constexpr (LARGEST > 4) if (n + 4 <= state) what.template run<4>(n), n += 4;
+  if constexpr (LARGEST > 2) if (n + 2 <= state) what.template run<2>(n), n += 2;
+  for (; n < state; ++n) what.template run<1>(n);
+}

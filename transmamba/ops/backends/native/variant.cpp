@@ -1,0 +1,41 @@
+// The kernels for one instruction set; VARIANT is its name. Compiled once per set, with that set's flags.
+#include <math.h>
+#include <string.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#include "scan.h"
+
+namespace {
+#include "backward.h"
+#include "forward.h"
+
+#if defined(__SSE2__)
+// Numbers below 1e-38 count as zero while a unit runs: a decaying state would otherwise slow every step after it.
+struct FlushToZero {
+  const unsigned before = _mm_getcsr();
+  FlushToZero() { _mm_setcsr(before | 0x8040); }
+  ~FlushToZero() { _mm_setcsr(before); }
+};
+#else
+struct FlushToZero {};
+#endif
+
+void forward(const Scan &s, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  s.wide ? forward_unit<double>(s, b, part, scratch) : forward_unit<float>(s, b, part, scratch);
+}
+void backward(const Scan &s, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  s.wide ? backward_unit<double>(s, b, part, scratch) : backward_unit<float>(s, b, part, scratch);
+}
+size_t forward_scratch(const Scan &s) { return s.wide ? forward_unit<double>(s, 0, 0, nullptr) : forward_unit<float>(s, 0, 0, nullptr); }
+size_t backward_scratch(const Scan &s) { return s.wide ? backward_unit<double>(s, 0, 0, nullptr) : backward_unit<float>(s, 0, 0, nullptr); }
+}  // namespace
+
+#define JOIN(a, b) a##b
+#define NAMED(a, b) JOIN(a, b)
+#define TEXT(a) #a
+#define QUOTED(a) TEXT(a)
+extern "C" const Variant NAMED(variant_, VARIANT);
+const Variant NAMED(variant_, VARIANT) = {QUOTED(VARIANT), forward, backward, forward_scratch, backward_scratch};

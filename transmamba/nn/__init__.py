@@ -3,6 +3,7 @@
 from transmamba.nn.block import DropPath as DropPath
 from transmamba.nn.block import MambaBlock as MambaBlock
 from transmamba.nn.block import Mlp as Mlp
+from transmamba.nn.cache import MixerCache as MixerCache
 from transmamba.nn.cross import CrossMamba as CrossMamba
 from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position

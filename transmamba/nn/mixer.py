@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
+from transmamba.nn.cache import MixerCache
 from transmamba.nn.ssm import SelectiveSSM, scan_directions
-from transmamba.ops import ScanOrder, causal_conv1d, scan_order
+from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, selective_step
 
 
 class ScanBranch(nn.Module):
@@ -87,8 +88,8 @@ class MambaMixer(nn.Module):
         Raises:
             ValueError: there is not one order per direction.
         """
-        y, gate = self._scan(x, orders, mask, merge=True)
-        return self.out_proj(y * gate)
+        scanned = self._scan(x, orders, mask)
+        return self.out_proj(scanned.y * scanned.gate)
 
     def forward_directions(
         self,
@@ -100,26 +101,83 @@ class MambaMixer(nn.Module):
 
         The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
         """
-        y, gate = self._scan(x, orders, mask, merge=False)
+        scanned = self._scan(x, orders, mask, merge=False)
         parts = F.linear(
-            rearrange(y * gate[:, None], "batch direction token inner -> direction batch token inner"),
+            rearrange(scanned.y * scanned.gate[:, None], "batch direction token inner -> direction batch token inner"),
             self.out_proj.weight,
         )
         mixed = parts.sum(0)
         return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
 
+    def prefill(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        cache: MixerCache | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], MixerCache]:
+        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+
+        Padding may stand on either side, but a continued sequence is not to be padded in between.
+
+        Raises:
+            ValueError: the mixer has more than one direction.
+        """
+        cache = self.empty_cache(len(x)) if cache is None else cache
+        scanned = self._scan(x, None, mask, cache=cache)
+        conv = cache.last_inputs(scanned.u, mask)
+        return self.out_proj(scanned.y * scanned.gate), MixerCache(conv, scanned.last_state[:, 0])
+
+    def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
+        """One token after those of `cache`, which is not written to."""
+        (branch,) = self.branches
+        u, gate = self.in_proj(x).chunk(2, -1)
+        u, conv = conv_step(cache.conv, u, branch.conv1d.weight[:, 0], branch.conv1d.bias)
+        u = F.silu(u)
+        dt, A, B, C, D, dt_bias = branch.ssm.scan_parameters(u[:, None])
+        y, state = selective_step(
+            cache.state, u, dt[:, 0], A, B[:, 0], C[:, 0], D, gate, dt_bias=dt_bias, dt_softplus=True
+        )
+        return self.out_proj(y), MixerCache(conv, state)
+
+    def empty_cache(self, batch_size: int) -> MixerCache:
+        """The cache before the first token.
+
+        Raises:
+            ValueError: the mixer has more than one direction.
+        """
+        if len(self.branches) != 1:
+            raise ValueError(
+                f"decoding goes forward: it needs a mixer of 1 direction, this one has {len(self.branches)}"
+            )
+        A_log, kernel = self.branches[0].ssm.A_log, self.branches[0].conv1d.weight
+        state = A_log.new_zeros(batch_size, *A_log.shape, dtype=torch.promote_types(A_log.dtype, torch.float32))
+        return MixerCache(kernel.new_zeros(batch_size, len(kernel), kernel.shape[-1]), state)
+
     def _scan(
-        self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, *, merge: bool
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        x: Tensor,
+        orders: Sequence[ScanOrder] | None,
+        mask: Tensor | None,
+        *,
+        merge: bool = True,
+        cache: MixerCache | None = None,
+    ) -> "_Scanned":
         orders = self._orders(orders, x)
         u, gate = self.in_proj(x).chunk(2, -1)
         u = u if mask is None else u.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
         biases = [branch.conv1d.bias for branch in self.branches if branch.conv1d.bias is not None]
-        bias = torch.stack(biases) if biases else None
-        inputs = F.silu(causal_conv1d(u, weight, bias, orders=orders)).unbind(1)
+        before = None if cache is None else cache.before.to(u.dtype)
+        convolved = causal_conv1d(
+            u, weight, torch.stack(biases) if biases else None, orders=orders, initial_tokens=before
+        )
+        inputs = F.silu(convolved).unbind(1)
         parameters = [branch.ssm.scan_parameters(u_k) for branch, u_k in zip(self.branches, inputs, strict=True)]
-        return scan_directions(inputs, parameters, orders, mask=mask, merge=merge), F.silu(gate)
+        start = None if cache is None else cache.state[:, None]
+        y, last_state = scan_directions(
+            inputs, parameters, orders, mask=mask, merge=merge, initial_state=start, return_last_state=True
+        )
+        return _Scanned(y, F.silu(gate), u, last_state)
 
     def _orders(self, orders: Sequence[ScanOrder] | None, x: Tensor) -> Sequence[ScanOrder] | None:
         count = len(self.branches)
@@ -128,3 +186,12 @@ class MambaMixer(nn.Module):
         if (1 if orders is None else len(orders)) != count:
             raise ValueError(f"expected {count} scan orders, one per direction, got {orders and len(orders)}")
         return orders
+
+
+class _Scanned(NamedTuple):
+    """What a scan over the tokens gives."""
+
+    y: Tensor
+    gate: Tensor
+    u: Tensor  # what the convolution saw
+    last_state: Tensor  # (batch, direction, inner, state)

@@ -47,6 +47,7 @@ class SelectiveSSM(nn.Module):
         super().__init__()
         self.d_state, self.dt_rank, self.dt_min, self.dt_max = d_state, dt_rank, dt_min, dt_max
         self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
+        self.parameter_norm: nn.Module = nn.Identity()
         self.dt_proj = nn.Linear(dt_rank, d_inner, bias=False)
         self.dt_bias = nn.Parameter(torch.empty(d_inner))
         self.A_log = nn.Parameter(torch.empty(d_inner, d_state))
@@ -64,7 +65,8 @@ class SelectiveSSM(nn.Module):
 
     def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
         """The inputs of the scan over `u`; they are functions of each token alone, so any order may follow."""
-        low, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
+        parts = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
+        low, B, C = (self.parameter_norm(part) for part in parts)
         return ScanParameters(self.dt_proj(low), decay_rates(self.A_log), B, C, self.D, self.dt_bias)
 
     @typed

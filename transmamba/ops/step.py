@@ -47,13 +47,13 @@ def selective_step(
         >>> y
         tensor([[3., 3.]])
     """
-    compute = state.dtype
+    compute, token = state.dtype, u.to(state.dtype)
     dt = dt.to(compute) if dt_bias is None else dt.to(compute) + dt_bias
     dt = F.softplus(dt) if dt_softplus else dt
     B, C = (_per_channel(x.to(compute), state.shape[1]) for x in (B, C))
-    state = torch.exp(dt[..., None] * A) * state + (dt * u.to(compute))[..., None] * B
+    state = torch.exp(dt[..., None] * A) * state + (dt * token)[..., None] * B
     y = (state * C).sum(-1)
-    y = y if D is None else y + D * u
+    y = y if D is None else y + D * token
     y = y if z is None else y * F.silu(z.to(compute))
     return y.to(u.dtype), state
 

@@ -1,0 +1,70 @@
+"""What every mixer that decodes has in common."""
+
+import pytest
+import torch
+
+from transmamba.nn import MambaMixer
+
+DIM = 6
+MIXERS = {
+    "mamba": lambda: MambaMixer(DIM, 5, d_conv=3),
+    "mamba, wide kernel": lambda: MambaMixer(DIM, 5, d_conv=7, bias=True, conv_bias=False),
+}
+mixers = pytest.mark.parametrize("build", MIXERS.values(), ids=MIXERS.keys())
+
+
+@mixers
+def test_steps_from_nothing_give_the_parallel_pass(build):
+    mixer, x = build().double(), torch.randn(2, 11, DIM, dtype=torch.float64)
+    cache, outputs = mixer.empty_cache(2), []
+    for token in x.unbind(1):
+        y, cache = mixer.step(token, cache)
+        outputs.append(y)
+    whole, after = mixer.prefill(x)
+    torch.testing.assert_close(whole, mixer(x))
+    torch.testing.assert_close((torch.stack(outputs, 1), *cache), (whole, *after))
+
+
+@mixers
+def test_prefill_in_pieces_is_prefill_at_once(build):
+    mixer, x = build().double(), torch.randn(2, 11, DIM, dtype=torch.float64)
+    whole, after = mixer.prefill(x)
+    cache, outputs = None, []
+    for piece in x.split((1, 2, 5, 3), 1):
+        y, cache = mixer.prefill(piece, cache=cache)
+        outputs.append(y)
+    torch.testing.assert_close((torch.cat(outputs, 1), *cache), (whole, *after))
+
+
+@mixers
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_leaves_the_cache_as_it_is(build, side):
+    mixer, lengths = build().double(), torch.tensor([[7], [2], [5]])
+    place = torch.arange(7) if side == "right" else torch.arange(7).flip(0)
+    mask, x = place < lengths, torch.randn(3, 7, DIM, dtype=torch.float64)
+    y, cache = mixer.prefill(x, mask)
+    for b in range(3):
+        alone, after = mixer.prefill(x[b, mask[b]][None])
+        torch.testing.assert_close((y[b, mask[b]], cache.conv[b], cache.state[b]), (alone[0], after[0][0], after[1][0]))
+
+
+@mixers
+def test_a_step_leaves_the_cache_it_was_given_alone(build):
+    mixer = build()
+    _, cache = mixer.prefill(torch.randn(2, 5, DIM))
+    before = [x.clone() for x in cache]
+    mixer.step(torch.randn(2, DIM), cache)
+    assert all(torch.equal(x, y) for x, y in zip(cache, before, strict=True))
+
+
+@mixers
+def test_the_state_stays_float32_in_a_bfloat16_mixer(build):
+    mixer = build().bfloat16()
+    y, cache = mixer.prefill(torch.randn(2, 5, DIM, dtype=torch.bfloat16))
+    step, cache = mixer.step(y[:, -1], cache)
+    assert (y.dtype, step.dtype, cache.conv.dtype, cache.state.dtype) == (*(torch.bfloat16,) * 3, torch.float32)
+
+
+def test_decoding_needs_one_direction():
+    with pytest.raises(ValueError, match="needs a mixer of 1 direction, this one has 2"):
+        MambaMixer(DIM, directions=2).prefill(torch.zeros(1, 3, DIM))

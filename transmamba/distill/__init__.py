@@ -1,12 +1,17 @@
 """Losses: features in, scalar out. Nothing here knows a model.
 
-The way of a feature: `LayerCalibrators` bring each student layer to the teacher's width, `AdaptiveLayerDistill` (one
-token order) or `BidirectionalDistill` and `MultiDirectionalDistill` (one per scan direction) compare, and
-`TransMambaLoss` adds the task. `LogitsDistill`, `LastFeatureDistill` and `LayerwiseDistill` are what to compare with.
+The way of a feature: `tap` reads it out of a model, `align_tokens` and `LayerCalibrators` bring both sides to the same
+tokens and width (`dry_run` shows what would happen), `AdaptiveLayerDistill` (one token order) or `BidirectionalDistill`
+and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. What to compare with
+is in `baselines` and `published`.
 """
 
 from transmamba.distill.adaptive import AdaptiveDetails as AdaptiveDetails
 from transmamba.distill.adaptive import AdaptiveLayerDistill as AdaptiveLayerDistill
+from transmamba.distill.align import align_tokens as align_tokens
+from transmamba.distill.align import drop_tokens as drop_tokens
+from transmamba.distill.align import flatten_map as flatten_map
+from transmamba.distill.align import resize_tokens as resize_tokens
 from transmamba.distill.baselines import LastFeatureDistill as LastFeatureDistill
 from transmamba.distill.baselines import LayerwiseDistill as LayerwiseDistill
 from transmamba.distill.baselines import LogitsDistill as LogitsDistill
@@ -15,7 +20,17 @@ from transmamba.distill.calibrate import LayerCalibrators as LayerCalibrators
 from transmamba.distill.directional import BidirectionalDistill as BidirectionalDistill
 from transmamba.distill.directional import DirectionalDetails as DirectionalDetails
 from transmamba.distill.directional import MultiDirectionalDistill as MultiDirectionalDistill
+from transmamba.distill.features import TappedFeatures as TappedFeatures
+from transmamba.distill.features import tap as tap
 from transmamba.distill.matching import cka_matrix as cka_matrix
 from transmamba.distill.matching import linear_cka as linear_cka
 from transmamba.distill.matching import match_layers as match_layers
+from transmamba.distill.plan import MatchRow as MatchRow
+from transmamba.distill.plan import MatchTable as MatchTable
+from transmamba.distill.plan import dry_run as dry_run
+from transmamba.distill.published import MixingMatrixDistill as MixingMatrixDistill
+from transmamba.distill.published import OFADistill as OFADistill
+from transmamba.distill.published import OfficialRepoLoss as OfficialRepoLoss
+from transmamba.distill.text import AlignedText as AlignedText
+from transmamba.distill.text import align_text as align_text
 from transmamba.distill.total import TransMambaLoss as TransMambaLoss

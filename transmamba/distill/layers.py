@@ -16,6 +16,9 @@ Layers = Sequence[Shaped[Tensor, "..."]]
 _REMEDY = {
     "batch": "give both the same samples",
     "tokens": "align them first, align_tokens(student, teacher, ...)",
+    "heads": "average or repeat heads until both have as many",
+    "queries": "mix the same tokens on both sides",
+    "keys": "mix the same tokens on both sides",
 }
 
 

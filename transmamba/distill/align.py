@@ -1,0 +1,208 @@
+"""Bring student and teacher tokens into correspondence: special tokens, grids, frames.
+
+A position in the token axis must mean the same place on both sides before any loss compares them.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from transmamba._typing import typed
+from transmamba.distill.layers import widen
+
+Position = Literal["front", "back", "middle", "both"]
+Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
+
+_NATIVE = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
+@typed
+def drop_tokens(
+    x: Float[Tensor, "batch token dim"], special: int | Sequence[int], position: Position = "front"
+) -> Float[Tensor, "batch kept dim"]:
+    """Remove class, distillation or register tokens.
+
+    Args:
+        x: tokens, special ones included.
+        special: how many there are, or their indices when they are scattered.
+        position: where that many stand: at the "front" (ViT, DeiT), at the "back", in the "middle" (Vim), or half of
+            them at "both" ends (Vim with two class tokens).
+
+    Raises:
+        ValueError: there are not that many tokens, an index is out of range, or an odd number stands at both ends.
+
+    Example:
+        >>> drop_tokens(torch.arange(5.0).view(1, 5, 1), 1, "middle").flatten()
+        tensor([0., 1., 3., 4.])
+    """
+    tokens = x.shape[1]
+    if not isinstance(special, int):
+        return _drop_listed(x, special)
+    if not 0 <= special < max(tokens, 1):
+        raise ValueError(f"cannot drop {special} of {tokens} tokens")
+    if position == "front":
+        return x[:, special:]
+    if position == "back":
+        return x[:, : tokens - special]
+    if position == "both":
+        if special % 2:
+            raise ValueError(f"{special} special tokens cannot stand at both ends in equal numbers: list their indices")
+        return x[:, special // 2 : tokens - special // 2]
+    if position != "middle":
+        raise ValueError(f"unknown position {position!r}: expected front, back, middle or both")
+    before = (tokens - special) // 2
+    return torch.cat([x[:, :before], x[:, before + special :]], 1) if special else x
+
+
+def _drop_listed(x: Tensor, indices: Sequence[int]) -> Tensor:
+    tokens = x.shape[1]
+    for index in indices:
+        if not -tokens <= index < tokens:
+            raise ValueError(f"special token {index} is out of range: there are {tokens} tokens")
+    gone = {index % tokens for index in indices}
+    kept = torch.tensor([token for token in range(tokens) if token not in gone], device=x.device)
+    return x.index_select(1, kept)
+
+
+@typed
+def flatten_map(
+    x: Float[Tensor, "batch *map"], layout: Literal["channels_first", "channels_last"] = "channels_first"
+) -> Float[Tensor, "batch token dim"]:
+    """A feature map [B, D, H, W] or [B, H, W, D] (any number of grid axes) as tokens in raster order.
+
+    Raises:
+        ValueError: there is no grid axis, or the layout is unknown.
+
+    Example:
+        >>> flatten_map(torch.zeros(2, 3, 5, 7)).shape
+        torch.Size([2, 35, 3])
+    """
+    if x.dim() < 3:
+        raise ValueError(f"map has shape {tuple(x.shape)}: expected a batch, a channel and at least one grid axis")
+    if layout == "channels_first":
+        return x.flatten(2).transpose(1, 2)
+    if layout == "channels_last":
+        return x.flatten(1, -2)
+    raise ValueError(f"unknown layout {layout!r}: expected channels_first or channels_last")
+
+
+@typed
+def resize_tokens(
+    x: Float[Tensor, "batch token dim"],
+    grid: Sequence[int],
+    target: Sequence[int],
+    interpolation: Interpolation = "bilinear",
+) -> Float[Tensor, "batch token2 dim"]:
+    """Interpolate tokens on `grid` to the grid `target`: (length,), (rows, columns) or (frames, rows, columns).
+
+    Args:
+        x: the tokens of the grid in raster order, no others.
+        grid: their grid.
+        target: the grid wanted, of as many axes.
+        interpolation: "bilinear" (linear along every axis; antialiased when a 2-D grid shrinks), "bicubic" (2-D only),
+            "area" (mean of the covered cells) or "nearest".
+
+    Raises:
+        ValueError: the grid does not hold the tokens, the axes differ in number, or the interpolation does not suit.
+
+    Example:
+        >>> resize_tokens(torch.arange(4.0).view(1, 4, 1), (2, 2), (1, 1), "area").item()
+        1.5
+    """
+    grid, target = tuple(grid), tuple(target)
+    if math.prod(grid) != x.shape[1]:
+        raise ValueError(
+            f"grid {grid} holds {math.prod(grid)} tokens, there are {x.shape[1]}: drop special tokens first"
+        )
+    if len(grid) != len(target) or len(grid) not in _NATIVE:
+        raise ValueError(f"cannot resize grid {grid} to {target}: expected 1 to 3 axes, as many on both sides")
+    if interpolation == "bicubic" and len(grid) != 2:
+        raise ValueError(f"bicubic interpolation needs a 2-D grid, got {grid}: use bilinear")
+    if interpolation not in ("bilinear", "bicubic", "area", "nearest"):
+        raise ValueError(f"unknown interpolation {interpolation!r}: expected bilinear, bicubic, area or nearest")
+    if grid == target:
+        return x
+    smooth = interpolation in ("bilinear", "bicubic")
+    mode = _NATIVE[len(grid)] if interpolation == "bilinear" else interpolation
+    shrinks = smooth and len(grid) == 2 and math.prod(target) < math.prod(grid)
+    options = {"align_corners": False, "antialias": shrinks} if smooth else {}
+    image = widen(x).transpose(1, 2).unflatten(2, grid)
+    return F.interpolate(image, size=target, mode=mode, **options).flatten(2).transpose(1, 2).to(x.dtype)
+
+
+@typed
+def align_tokens(
+    student: Float[Tensor, "batch token dim"],
+    teacher: Float[Tensor, "batch2 token2 dim2"],
+    *,
+    student_prefix: int | Sequence[int] = 0,
+    teacher_prefix: int | Sequence[int] = 0,
+    prefix_position: Position | tuple[Position, Position] = "front",
+    student_grid: Sequence[int] | None = None,
+    teacher_grid: Sequence[int] | None = None,
+    resize: Literal["student", "teacher", "none"] = "student",
+    interpolation: Interpolation = "bilinear",
+) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch kept dim2"]]:
+    """Student and teacher with the same tokens in the same places.
+
+    Special tokens go, then frames are joined, then one side is resized to the other's grid. A teacher that saw the
+    frames of a video as a batch, [(batch frame) token dim], is joined to [batch (frame token) dim] when its grid is
+    (frames, rows, columns); so is such a student.
+
+    Args:
+        student: one layer.
+        teacher: the teacher feature.
+        student_prefix: number or indices of the student's class, distillation and register tokens.
+        teacher_prefix: the teacher's.
+        prefix_position: where they stand (see `drop_tokens`), for both or as a pair (student, teacher).
+        student_grid: (length,), (rows, columns) or (frames, rows, columns) of the other tokens.
+        teacher_grid: the teacher's.
+        resize: which side is interpolated to the grid of the other; "none" requires equal grids.
+        interpolation: see `resize_tokens`.
+
+    Raises:
+        ValueError: the sides cannot be brought to the same tokens with what is known; the message says what is missing.
+
+    Example:
+        >>> student, teacher = torch.randn(2, 49, 3), torch.randn(2, 1 + 196, 5)
+        >>> s, t = align_tokens(student, teacher, teacher_prefix=1, student_grid=(7, 7), teacher_grid=(14, 14))
+        >>> s.shape, t.shape
+        (torch.Size([2, 196, 3]), torch.Size([2, 196, 5]))
+    """
+    positions = (prefix_position, prefix_position) if isinstance(prefix_position, str) else prefix_position
+    student = _join_frames(drop_tokens(student, student_prefix, positions[0]), student_grid)
+    teacher = _join_frames(drop_tokens(teacher, teacher_prefix, positions[1]), teacher_grid)
+    if len(student) != len(teacher):
+        raise ValueError(
+            f"student has batch {len(student)}, teacher {len(teacher)}: give both the same samples "
+            "(frames seen as a batch need their grid, (frames, rows, columns))"
+        )
+    if student_grid is None or teacher_grid is None:
+        if student.shape[1] != teacher.shape[1]:
+            raise ValueError(
+                f"student has {student.shape[1]} tokens, teacher {teacher.shape[1]}: say how many are special "
+                "(student_prefix, teacher_prefix), or give both grids; padded text goes through align_text"
+            )
+        return student, teacher
+    if resize == "student":
+        student = resize_tokens(student, student_grid, teacher_grid, interpolation)
+    elif resize == "teacher":
+        teacher = resize_tokens(teacher, teacher_grid, student_grid, interpolation)
+    elif tuple(student_grid) != tuple(teacher_grid):
+        raise ValueError(f"grids {tuple(student_grid)} and {tuple(teacher_grid)} differ: choose resize='student'")
+    return student, teacher
+
+
+def _join_frames(x: Tensor, grid: Sequence[int] | None) -> Tensor:
+    if grid is None or len(grid) != 3:
+        return x
+    frames, per_frame = grid[0], grid[1] * grid[2]
+    if x.shape[1] == per_frame and frames > 1 and len(x) % frames == 0:
+        return rearrange(x, "(batch frame) token dim -> batch (frame token) dim", frame=frames)
+    return x

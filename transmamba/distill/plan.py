@@ -1,0 +1,105 @@
+"""What distillation would do, layer by layer, before any training."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from transmamba._typing import typed
+from transmamba.distill.align import align_tokens
+from transmamba.distill.layers import Layers
+from transmamba.distill.matching import match_layers
+
+
+class MatchRow(NamedTuple):
+    """One student layer, the teacher layer it meets, and what has to happen to both."""
+
+    student: str
+    teacher: str
+    width: str
+    tokens: str
+    fits: bool
+
+
+class MatchTable(NamedTuple):
+    """The rows; printed, a table."""
+
+    rows: tuple[MatchRow, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every layer can meet its teacher."""
+        return all(row.fits for row in self.rows)
+
+    def __str__(self) -> str:
+        """One line per student layer."""
+        lines = [("student", "teacher", "width", "tokens"), *(row[:4] for row in self.rows)]
+        sizes = [max(len(line[column]) for line in lines) for column in range(4)]
+        return "\n".join(
+            "  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines
+        )
+
+
+@typed
+def dry_run(
+    student: Mapping[str, Tensor] | Layers,
+    teacher: Mapping[str, Tensor] | Layers,
+    how: Literal["last", "proportional", "similarity"] | Sequence[int] = "last",
+    *,
+    align: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = align_tokens,
+) -> MatchTable:
+    """The table of which student layer meets which teacher layer, and what becomes of widths and tokens.
+
+    Nothing is computed: only shapes are used, except for "similarity".
+
+    Args:
+        student: features by name, as from `tap`, or a list of them.
+        teacher: the teacher's.
+        how: see `match_layers`.
+        align: what training will use, such as `functools.partial(align_tokens, teacher_prefix=1)`.
+
+    Raises:
+        ValueError: the layers cannot be matched. Widths and tokens that do not fit are told in the table instead.
+
+    Example:
+        >>> from functools import partial
+        >>> student = {"blocks.0": torch.empty(2, 196, 192), "blocks.1": torch.empty(2, 196, 192)}
+        >>> teacher = {"layer.5": torch.empty(2, 197, 384), "layer.11": torch.empty(2, 197, 384)}
+        >>> print(dry_run(student, teacher, "proportional", align=partial(align_tokens, teacher_prefix=1)))
+        student   teacher   width           tokens
+        blocks.0  layer.5   192 -> 384 pad  196, teacher 197 -> 196
+        blocks.1  layer.11  192 -> 384 pad  196, teacher 197 -> 196
+    """
+    students, teachers = (
+        side if isinstance(side, Mapping) else {f"layer {number}": layer for number, layer in enumerate(side)}
+        for side in (student, teacher)
+    )
+    chosen = match_layers(list(students.values()), list(teachers.values()), how)
+    names = list(teachers)
+    rows = []
+    for (name, layer), index in zip(students.items(), chosen, strict=True):
+        target = teachers[names[index]]
+        tokens, fits = _tokens(layer, target, align)
+        rows.append(MatchRow(name, names[index], _width(layer.shape[-1], target.shape[-1]), tokens, fits))
+    return MatchTable(tuple(rows))
+
+
+def _width(student: int, teacher: int) -> str:
+    if student == teacher:
+        return f"{student}"
+    return f"{student} -> {teacher} {'pad' if student < teacher else 'project'}"
+
+
+def _tokens(
+    student: Tensor, teacher: Tensor, align: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> tuple[str, bool]:
+    try:
+        after = align(*(torch.empty_like(side, device="meta") for side in (student, teacher)))
+    except (ValueError, TypeError) as error:
+        return f"do not fit: {error}", False
+    sides = [
+        f"{before.shape[1]}" if before.shape[1] == side.shape[1] else f"{before.shape[1]} -> {side.shape[1]}"
+        for before, side in zip((student, teacher), after, strict=True)
+    ]
+    return (sides[0] if sides[0] == sides[1] else f"{sides[0]}, teacher {sides[1]}"), True

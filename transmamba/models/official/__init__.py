@@ -1,0 +1,58 @@
+"""Public checkpoints of the original implementations: same names in, same numbers out, same names back."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from transmamba.models.official.checkpoint import read_checkpoint
+from transmamba.models.official.family import Family
+from transmamba.models.official.load import build_and_load, write_official
+
+FAMILIES: dict[str, Family] = {}
+
+
+def from_official(
+    family: str,
+    config: Mapping[str, Any],
+    state_dict: Mapping[str, Any] | str | Path,
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    num_frames: int | None = None,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """Our model with the weights of an official one.
+
+    Args:
+        family: one of `FAMILIES`.
+        config: the official constructor arguments by their official names; they describe the checkpoint.
+        state_dict: the official state dict, as it is or in the wrappers and with the prefixes training scripts add, or
+            the path of a file with it. Of `.pth` files tensors and plain containers are read only.
+        img_size: another image size; position tables are resized.
+        num_frames: another number of frames; an image model becomes a video model.
+        num_classes: another number of classes; the head starts anew.
+
+    Raises:
+        ValueError: the family is unknown, an argument is not understood, names are missing or left over, shapes are
+            wrong (all are listed), or the family cannot be changed in that way.
+        TypeError: something in the state dict is no tensor.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
+    changes = {"img_size": img_size, "num_frames": num_frames, "num_classes": num_classes}
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return build_and_load(FAMILIES[family], config, read_checkpoint(state_dict), changes)
+
+
+def to_official(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `model` as the official implementation writes it, bit for bit what `from_official` read.
+
+    Raises:
+        TypeError: no family has models of that class.
+    """
+    for family in FAMILIES.values():
+        if type(model) is family.model:
+            return write_official(family, model)
+    known = ", ".join(family.model.__name__ for family in FAMILIES.values())
+    raise TypeError(f"no official names are known for a {type(model).__name__}: expected one of {known}")

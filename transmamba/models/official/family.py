@@ -1,0 +1,67 @@
+"""What has to be known of an official implementation to read and write its checkpoints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Size, Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def same_shape(name: str, shape: Size) -> tuple[int, ...]:
+    """The official tensor has our shape."""
+    return tuple(shape)
+
+
+def same_state(state: State) -> State:
+    """The official names are those of today."""
+    return state
+
+
+class Family(NamedTuple):
+    """One official implementation.
+
+    Attributes:
+        model: our class.
+        build: makes our model from the official constructor arguments; it is also given the state dict, for what the
+            arguments leave open.
+        official_name: our name of a tensor -> the official one.
+        official_shape: our name and shape -> the official shape, which holds the same numbers in the same order.
+        modernise: brings names and shapes of older checkpoints of the family to those of today.
+        adapt: fits a state (our names) of the first model to the second, which has another size.
+    """
+
+    model: type[nn.Module]
+    build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
+    official_name: Callable[[str], str]
+    official_shape: Callable[[str, Size], tuple[int, ...]] = same_shape
+    modernise: Callable[[State], State] = same_state
+    adapt: Callable[[State, nn.Module, nn.Module], State] | None = None
+
+
+def read_config(
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    fixed: Mapping[str, Any] | None = None,
+    ignored: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
+
+    Args:
+        config: what the caller gave.
+        defaults: every argument that is understood, with its official default.
+        fixed: arguments that have to have this value, because nothing else is built here.
+        ignored: arguments without influence on the numbers.
+
+    Raises:
+        ValueError: an argument is unknown, or a fixed one has another value; the message lists all of them.
+    """
+    fixed = fixed or {}
+    wrong = [
+        f"{name}={value!r}: expected {fixed[name]!r}" if name in fixed else f"{name}={value!r}: unknown"
+        for name, value in config.items()
+        if name not in defaults and name not in ignored and not (name in fixed and value == fixed[name])
+    ]
+    if wrong:
+        raise ValueError("cannot build from these official arguments: " + "; ".join(wrong))
+    return {name: config.get(name, default) for name, default in defaults.items()}

@@ -1,0 +1,83 @@
+"""Loading an official state dict into our model, and writing it back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from transmamba.models.official.checkpoint import strip_prefixes
+from transmamba.models.official.family import Family, State
+
+
+def build_and_load(
+    family: Family, config: Mapping[str, Any], state: State, changes: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The model of `config | changes` with the numbers of `state`, which fits `config`.
+
+    The tensors keep their dtype and are copied.
+
+    Raises:
+        ValueError: names are missing or left over, or shapes are wrong (all are listed), or nothing adapts the family
+            to the changes.
+    """
+    state = family.modernise(state)
+    with torch.device("meta"):
+        model = family.build(config, state)
+    ours = translate(family, model, state)
+    if changes:
+        if family.adapt is None:
+            raise ValueError(f"a {family.model.__name__} cannot change {', '.join(changes)}: leave it as it was saved")
+        with torch.device("meta"):
+            source, model = model, family.build({**config, **changes}, state)
+        ours = family.adapt(ours, source, model)
+    tied = _tied_names(model)
+    model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)
+    for name, first in tied.items():
+        _set(model, name, model.get_parameter(first))
+    return model
+
+
+def translate(family: Family, model: nn.Module, state: State) -> State:
+    """`state` by our names and in our shapes.
+
+    Raises:
+        ValueError: as `build_and_load`.
+    """
+    wanted = model.state_dict()
+    names = {strip_prefixes(family.official_name(name)): name for name in wanted}
+    problems = [f"missing: {name}" for name in names if name not in state]
+    problems += [f"left over: {name}" for name in state if name not in names]
+    for official, name in names.items():
+        shape = family.official_shape(name, wanted[name].shape)
+        if official in state and tuple(state[official].shape) != shape:
+            problems.append(f"wrong shape: {official} is {tuple(state[official].shape)}, expected {shape}")
+    if problems:
+        raise ValueError(
+            f"the state dict does not fit a {family.model.__name__} of these arguments:\n  " + "\n  ".join(problems)
+        )
+    return {name: state[official].reshape(wanted[name].shape) for official, name in names.items()}
+
+
+def write_official(family: Family, model: nn.Module) -> State:
+    """The state dict of `model` by the official names and in the official shapes."""
+    return {
+        family.official_name(name): value.reshape(family.official_shape(name, value.shape))
+        for name, value in model.state_dict().items()
+    }
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another one -> the name of that one."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return tied
+
+
+def _set(model: nn.Module, name: str, parameter: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)

@@ -9,6 +9,9 @@ from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
 from transmamba.nn.mixer import MambaMixer as MambaMixer
 from transmamba.nn.mixer import ScanBranch as ScanBranch
+from transmamba.nn.norm import GatedRMSNorm as GatedRMSNorm
+from transmamba.nn.norm import RMSNorm as RMSNorm
+from transmamba.nn.norm import UnitRMSNorm as UnitRMSNorm
 from transmamba.nn.ssm import ScanParameters as ScanParameters
 from transmamba.nn.ssm import SelectiveSSM as SelectiveSSM
 from transmamba.nn.ssm import scan_directions as scan_directions

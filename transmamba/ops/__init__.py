@@ -9,5 +9,7 @@ from transmamba.ops.orders import scan_order as scan_order
 from transmamba.ops.orders import scan_orders as scan_orders
 from transmamba.ops.scan import multi_scan as multi_scan
 from transmamba.ops.scan import selective_scan as selective_scan
+from transmamba.ops.ssd import ssd_scan as ssd_scan
+from transmamba.ops.ssd import ssd_step as ssd_step
 from transmamba.ops.step import conv_step as conv_step
 from transmamba.ops.step import selective_step as selective_step

@@ -1,0 +1,94 @@
+"""Root-mean-square norms, plain and gated."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) times a weight, computed in at least float32 and given in the dtype of the weight.
+
+    A residual stream may thus stay float32 while the layers that read it are bfloat16. The state dict is that of
+    `torch.nn.RMSNorm`.
+
+    Args:
+        dim: width of the tokens.
+        eps: added to the mean square.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Each token by itself."""
+        return _rms_norm(x, self.eps, self.weight).to(self.weight.dtype)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one."""
+        nn.init.ones_(self.weight)
+
+
+class GatedRMSNorm(nn.Module):
+    """norm(x silu(z)) times a weight; each group of channels has a root mean square of its own.
+
+    Args:
+        dim: width of the tokens.
+        groups: number of groups.
+        norm_before_gate: norm(x) times the weight and silu(z) instead.
+        eps: added to the mean square.
+
+    Raises:
+        ValueError: the groups do not divide the width.
+    """
+
+    def __init__(self, dim: int, *, groups: int = 1, norm_before_gate: bool = False, eps: float = 1e-5) -> None:
+        super().__init__()
+        if dim % groups:
+            raise ValueError(f"the groups of the norm must divide its width: got {groups} groups, width {dim}")
+        self.groups, self.norm_before_gate, self.eps = groups, norm_before_gate, eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"], z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Each token by itself."""
+        gate = F.silu(z.to(_at_least_float32(z)))
+        if self.norm_before_gate:
+            y = self._normed(x) * gate
+        else:
+            y = self._normed(x * gate)
+        return y.to(self.weight.dtype)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        y = _rms_norm(x.unflatten(-1, (self.groups, -1)), self.eps).flatten(-2)
+        return y * self.weight.to(y.dtype)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one."""
+        nn.init.ones_(self.weight)
+
+
+class UnitRMSNorm(nn.Module):
+    """x / rms(x), for any width: what FalconMamba does to dt, B and C."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Each token by itself."""
+        return _rms_norm(x, self.eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:
+    compute = _at_least_float32(x)
+    return F.rms_norm(x.to(compute), x.shape[-1:], None if weight is None else weight.to(compute), eps)
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,209 @@
+"""The scan of Mamba-2: heads of several channels with one decay each, by matrix products over chunks.
+
+Head h with P channels keeps a state H of P x N numbers; its B and C are those of the group it belongs to:
+
+    dt = clamp(softplus(dt + dt_bias))
+    H_t = exp(dt_t A) H_{t-1} + dt_t x_t B_t^T          y_t = H_t C_t + D x_t
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from transmamba._typing import typed
+from transmamba.ops.step import selective_step
+
+Limits = tuple[float, float]
+
+
+@typed
+def ssd_scan(
+    x: Float[Tensor, "batch length head channel"],
+    dt: Float[Tensor, "batch length head"],
+    A: Float[Tensor, " head"],
+    B: Float[Tensor, "batch length group state"],
+    C: Float[Tensor, "batch length group state"],
+    D: Float[Tensor, " head"] | Float[Tensor, "head channel"] | None = None,
+    *,
+    dt_bias: Float[Tensor, " head"] | None = None,
+    dt_softplus: bool = False,
+    dt_limit: Limits = (0.0, float("inf")),
+    initial_state: Float[Tensor, "batch head channel state"] | None = None,
+    seq_idx: Int[Tensor, "batch length"] | None = None,
+    mask: Bool[Tensor, "batch length"] | None = None,
+    chunk_size: int = 64,
+    return_last_state: bool = False,
+) -> (
+    Float[Tensor, "batch length head channel"]
+    | tuple[Float[Tensor, "batch length head channel"], Float[Tensor, "batch head channel state"]]
+):
+    """All heads over all tokens, in time and memory linear in the length.
+
+    Arithmetic and states are float32 (float64 if an argument is), the output has the dtype of `x`. Every float input
+    and the last state carry gradients.
+
+    Args:
+        x: input.
+        dt: step sizes, before bias, softplus and limits.
+        A: decay rates, negative for a stable scan.
+        B: input weights of each group of heads.
+        C: readout weights, likewise.
+        D: weight of the direct path, per head or per channel.
+        dt_bias: added to `dt`.
+        dt_softplus: pass `dt` through softplus.
+        dt_limit: smallest and largest step size.
+        initial_state: the state before the first step; zero by default.
+        seq_idx: number of the packed sequence each token belongs to; the state restarts where it changes.
+        mask: True marks a real token; a padded one leaves the state as it is and its output is zero.
+        chunk_size: tokens per matrix product; changes the speed, not the result.
+        return_last_state: return `(y, state after the last step)`.
+
+    Raises:
+        ValueError: groups do not divide the heads.
+
+    Reference:
+        Mamba-2, arXiv 2405.21060, section 6.
+
+    Example:
+        >>> x, dt, B = torch.ones(1, 5, 4, 3), torch.ones(1, 5, 4), torch.ones(1, 5, 2, 7)
+        >>> ssd_scan(x, dt, -torch.ones(4), B, B).shape
+        torch.Size([1, 5, 4, 3])
+    """
+    _check_groups(B.shape[2], x.shape[2])
+    compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
+    with torch.autocast(x.device.type, enabled=False):
+        steps = _step_sizes(dt.to(compute), dt_bias, dt_softplus, dt_limit)
+        inputs = x.to(compute)
+        if mask is not None:
+            steps = steps.masked_fill(~mask[..., None], 0.0)
+            inputs = inputs.masked_fill(~mask[..., None, None], 0.0)
+        state = None if initial_state is None else initial_state.to(compute)
+        y, last_state = _scan_chunks(
+            inputs * steps[..., None], steps * A, B.to(compute), C.to(compute), state, seq_idx, chunk_size
+        )
+        if D is not None:
+            y = y + (D if D.dim() == 2 else D[:, None]) * inputs
+    y = y.to(x.dtype) if mask is None else y.to(x.dtype).masked_fill(~mask[..., None, None], 0.0)
+    return (y, last_state) if return_last_state else y
+
+
+@typed
+def ssd_step(
+    state: Float[Tensor, "batch head channel state"],
+    x: Float[Tensor, "batch head channel"],
+    dt: Float[Tensor, "batch head"],
+    A: Float[Tensor, " head"],
+    B: Float[Tensor, "batch group state"],
+    C: Float[Tensor, "batch group state"],
+    D: Float[Tensor, " head"] | Float[Tensor, "head channel"] | None = None,
+    *,
+    dt_bias: Float[Tensor, " head"] | None = None,
+    dt_softplus: bool = False,
+    dt_limit: Limits = (0.0, float("inf")),
+) -> tuple[Float[Tensor, "batch head channel"], Float[Tensor, "batch head channel state"]]:
+    """One step of `ssd_scan`: the output for one token and the state after it, which is a new tensor.
+
+    Raises:
+        ValueError: groups do not divide the heads.
+
+    Example:
+        >>> y, state = ssd_step(torch.zeros(1, 4, 3, 7), torch.ones(1, 4, 3), torch.ones(1, 4), -torch.ones(4),
+        ...                     torch.ones(1, 2, 7), torch.ones(1, 2, 7))
+        >>> y[0, 0]
+        tensor([7., 7., 7.])
+    """
+    heads, channels, states = state.shape[1:]
+    _check_groups(B.shape[1], heads)
+    dt = _step_sizes(dt.to(state.dtype), dt_bias, dt_softplus, dt_limit)
+    y, after = selective_step(
+        state.flatten(1, 2),
+        x.flatten(1),
+        dt.repeat_interleave(channels, 1),
+        A[:, None, None].expand(-1, channels, states).flatten(0, 1),
+        B,
+        C,
+        D if D is None else (D if D.dim() == 2 else D[:, None]).expand(-1, channels).flatten(),
+    )
+    return y.unflatten(1, (heads, channels)), after.unflatten(1, (heads, channels))
+
+
+def _check_groups(groups: int, heads: int) -> None:
+    if heads % groups:
+        raise ValueError(f"the groups of B and C must divide the heads: got {groups} groups, {heads} heads")
+
+
+def _step_sizes(dt: Tensor, dt_bias: Tensor | None, softplus: bool, limits: Limits) -> Tensor:
+    dt = dt if dt_bias is None else dt + dt_bias
+    dt = F.softplus(dt) if softplus else dt
+    return dt if limits == (0.0, float("inf")) else dt.clamp(*limits)
+
+
+def _scan_chunks(
+    x: Tensor,
+    rate: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor | None,
+    seq_idx: Tensor | None,
+    chunk_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
+    (batch, length, heads, channels), groups = x.shape, B.shape[2]
+    padding = -length % chunk_size
+    run = _runs(seq_idx, padding, chunk_size)
+    # a step of rate and input zero leaves the state as it is
+    x, B, C, rate = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding)) for t in (x, B, C, rate))
+    x = rearrange(x, "b (c t) (g k) p -> b c g k t p", t=chunk_size, g=groups)
+    rate = rearrange(rate, "b (c t) (g k) -> b c g k t", t=chunk_size, g=groups)
+    B, C = (rearrange(t, "b (c t) g n -> b c g t n", t=chunk_size) for t in (B, C))
+
+    decay, into, out_of, across = _decays(rate, run)
+    scores = einsum(B, C, "b c g s n, b c g t n -> b c g s t")[:, :, :, None] * decay
+    y = einsum(scores, x, "b c g k s t, b c g k s p -> b c g k t p")
+    added = einsum(x * out_of[..., None], B, "b c g k s p, b c g s n -> b c g k p n")
+    if state is None:
+        h = x.new_zeros(batch, groups, heads // groups, channels, B.shape[-1])
+    else:
+        h = state.unflatten(1, (groups, heads // groups))
+    before = []
+    for factor, new in zip(across.unbind(1), added.unbind(1), strict=True):
+        before.append(h)
+        h = factor[..., None, None] * h + new
+    if before:
+        carried = einsum(torch.stack(before, 1), C, "b c g k p n, b c g t n -> b c g k t p")
+        y = y + carried * into[..., None]
+    return rearrange(y, "b c g k t p -> b (c t) (g k) p")[:, :length], h.flatten(1, 2)
+
+
+def _decays(rate: Tensor, run: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is left of a state, for rates (..., t) of the steps of each chunk.
+
+    Returns:
+        Four tensors: from step s to step t (..., s, t), from before the chunk to step t (..., t), from step s to the
+        end (..., s), and from before the chunk to its end (...).
+    """
+    size = rate.shape[-1]
+    later = torch.ones(size, size, dtype=torch.bool, device=rate.device).triu(1)
+    # summed from s + 1 to t, not as a difference of sums from the start: after one huge step all digits would be gone
+    between = rate[..., None, :].masked_fill(~later, 0.0).cumsum(-1)
+    decay = between.exp().masked_fill(later.mT, 0.0)
+    into = rate.cumsum(-1).exp()
+    out_of, across = between[..., -1].exp(), into[..., -1]
+    if run is not None:
+        run = run[:, :, None, None]
+        end = run[..., -1:]
+        previous = F.pad(end[:, :-1], (0, 0, 0, 0, 0, 0, 1, 0))
+        decay = decay * (run[..., None] == run[..., None, :])
+        into, out_of = into * (run == previous), out_of * (run == end)
+        across = across * (end == previous)[..., 0]
+    return decay, into, out_of, across
+
+
+def _runs(seq_idx: Tensor | None, padding: int, chunk_size: int) -> Tensor | None:
+    """How often the sequence has changed before each token, (batch, chunk, token); padding stays in the last one."""
+    if seq_idx is None or not seq_idx.shape[1]:
+        return None
+    run = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).long(), (1, padding)).cumsum(1)
+    return run.unflatten(1, (-1, chunk_size))

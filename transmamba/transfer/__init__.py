@@ -1,0 +1,25 @@
+"""Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
+
+from transmamba.transfer.importance import (
+    first_importance,
+    magnitude_importance,
+    random_importance,
+    stability_importance,
+)
+from transmamba.transfer.plans import PRESETS, SSM_PARAMETERS, bind
+from transmamba.transfer.report import SubcloneReport
+from transmamba.transfer.tensors import open_safetensors
+from transmamba.transfer.weights import subclone
+
+__all__ = [
+    "PRESETS",
+    "SSM_PARAMETERS",
+    "SubcloneReport",
+    "bind",
+    "first_importance",
+    "magnitude_importance",
+    "open_safetensors",
+    "random_importance",
+    "stability_importance",
+    "subclone",
+]

@@ -1,0 +1,193 @@
+"""Which neurons stay: one index set per axis name, shared by every tensor that has the axis."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transmamba.transfer.axes import Axis, Equation, factor_sizes, solve
+from transmamba.transfer.matching import Copy
+from transmamba.transfer.tensors import read, shape_of
+
+Importance = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
+
+
+class Geometry(NamedTuple):
+    """The size of every neuron set on both sides, and the teacher's neurons that stay."""
+
+    teacher: dict[str, int]
+    student: dict[str, int]
+    kept: dict[str, Tensor]
+
+
+def align(shape: tuple[int, ...], copy: Copy) -> tuple[int, ...]:
+    """The teacher's shape with one entry per axis word; the words `1` and `time` may be missing in it.
+
+    Raises:
+        ValueError: the number of axes is another.
+    """
+    axes = copy.teacher_axes
+    absent = [axis.word in ("1", "time") for axis in axes]
+    if len(shape) == len(axes):
+        return shape
+    if len(shape) != absent.count(False):
+        words = " ".join(axis.word for axis in axes)
+        raise ValueError(f"teacher tensor {copy.teacher} has shape {shape}, the plan says {words!r}")
+    rest = iter(shape)
+    return tuple(1 if gone else next(rest) for gone in absent)
+
+
+def measure(copies: Iterable[Copy], teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Geometry:
+    """The sizes, with no neuron chosen yet.
+
+    Raises:
+        ValueError: shapes and axes do not fit, or axes of one name differ in size.
+    """
+    ours, theirs = [], []
+    for copy in copies:
+        shape = tuple(student[copy.student].shape)
+        if len(shape) != len(copy.axes):
+            words = " ".join(axis.word for axis in copy.axes)
+            raise ValueError(f"student tensor {copy.student} has shape {shape}, the plan says {words!r}")
+        ours += [Equation(axis, size, copy.student) for axis, size in zip(copy.axes, shape, strict=True)]
+        shape = align(shape_of(teacher, copy.teacher), copy)
+        theirs += [Equation(axis, size, copy.teacher) for axis, size in zip(copy.teacher_axes, shape, strict=True)]
+    return Geometry(solve(theirs, "teacher"), solve(ours, "student"), {})
+
+
+def choose(
+    geometry: Geometry,
+    copies: list[Copy],
+    teacher: Mapping[str, Tensor],
+    importance: Importance,
+    *,
+    grow: bool = False,
+    ignore_unknown: bool = False,
+) -> Geometry:
+    """`geometry` with the neurons of the highest score kept, in their old order.
+
+    Raises:
+        ValueError: the student is wider and `grow` is False, a score is unknown, missing, misshapen or not finite.
+    """
+    if isinstance(importance, Mapping) and not ignore_unknown:
+        _refuse_unknown(importance, teacher, geometry)
+    kept: dict[str, Tensor] = {}
+    narrower: dict[str, int] = {}
+    for name, size in geometry.teacher.items():
+        wanted = geometry.student.get(name, size)
+        if wanted > size and not grow:
+            raise ValueError(
+                f"the student is wider than the teacher on axis {name!r}, {wanted} against {size}: choose a narrower"
+                " student, or grow=True to leave what is new at its initialisation"
+            )
+        kept[name] = torch.arange(size)
+        if wanted < size:
+            narrower[name] = wanted
+    scores = axis_scores(narrower, geometry, copies, teacher, importance) if narrower else {}
+    for name, wanted in narrower.items():
+        order = torch.argsort(scores[name], descending=True, stable=True)
+        kept[name] = order[:wanted].sort().values
+    return geometry._replace(kept=kept)
+
+
+def axis_scores(
+    names: Iterable[str],
+    geometry: Geometry,
+    copies: list[Copy],
+    teacher: Mapping[str, Tensor],
+    importance: Importance,
+) -> dict[str, Tensor]:
+    """The score of every neuron: the mean over all scored weights attached to it, whatever the tensor.
+
+    Raises:
+        ValueError: no score reaches an axis, or a score is misshapen or not finite.
+    """
+    open_names = set(names)
+    scores = {}
+    if isinstance(importance, Mapping):
+        scores = {name: _given(name, importance[name], geometry.teacher[name]) for name in open_names & set(importance)}
+        open_names -= set(scores)
+    totals = {name: torch.zeros(geometry.teacher[name], dtype=torch.float64) for name in open_names}
+    counts = dict.fromkeys(open_names, 0)
+    for copy in {(copy.teacher, copy.teacher_axes): copy for copy in copies}.values():
+        touched = open_names & {name for axis in copy.teacher_axes for name in axis.names}
+        score = _element_scores(copy, teacher, importance) if touched else None
+        if score is None:
+            continue
+        shape = align(shape_of(teacher, copy.teacher), copy)
+        for dim, axis in enumerate(copy.teacher_axes):
+            for name in open_names.intersection(axis.names):
+                total, count = _reduce(score, dim, axis, shape[dim], name, geometry.teacher)
+                totals[name] += total
+                counts[name] += count
+    empty = sorted(name for name, count in counts.items() if not count)
+    if empty:
+        raise ValueError(
+            f"no importance for the axis {', '.join(map(repr, empty))}: score a teacher tensor that has it, or give"
+            " the axis itself, {axis name: one score per neuron}"
+        )
+    return scores | {name: totals[name] / counts[name] for name in open_names}
+
+
+def _element_scores(copy: Copy, teacher: Mapping[str, Tensor], importance: Importance) -> Tensor | None:
+    shape = shape_of(teacher, copy.teacher)
+    if isinstance(importance, Mapping):
+        if copy.teacher not in importance:
+            return None
+        score = importance[copy.teacher]
+    else:
+        score = importance(copy.teacher, read(teacher, copy.teacher))
+    fits = score.dim() == len(shape) and all(a in (1, b) for a, b in zip(score.shape, shape, strict=True))
+    if not fits:
+        raise ValueError(
+            f"importance of {copy.teacher} has shape {tuple(score.shape)}, the tensor {shape}: expected one score per"
+            " weight, or 1 on the axes along which the score is constant"
+        )
+    _refuse_non_finite(copy.teacher, score)
+    return score.detach().cpu().reshape(align(tuple(score.shape), copy))
+
+
+def _reduce(
+    score: Tensor, dim: int, axis: Axis, total: int, name: str, sizes: Mapping[str, int]
+) -> tuple[Tensor | float, int]:
+    """Sum and count of the scores attached to each neuron of `name`, along one dimension of one tensor."""
+    factors = factor_sizes(axis, total, sizes)
+    if factors is None or score.shape[dim] != total:  # a score that is constant along the axis ranks nothing
+        return 0.0, 0
+    others = [other for other in range(score.dim()) if other != dim]
+    per_row = (score.float() if score.dtype.itemsize < 4 else score).sum(others) if others else score
+    per_row, width = per_row.double(), score.numel() // total
+    summed, count = torch.zeros(sizes[name], dtype=torch.float64), 0
+    lengths = [math.prod(block) for block in factors]
+    for term, block, piece in zip(axis.terms, factors, per_row.split(lengths), strict=True):
+        if name in term:
+            place = term.index(name)
+            by_factor = piece.reshape(block).movedim(place, 0).reshape(block[place], -1)
+            summed, count = summed + by_factor.sum(1), count + width * by_factor.shape[1]
+    return summed, count
+
+
+def _given(name: str, score: Tensor, size: int) -> Tensor:
+    if score.shape != (size,):
+        raise ValueError(f"importance of axis {name!r} has shape {tuple(score.shape)}: expected ({size},)")
+    _refuse_non_finite(name, score)
+    return score.detach().cpu().double()
+
+
+def _refuse_non_finite(name: str, score: Tensor) -> None:
+    bad = int((~torch.isfinite(score)).sum())
+    if bad:
+        raise ValueError(
+            f"importance of {name} has {bad} non-finite of {score.numel()} scores: expected finite numbers"
+        )
+
+
+def _refuse_unknown(importance: Mapping[str, Tensor], teacher: Mapping[str, Tensor], geometry: Geometry) -> None:
+    unknown = [name for name in importance if name not in teacher and name not in geometry.teacher]
+    if unknown:
+        raise ValueError(
+            f"importance names {', '.join(unknown[:5])} ({len(unknown)} in all), which are neither teacher tensors nor"
+            f" axes of the plan: expected names such as {', '.join([*list(teacher)[:2], *list(geometry.teacher)[:2]])}"
+        )

@@ -1,0 +1,173 @@
+"""Inherit a Transformer's weights: the neurons that matter, in every tensor alike."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from transmamba._typing import typed
+from transmamba.transfer.layer_maps import LayerMap
+from transmamba.transfer.matching import Matches, Plan, match
+from transmamba.transfer.plans import SSM_PARAMETERS, find_preset
+from transmamba.transfer.report import SubcloneReport
+from transmamba.transfer.selection import Importance, choose, measure
+from transmamba.transfer.tensors import Weights, check_source, check_target, named_tensors
+from transmamba.transfer.writes import Write, plan_write
+
+
+class Prepared(NamedTuple):
+    """A checked transfer: nothing in the student has changed yet."""
+
+    writes: list[Write]
+    skipped: dict[str, str]
+    kept: dict[str, tuple[int, ...]]
+    layers: dict[int, int]
+
+
+@typed
+def subclone(
+    teacher: Weights,
+    student: Weights,
+    importance: Importance,
+    *,
+    plan: Plan | None = None,
+    layer_map: LayerMap = "early",
+    rescale: Literal["sqrt"] | None = None,
+    exclude: Sequence[str] | None = None,
+    grow: bool = False,
+) -> SubcloneReport:
+    """Initialise the student from the teacher's most important neurons, in place.
+
+    Each axis name of the plan has one set of neurons, shared by all tensors on that axis: one for the whole residual
+    stream, one per MLP. The set keeps the best of the teacher's neurons in their old order, so equal sizes give an
+    exact copy. A neuron's score is the mean over all scored weights attached to it, in any tensor of the plan.
+    Everything is checked before the first number is written.
+
+    Args:
+        teacher: a module, a state dict, or `open_safetensors(...)`.
+        student: a module or a state dict; written in its own dtype, on its own device.
+        importance: higher is kept. Scores by teacher tensor name, one per weight (or 1 along an axis); scores by axis
+            name, one per neuron; or a function (name, tensor) -> scores such as `magnitude_importance`.
+        plan: student name pattern -> (teacher name patterns, axes); by default the preset that fits the names.
+        layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
+            "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer.
+        rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
+        exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
+            Mamba.
+        grow: let a wider student keep the initialisation of what the teacher does not have.
+
+    Raises:
+        ValueError: names, shapes, layers or scores do not fit, or the student is wider and `grow` is False.
+        TypeError: a tensor is quantised or sharded.
+
+    Reference:
+        TransMamba, arXiv 2502.15130, section on weight subcloning. What the paper leaves open: docs/decisions.md.
+
+    Example:
+        >>> teacher, student = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
+        >>> plan = {"weight": ("weight", "class input"), "bias": ("bias", "class")}
+        >>> report = subclone(teacher, student, {"input": torch.tensor([0.5, 0.1, 0.9])}, plan=plan)
+        >>> report.kept, bool((student.weight == teacher.weight[:, [0, 2]]).all())
+        ({'input': (0, 2)}, True)
+    """
+    source, target = named_tensors(teacher), _floating(student)
+    left = _excluded(target, source, exclude)
+    chosen = plan if plan is not None else find_preset(target, source, layer_map)[1]
+    found = match(chosen, target, source, layer_map)
+    if plan is not None:
+        _refuse_unresolved(found, target, source)
+    prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow)
+    return _write(prepared, target)
+
+
+def prepare(
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    left: Mapping[str, str],
+    found: Matches,
+    importance: Importance,
+    *,
+    rescale: str | None,
+    grow: bool,
+) -> Prepared:
+    """Check a transfer and say what it will write."""
+    copies = [copy for copy in found.copies if copy.student not in left]
+    for copy in copies:
+        check_target(copy.student, target[copy.student])
+        check_source(copy.teacher, source)
+    geometry = choose(measure(copies, source, target), copies, source, importance, grow=grow)
+    writes, skipped = [], {**found.beyond, **found.absent, **left}
+    for copy in copies:
+        write = plan_write(copy, geometry, source, target[copy.student], rescale)
+        if isinstance(write, str):
+            skipped[copy.student] = write
+        else:
+            writes.append(write)
+    kept = {name: tuple(index.tolist()) for name, index in geometry.kept.items() if len(index) < geometry.teacher[name]}
+    return Prepared(writes, skipped, kept, found.layers)
+
+
+@torch.no_grad()
+def _write(prepared: Prepared, target: Mapping[str, Tensor]) -> SubcloneReport:
+    skipped = dict(prepared.skipped)
+    owner: dict[tuple[int, ...], str] = {}
+    for write in prepared.writes:
+        first = owner.setdefault(_memory(target[write.student]), write.student)
+        if first != write.student:
+            skipped[write.student] = f"tied to {first}, which is written"
+    writes = [write for write in prepared.writes if write.student not in skipped]
+    copied: dict[str, str] = {}
+    sliced: dict[str, str] = {}
+    for write in writes:
+        write.apply(target[write.student])
+        if write.exact:
+            copied[write.student] = write.teacher
+        else:
+            part = f"{write.teacher}: {write.change}"
+            sliced[write.student] = f"{sliced[write.student]}; {part}" if write.student in sliced else part
+    unnamed = {name: "the plan has no entry for it" for name in target if name not in {*copied, *sliced, *skipped}}
+    distinct = {_memory(tensor): tensor.numel() for tensor in target.values()}
+    fraction = sum(write.numbers for write in writes) / max(sum(distinct.values()), 1)
+    return SubcloneReport(copied, sliced, skipped | unnamed, prepared.kept, prepared.layers, fraction)
+
+
+def _floating(student: Weights) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in named_tensors(student).items() if tensor.is_floating_point()}
+
+
+def _memory(tensor: Tensor) -> tuple[int, ...]:
+    """Equal for two names of one tensor."""
+    return (tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor), *tensor.shape)
+
+
+def _excluded(
+    target: Mapping[str, Tensor], source: Mapping[str, Tensor], exclude: Sequence[str] | None
+) -> dict[str, str]:
+    """The student tensors to leave alone, with the pattern that says so."""
+    if exclude is None:
+        patterns: Sequence[str] = () if any(fnmatchcase(name, "*A_log") for name in source) else SSM_PARAMETERS
+    else:
+        patterns = exclude
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in target):
+                raise ValueError(
+                    f"exclude pattern {pattern!r} matches no student tensor: expected names such as"
+                    f" {', '.join(list(target)[:4])}"
+                )
+    why = "SSM parameter" if exclude is None else "excluded"
+    hits = ((name, next((p for p in patterns if fnmatchcase(name, p)), None)) for name in target)
+    return {name: f"{why}, {pattern}" for name, pattern in hits if pattern is not None}
+
+
+def _refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
+    """A plan that somebody wrote must fit; presets name more than one model has."""
+    if found.unused:
+        raise ValueError(
+            f"the plan names student tensors that do not exist: {', '.join(found.unused[:5])}; the student has"
+            f" {', '.join(list(target)[:5])}, ..."
+        )
+    if found.absent:
+        name, reason = next(iter(found.absent.items()))
+        raise ValueError(f"the plan for {name}: {reason}; it has {', '.join(list(source)[:5])}, ...")

@@ -1,0 +1,137 @@
+"""One checked copy: which entries of a teacher tensor go to which entries of a student tensor."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transmamba.transfer.axes import Axis, factor_sizes, flatten
+from transmamba.transfer.matching import Copy
+from transmamba.transfer.resizing import Resize, resize
+from transmamba.transfer.selection import Geometry, align
+from transmamba.transfer.tensors import read, shape_of
+
+
+class Step(NamedTuple):
+    """One dimension: the teacher's entries (None: all), what is done to them, the student's entries (None: all)."""
+
+    source: Tensor | None
+    target: Tensor | None
+    resize: Resize | None = None
+
+
+class Write(NamedTuple):
+    """A write that has been checked; `values` makes its numbers only when they are needed."""
+
+    student: str
+    teacher: str
+    values: Callable[[], Tensor]
+    target: tuple[Tensor | None, ...]
+    exact: bool
+    numbers: int
+    change: str
+
+    def apply(self, tensor: Tensor) -> None:
+        """Write into the student's tensor in its own dtype, on its own device."""
+        values = self.values()
+        if all(index is None for index in self.target):
+            tensor.copy_(values.reshape(tensor.shape))
+            return
+        ranges = (
+            torch.arange(size) if index is None else index
+            for index, size in zip(self.target, tensor.shape, strict=True)
+        )
+        place = [index.to(tensor.device) for index in ranges]
+        shape = [len(index) for index in place]
+        grid = [index.view([-1 if dim == axis else 1 for dim in range(len(place))]) for axis, index in enumerate(place)]
+        tensor.index_put_(tuple(grid), values.to(tensor.device, tensor.dtype).reshape(shape))
+
+
+def plan_write(
+    copy: Copy, geometry: Geometry, teacher: Mapping[str, Tensor], student: Tensor, rescale: str | None
+) -> Write | str:
+    """The write of one copy, or the reason to skip its tensor.
+
+    Raises:
+        ValueError: the shapes cannot be brought together.
+    """
+    shape = align(shape_of(teacher, copy.teacher), copy)
+    steps: list[Step] = []
+    for dim, axis in enumerate(copy.axes):
+        step = _step(copy, dim, axis, shape[dim], student.shape[dim], geometry)
+        if isinstance(step, str):
+            return step
+        steps.append(step)
+    factor = _factor(copy, shape, student.shape) if rescale == "sqrt" else 1.0
+    exact = factor == 1.0 and all(step == Step(None, None) for step in steps)
+
+    def values() -> Tensor:
+        tensor = read(teacher, copy.teacher).reshape(shape)
+        for dim, step in enumerate(steps):
+            if step.resize is not None:
+                tensor = step.resize(tensor, dim)
+            elif step.source is not None:
+                tensor = tensor.index_select(dim, step.source.to(tensor.device))
+        return tensor if factor == 1.0 else tensor * factor
+
+    target = tuple(step.target for step in steps)
+    count = math.prod(size if index is None else len(index) for index, size in zip(target, student.shape, strict=True))
+    change = f"{shape} -> {tuple(student.shape)}" + (f", times {factor:.4g}" if factor != 1.0 else "")
+    return Write(copy.student, copy.teacher, values, target, exact, count, change)
+
+
+def _step(copy: Copy, dim: int, axis: Axis, teacher: int, student: int, geometry: Geometry) -> Step | str:
+    names = (f"teacher tensor {copy.teacher}", f"student tensor {copy.student}")
+    if axis.special:
+        how = resize(axis, teacher, student, names)
+        if isinstance(how, str):
+            return how
+        whole = teacher == student and torch.equal(how.rows, torch.arange(teacher)) and how.grids is None
+        full = torch.equal(how.target, torch.arange(student))
+        return Step(None, None) if whole and full else Step(None, None if full else how.target, how)
+    their_axis = copy.teacher_axes[dim]
+    theirs, ours = factor_sizes(their_axis, teacher, geometry.teacher), factor_sizes(axis, student, geometry.student)
+    if theirs is None or ours is None:
+        blocks = len(axis.terms) if copy.term is not None and dim == 0 else 1
+        if student == teacher * blocks and len(set(axis.terms)) in (1, len(axis.terms) // blocks):
+            return Step(None, None if blocks == 1 else torch.arange(teacher) + (copy.term or 0) * teacher)
+        raise ValueError(
+            f"{names[1]} has {student} entries on axis {axis.word!r}, {names[0]} {teacher}, and the shapes do not tell"
+            " how they factor: say so in the plan, for heads bind(plan, head_dim=64)"
+        )
+    first = copy.term if copy.term is not None and dim == 0 else 0
+    sources, targets, offset = [], [], 0
+    start = sum(math.prod(block) for block in ours[:first])
+    for term, block, ours_block in zip(their_axis.terms, theirs, ours[first:], strict=copy.term is None or dim > 0):
+        pairs = [_factor_index(*factor, geometry, names) for factor in zip(term, block, ours_block, strict=True)]
+        sources.append(flatten([source for source, _ in pairs], block, offset))
+        targets.append(flatten([target for _, target in pairs], ours_block, start))
+        offset, start = offset + math.prod(block), start + math.prod(ours_block)
+    source, target = torch.cat(sources), torch.cat(targets)
+    return Step(
+        None if torch.equal(source, torch.arange(teacher)) else source,
+        None if torch.equal(target, torch.arange(student)) else target,
+    )
+
+
+def _factor_index(
+    factor: str, teacher: int, student: int, geometry: Geometry, names: tuple[str, str]
+) -> tuple[Tensor, Tensor]:
+    if factor in geometry.kept:
+        kept = geometry.kept[factor]
+        return kept, torch.arange(len(kept))
+    if teacher != student:
+        raise ValueError(
+            f"{names[1]} has {student} entries on an axis {factor!r}, {names[0]} has {teacher}: expected the same"
+            " number; name the axis in the plan if neurons may be left out there, or exclude the tensor"
+        )
+    return torch.arange(teacher), torch.arange(teacher)
+
+
+def _factor(copy: Copy, teacher: tuple[int, ...], student: torch.Size) -> float:
+    """Keep the spread of a sum of inputs when some of them go: only matrices have an input axis, tables have none."""
+    matrix = len(teacher) > 1 and copy.student.endswith("weight") and copy.axes[0].special not in ("vocab", "sequence")
+    narrower = matrix and copy.axes[1].names and teacher[1] > student[1]
+    return math.sqrt(teacher[1] / student[1]) if narrower else 1.0

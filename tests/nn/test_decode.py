@@ -3,12 +3,16 @@
 import pytest
 import torch
 
-from transmamba.nn import MambaMixer
+from transmamba.nn import HeadSSM, Mamba2Mixer, MambaMixer
 
 DIM = 6
 MIXERS = {
     "mamba": lambda: MambaMixer(DIM, 5, d_conv=3),
     "mamba, wide kernel": lambda: MambaMixer(DIM, 5, d_conv=7, bias=True, conv_bias=False),
+    "mamba2": lambda: Mamba2Mixer(DIM, 5, head_dim=4),
+    "mamba2, groups": lambda: Mamba2Mixer(
+        DIM, bias=True, ssm=HeadSSM(6, 2, d_state=3, groups=3, channel_skip=True, dt_limit=(0.1, 0.4), chunk_size=4)
+    ),
 }
 mixers = pytest.mark.parametrize("build", MIXERS.values(), ids=MIXERS.keys())
 

@@ -7,6 +7,8 @@ from transmamba.nn.cache import MixerCache as MixerCache
 from transmamba.nn.cross import CrossMamba as CrossMamba
 from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
+from transmamba.nn.mamba2 import HeadSSM as HeadSSM
+from transmamba.nn.mamba2 import Mamba2Mixer as Mamba2Mixer
 from transmamba.nn.mixer import MambaMixer as MambaMixer
 from transmamba.nn.mixer import ScanBranch as ScanBranch
 from transmamba.nn.norm import GatedRMSNorm as GatedRMSNorm

@@ -1,0 +1,219 @@
+"""The Mamba-2 mixer: one projection for everything, heads with scalar decay, gated norm."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.cache import MixerCache
+from transmamba.nn.norm import GatedRMSNorm
+from transmamba.nn.ssm import decay_rates, init_step_bias
+from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens, ssd_scan, ssd_step
+
+
+class HeadSSM(nn.Module):
+    """What the heads of a Mamba-2 mixer own: decay A, step-size bias and direct path D.
+
+    A starts evenly spread over [-16, -1], the step sizes evenly on a log scale over [1e-3, 1e-1], D at one.
+
+    Args:
+        heads: number of heads.
+        head_dim: channels per head.
+        d_state: states per channel.
+        groups: groups of heads that share B and C.
+        channel_skip: D has one weight per channel instead of one per head.
+        dt_limit: smallest and largest step size.
+        chunk_size: tokens per matrix product of the scan; changes the speed, not the result.
+
+    Raises:
+        ValueError: the groups do not divide the heads.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int = 64,
+        *,
+        d_state: int = 128,
+        groups: int = 1,
+        channel_skip: bool = False,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        chunk_size: int = 64,
+    ) -> None:
+        super().__init__()
+        if heads % groups:
+            raise ValueError(f"groups must divide the heads: got {groups} groups, {heads} heads")
+        self.heads, self.head_dim, self.d_state, self.groups = heads, head_dim, d_state, groups
+        self.dt_limit, self.chunk_size = dt_limit, chunk_size
+        self.A_log = nn.Parameter(torch.empty(heads))
+        self.D = nn.Parameter(torch.empty(heads * head_dim if channel_skip else heads))
+        self.dt_bias = nn.Parameter(torch.empty(heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        with torch.no_grad():
+            self.A_log.uniform_(1, 16).log_()
+        nn.init.ones_(self.D)
+        init_step_bias(self.dt_bias, 1e-3, 1e-1)
+
+    @typed
+    def forward(
+        self,
+        xBC: Float[Tensor, "batch token conv_channel"],
+        dt: Float[Tensor, "batch token head"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        initial_state: Float[Tensor, "batch head channel state"] | None = None,
+    ) -> tuple[Float[Tensor, "batch token inner"], Float[Tensor, "batch head channel state"]]:
+        """Scan the tokens; x, B and C come side by side. Outputs and the state after the last token."""
+        y, last_state = ssd_scan(
+            *self._inputs(xBC, dt),
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            dt_limit=self.dt_limit,
+            initial_state=initial_state,
+            mask=mask,
+            chunk_size=self.chunk_size,
+            return_last_state=True,
+        )
+        return y.flatten(2), last_state
+
+    def step(self, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One token (batch, channel) from `state`: output and the state after it."""
+        y, state = ssd_step(
+            state, *self._inputs(xBC, dt), dt_bias=self.dt_bias, dt_softplus=True, dt_limit=self.dt_limit
+        )
+        return y.flatten(1), state
+
+    def _inputs(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, ...]:
+        shared = self.groups * self.d_state
+        x, B, C = xBC.split([self.heads * self.head_dim, shared, shared], -1)
+        B, C = (z.unflatten(-1, (self.groups, self.d_state)) for z in (B, C))
+        D = self.D if len(self.D) == self.heads else self.D.unflatten(0, (self.heads, self.head_dim))
+        return x.unflatten(-1, (self.heads, self.head_dim)), dt, decay_rates(self.A_log), B, C, D
+
+
+class Mamba2Mixer(nn.Module):
+    """in_proj -> causal convolution and SiLU over x, B, C -> scan by heads -> gated norm -> out_proj.
+
+    Args:
+        d_model: width of the tokens.
+        d_state: states per channel.
+        head_dim: channels per head.
+        d_conv: width of the convolution.
+        expand: inner width as a multiple of `d_model`.
+        bias: bias of the projections.
+        conv_bias: bias of the convolution.
+        ssm: the heads, if `d_state` and `head_dim` do not say enough about them.
+
+    Raises:
+        ValueError: `head_dim` does not divide the inner width, or the heads do not fill it.
+
+    Reference:
+        Mamba-2, arXiv 2405.21060, section 7; parameter names as in mamba_ssm, but for the prefix `ssm`.
+
+    Example:
+        >>> Mamba2Mixer(8, 5, head_dim=4)(torch.zeros(2, 7, 8)).shape
+        torch.Size([2, 7, 8])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        *,
+        head_dim: int = 64,
+        d_conv: int = 4,
+        expand: int = 2,
+        bias: bool = False,
+        conv_bias: bool = True,
+        ssm: HeadSSM | None = None,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        self.ssm = HeadSSM(d_inner // head_dim, head_dim, d_state=d_state) if ssm is None else ssm
+        if self.ssm.heads * self.ssm.head_dim != d_inner:
+            raise ValueError(
+                f"heads must fill the inner width {d_inner}, got {self.ssm.heads} heads of {self.ssm.head_dim} channels"
+            )
+        conv_channels = d_inner + 2 * self.ssm.groups * self.ssm.d_state
+        self.in_proj = nn.Linear(d_model, d_inner + conv_channels + self.ssm.heads, bias=bias)
+        self.conv1d = nn.Conv1d(conv_channels, conv_channels, d_conv, groups=conv_channels, bias=conv_bias)
+        self.norm = GatedRMSNorm(d_inner, groups=self.ssm.groups)
+        self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+
+    @typed
+    def forward(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """Mix the tokens.
+
+        Args:
+            x: tokens.
+            orders: the one scan order; None is forward.
+            mask: True marks a real token; padded ones influence no other.
+
+        Raises:
+            ValueError: there is more than one order.
+        """
+        if orders is None:
+            return self.prefill(x, mask)[0]
+        if len(orders) != 1:
+            raise ValueError(f"a Mamba-2 mixer has 1 direction, got {len(orders)} scan orders")
+        mask_scan = None if mask is None else mask[:, orders[0].index]
+        return permute_tokens(self.prefill(permute_tokens(x, orders[0]), mask_scan)[0], orders[0].undo())
+
+    def forward_directions(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """What `forward` gives, and the part of it that is not the bias of `out_proj` as that of the one direction."""
+        mixed = self(x, orders, mask)
+        part = mixed if self.out_proj.bias is None else mixed - self.out_proj.bias
+        return mixed, part[None]
+
+    def prefill(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        cache: MixerCache | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], MixerCache]:
+        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+
+        Padding may stand on either side, but a continued sequence is not to be padded in between.
+        """
+        cache = self.empty_cache(len(x)) if cache is None else cache
+        z, xBC, dt = self._project(x)
+        xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
+        bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
+        before = cache.before.to(xBC.dtype)
+        convolved = causal_conv1d(xBC, self.conv1d.weight[None, :, 0], bias, initial_tokens=before)[:, 0]
+        y, state = self.ssm(F.silu(convolved), dt, mask, cache.state)
+        return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
+
+    def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
+        """One token after those of `cache`, which is not written to."""
+        z, xBC, dt = self._project(x)
+        xBC, conv = conv_step(cache.conv, xBC, self.conv1d.weight[:, 0], self.conv1d.bias)
+        y, state = self.ssm.step(F.silu(xBC), dt, cache.state)
+        return self.out_proj(self.norm(y, z)), MixerCache(conv, state)
+
+    def empty_cache(self, batch_size: int) -> MixerCache:
+        """The cache before the first token."""
+        ssm, kernel = self.ssm, self.conv1d.weight
+        dtype = torch.promote_types(ssm.A_log.dtype, torch.float32)
+        state = ssm.A_log.new_zeros(batch_size, ssm.heads, ssm.head_dim, ssm.d_state, dtype=dtype)
+        return MixerCache(kernel.new_zeros(batch_size, len(kernel), kernel.shape[-1]), state)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        d_inner = self.out_proj.in_features
+        z, xBC, dt = self.in_proj(x).split([d_inner, len(self.conv1d.weight), self.ssm.heads], -1)
+        return z, xBC, dt

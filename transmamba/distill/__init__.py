@@ -31,6 +31,8 @@ from transmamba.distill.plan import dry_run as dry_run
 from transmamba.distill.published import MixingMatrixDistill as MixingMatrixDistill
 from transmamba.distill.published import OFADistill as OFADistill
 from transmamba.distill.published import OfficialRepoLoss as OfficialRepoLoss
+from transmamba.distill.sample import TokenSample as TokenSample
+from transmamba.distill.sample import sample_tokens as sample_tokens
 from transmamba.distill.text import AlignedText as AlignedText
 from transmamba.distill.text import align_text as align_text
 from transmamba.distill.total import TransMambaLoss as TransMambaLoss

@@ -28,8 +28,8 @@ class ScanBranch(nn.Module):
 class MambaMixer(nn.Module):
     """in_proj -> per direction: causal convolution, SiLU, selective SSM -> sum, gate -> out_proj.
 
-    With one direction it is the block of Mamba; with two, forward and backward, that of VideoMamba, and up to the
-    factor 1/2 that of Vim. All directions share both projections and the gate, each has a branch of its own.
+    With one direction it is the block of Mamba; with two, forward and backward, that of VideoMamba, and averaged that
+    of Vim. All directions share both projections and the gate, each has a branch of its own.
 
     Args:
         d_model: width of the tokens.
@@ -40,6 +40,7 @@ class MambaMixer(nn.Module):
         directions: number of scan orders.
         bias: bias of the projections.
         conv_bias: bias of the convolutions.
+        average: divide the sum of the directions by their number.
 
     Reference:
         Mamba, arXiv 2312.00752, Figure 3; Vim, arXiv 2401.09417, Algorithm 1.
@@ -60,8 +61,10 @@ class MambaMixer(nn.Module):
         directions: int = 1,
         bias: bool = False,
         conv_bias: bool = True,
+        average: bool = False,
     ) -> None:
         super().__init__()
+        self.average = average
         d_inner = expand * d_model
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
@@ -177,7 +180,8 @@ class MambaMixer(nn.Module):
         y, last_state = scan_directions(
             inputs, parameters, orders, mask=mask, merge=merge, initial_state=start, return_last_state=True
         )
-        return _Scanned(y, F.silu(gate), u, last_state)
+        gate = F.silu(gate)
+        return _Scanned(y, gate / len(self.branches) if self.average else gate, u, last_state)
 
     def _orders(self, orders: Sequence[ScanOrder] | None, x: Tensor) -> Sequence[ScanOrder] | None:
         count = len(self.branches)

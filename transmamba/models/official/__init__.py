@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from transmamba.models.official.checkpoint import read_checkpoint
 from transmamba.models.official.family import Family
 from transmamba.models.official.load import build_and_load, write_official
+from transmamba.models.official.vim import VIM
 
-FAMILIES: dict[str, Family] = {}
+FAMILIES: dict[str, Family] = {
+    "vim": VIM,
+}
 
 
 def from_official(

@@ -1,0 +1,91 @@
+"""Blocks one after the other: what every backbone does between its stem and its head."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from transmamba.ops import ScanOrder, permute_tokens
+
+
+class Streams(NamedTuple):
+    """What came out of each block: the stream after it, and by direction (in scan order) its mixer output."""
+
+    layers: tuple[Tensor, ...]
+    directions: tuple[tuple[Tensor, ...], ...]
+
+
+class BlockStack(nn.ModuleList):
+    """A list of blocks called as `block(tokens, orders, *context)`; each also has `forward_directions`.
+
+    Attributes:
+        recompute: recompute the inside of each block in the backward instead of keeping it.
+    """
+
+    recompute = False
+
+    def __iter__(self) -> Iterator[Any]:
+        """The blocks."""
+        return super().__iter__()
+
+    def forward(self, tokens: Tensor, orders: Sequence[ScanOrder], *context: Any) -> Tensor:
+        """The stream after the last block."""
+        for block in self:
+            tokens = self._run(block, tokens, orders, *context)
+        return tokens
+
+    def streams(self, tokens: Tensor, orders: Sequence[ScanOrder], *context: Any, directions: bool = False) -> Streams:
+        """The stream after each block, and with `directions` each direction's share of every mixer output."""
+        layers, shares = [], []
+        for block in self:
+            if directions:
+                tokens, parts = self._run(block.forward_directions, tokens, orders, *context)
+                shares.append([permute_tokens(part, order) for part, order in zip(parts, orders, strict=True)])
+            else:
+                tokens = self._run(block, tokens, orders, *context)
+            layers.append(tokens)
+        return Streams(tuple(layers), tuple(zip(*shares, strict=True)))
+
+    def _run(self, block: Any, *arguments: Any) -> Any:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Rates from zero at the first block to `rate` at the last."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def reset_children(model: nn.Module) -> None:
+    """Draw the initial values of everything inside `model` anew, the innermost modules first."""
+
+    def reset(module: Any) -> None:
+        if module is not model and hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+
+    model.apply(reset)
+
+
+@torch.no_grad()
+def init_linear(linear: nn.Linear) -> None:
+    """Weight from a truncated normal of deviation 0.02, bias zero."""
+    nn.init.trunc_normal_(linear.weight, std=0.02)
+    if linear.bias is not None:
+        nn.init.zeros_(linear.bias)
+
+
+@torch.no_grad()
+def init_patches(conv: nn.Conv2d | nn.Conv3d) -> None:
+    """Weight from a truncated normal of deviation 1 / sqrt(inputs of an output), bias zero."""
+    nn.init.trunc_normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
+@torch.no_grad()
+def shrink_output(linear: nn.Linear, depth: int) -> None:
+    """Divide the weight of a residual branch's last layer by sqrt(depth), so that the stream does not grow with it."""
+    linear.weight /= depth**0.5

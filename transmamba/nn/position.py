@@ -1,0 +1,40 @@
+"""Position tables of another size."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from transmamba._typing import typed
+from transmamba.ops.orders import Grid
+
+
+@typed
+def resize_position(
+    table: Float[Tensor, "1 position dim"], grid: Grid, new_grid: Grid
+) -> Float[Tensor, "1 new_position dim"]:
+    """A position table of one grid for another: bicubic over rows and columns, linear over a length.
+
+    Cells are compared by their centres (`align_corners=False`).
+
+    Args:
+        table: one row per cell of `grid`, no class token.
+        grid: rows and columns, or a length.
+        new_grid: as many sides.
+
+    Raises:
+        ValueError: the table does not have one row per cell of `grid`.
+
+    Example:
+        >>> resize_position(torch.ones(1, 6, 5), (2, 3), (4, 3)).shape
+        torch.Size([1, 12, 5])
+    """
+    cells = torch.Size(grid).numel()
+    if table.shape[1] != cells:
+        raise ValueError(f"the position table has {table.shape[1]} rows, a grid of {grid} has {cells} cells")
+    if grid == new_grid:
+        return table
+    image = table.transpose(1, 2).unflatten(2, grid)
+    mode = "linear" if len(grid) == 1 else "bicubic"
+    resized = F.interpolate(image.to(torch.promote_types(table.dtype, torch.float32)), new_grid, mode=mode)
+    return resized.flatten(2).transpose(1, 2).to(table.dtype)

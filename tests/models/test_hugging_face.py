@@ -1,0 +1,85 @@
+"""Checkpoints written by `transformers`, read here."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from transmamba.models import from_hf
+
+SMALL = {"vocab_size": 23, "hidden_size": 8, "state_size": 5, "num_hidden_layers": 2, "conv_kernel": 3}
+MODELS = {
+    "mamba": lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**SMALL, layer_norm_epsilon=1e-3)),
+    "mamba, biased": lambda: transformers.MambaForCausalLM(
+        transformers.MambaConfig(**SMALL, use_bias=True, use_conv_bias=False, tie_word_embeddings=False)
+    ),
+    "falcon": lambda: transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**SMALL, mixer_rms_eps=1e-2)),
+    "mamba2": lambda: transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(**SMALL, num_heads=4, head_dim=4, n_groups=2, chunk_size=4)
+    ),
+    "mamba2, tied": lambda: transformers.Mamba2ForCausalLM(
+        transformers.Mamba2Config(
+            **SMALL, num_heads=4, head_dim=4, n_groups=1, tie_word_embeddings=True, time_step_limit=(0.1, 0.7)
+        )
+    ),
+}
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [2, 7, 1, 8, 2, 8, 1]])
+
+
+def written(kind, folder):
+    model = MODELS[kind]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 3)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@torch.no_grad()
+def test_logits_and_hidden_states_are_those_of_transformers(kind, tmp_path):
+    model = written(kind, tmp_path)
+    expected, ours = model(IDS, output_hidden_states=True), from_hf(tmp_path)
+    torch.testing.assert_close(ours(IDS), expected.logits, rtol=1e-4, atol=2e-5)
+    features = ours.forward_features(IDS)
+    torch.testing.assert_close((*features.layers, features.last), expected.hidden_states, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODELS if kind != "mamba2, tied"]
+)  # transformers steps without limits
+def test_the_text_goes_on_as_in_transformers(kind, tmp_path):
+    model = written(kind, tmp_path)
+    expected = model.generate(IDS, max_new_tokens=9, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(from_hf(tmp_path).generate(IDS, 9), expected)
+
+
+def test_a_config_and_a_state_dict_do_as_well_and_shards_are_put_together(tmp_path):
+    model = written("mamba", tmp_path)
+    loaded = from_hf(model.config.to_dict(), model.state_dict())
+    model.save_pretrained(tmp_path / "shards", max_shard_size="5KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    for other in (from_hf(tmp_path), from_hf(tmp_path / "shards")):
+        assert all(torch.equal(x, y) for x, y in zip(loaded.parameters(), other.parameters(), strict=True))
+
+
+def test_the_intermediate_size_counts_where_expand_disagrees(tmp_path):
+    model = written("falcon", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {"expand": 16, "intermediate_size": 16}
+    assert torch.equal(from_hf(config, model.state_dict())(IDS), from_hf(tmp_path)(IDS))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "model_type must be one of mamba, falcon_mamba, mamba2, got 'bert'"),
+        ({"hidden_act": "gelu"}, "hidden_act must be 'silu', got 'gelu'"),
+        ({"tie_word_embeddings": False}, "missing: lm_head.weight"),
+    ],
+)
+def test_other_models_are_refused(change, message):
+    model = MODELS["mamba"]()
+    state = {name: x for name, x in model.state_dict().items() if name != "lm_head.weight"}
+    with pytest.raises(ValueError, match=message):
+        from_hf(model.config.to_dict() | change, state)

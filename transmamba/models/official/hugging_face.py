@@ -1,0 +1,116 @@
+"""Mamba, Mamba-2 and FalconMamba checkpoints as `transformers` writes them."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from transmamba.models.mamba_lm import MambaLM
+from transmamba.models.official.checkpoint import load_file, read_checkpoint
+from transmamba.models.official.load import build_and_load
+from transmamba.models.official.mamba import MAMBA_FAMILIES
+from transmamba.nn import Mamba2Mixer, MambaMixer, UnitRMSNorm
+
+TIED_BY_DEFAULT = {"mamba": True, "falcon_mamba": True, "mamba2": False}
+
+
+def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Tensor] | None = None) -> MambaLM:
+    """The language model of a checkpoint of `transformers`.
+
+    Its `hidden_states` are `(*Features.layers, Features.last)`: entry i is the stream after block i, the last one follows
+    the final norm, and the embedding is left out. The `hidden_states` of a ViT or a LLaMA in `transformers` begin with
+    the embedding, so that entry i + 1 follows block i.
+
+    Args:
+        config: the content of config.json, or the folder that `save_pretrained` wrote.
+        state_dict: the weights, if `config` is no folder.
+
+    Raises:
+        ValueError: the model type is none of `mamba`, `mamba2` and `falcon_mamba`, the configuration asks for
+            something else than SiLU, or the weights do not fit it.
+    """
+    if isinstance(config, (str, Path)):
+        folder = Path(config)
+        return from_hf(json.loads((folder / "config.json").read_text()), _read_weights(folder))
+    kind = config.get("model_type")
+    if kind not in TIED_BY_DEFAULT:
+        raise ValueError(f"model_type must be one of {', '.join(TIED_BY_DEFAULT)}, got {kind!r}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act must be 'silu', got {config['hidden_act']!r}")
+    tied = config.get("tie_word_embeddings", TIED_BY_DEFAULT[kind])
+    state = {
+        ("embedding.weight" if name == "embeddings.weight" else name): value
+        for name, value in read_checkpoint(state_dict or {}).items()
+    }
+    if tied and "embedding.weight" in state:
+        state["lm_head.weight"] = state["embedding.weight"]
+    model = build_and_load(MAMBA_FAMILIES["mamba_lm"], {**_lm(config), "tie_embeddings": tied}, state)
+    assert isinstance(model, MambaLM)
+    _set_norms(model, config)
+    return model
+
+
+def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of mamba_ssm's language model."""
+    return {
+        "d_model": config["hidden_size"],
+        "n_layer": config["num_hidden_layers"],
+        "vocab_size": config["vocab_size"],
+        "pad_vocab_size_multiple": 1,  # the padding is part of vocab_size
+        "ssm_cfg": _mamba2(config) if config["model_type"] == "mamba2" else _mamba(config),
+    }
+
+
+def _mamba(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config["hidden_size"]
+    # FalconMamba's files say expand=16 and mean the intermediate size
+    inner = config.get("intermediate_size", config.get("expand", 2) * width)
+    return {
+        "layer": "Mamba1",
+        "d_state": config["state_size"],
+        "d_conv": config.get("conv_kernel", 4),
+        "expand": inner // width,
+        "dt_rank": config.get("time_step_rank", "auto"),
+        "bias": config.get("use_bias", False),
+        "conv_bias": config.get("use_conv_bias", True),
+    }
+
+
+def _mamba2(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "layer": "Mamba2",
+        "d_state": config["state_size"],
+        "d_conv": config.get("conv_kernel", 4),
+        "expand": config.get("expand", 2),
+        "headdim": config["head_dim"],
+        "ngroups": config["n_groups"],
+        "dt_limit": tuple(_number(x) for x in config.get("time_step_limit", (0.0, float("inf")))),
+        "bias": config.get("use_bias", False),
+        "conv_bias": config.get("use_conv_bias", True),
+    }
+
+
+def _number(x: Any) -> float:
+    """Read a number; transformers writes infinity as {"__float__": "Infinity"}."""
+    return float(x["__float__"] if isinstance(x, Mapping) else x)
+
+
+def _set_norms(model: MambaLM, config: Mapping[str, Any]) -> None:
+    eps = config.get("layer_norm_epsilon", 1e-5)
+    model.norm.eps = eps
+    for block in model.blocks:
+        block.norm1.eps = eps
+        if isinstance(block.mixer, Mamba2Mixer):
+            block.mixer.norm.eps = eps
+        elif isinstance(block.mixer, MambaMixer) and config["model_type"] == "falcon_mamba":
+            block.mixer.branches[0].ssm.parameter_norm = UnitRMSNorm(config.get("mixer_rms_eps", 1e-6))
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    return {name: value for file in names for name, value in load_file(folder / file).items()}

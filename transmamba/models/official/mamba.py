@@ -1,0 +1,127 @@
+"""The blocks and language models of mamba_ssm."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from transmamba.models.mamba_lm import MambaLM
+from transmamba.models.official.family import Family, read_config
+from transmamba.nn import HeadSSM, Mamba2Mixer, MambaMixer
+
+# what only decides how the numbers are initialised or computed
+IGNORED = (
+    "dt_min",
+    "dt_max",
+    "dt_init",
+    "dt_scale",
+    "dt_init_floor",
+    "A_init_range",
+    "use_fast_path",
+    "use_mem_eff_path",
+    "layer_idx",
+    "conv_init",
+    "sequence_parallel",
+    "device",
+    "dtype",
+)
+MAMBA = {"d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto", "bias": False, "conv_bias": True}
+MAMBA2 = {
+    "d_state": 128,
+    "d_conv": 4,
+    "expand": 2,
+    "headdim": 64,
+    "ngroups": 1,
+    "D_has_hdim": False,
+    "norm_before_gate": False,
+    "dt_limit": (0.0, float("inf")),
+    "bias": False,
+    "conv_bias": True,
+    "chunk_size": 256,
+}
+LM = {
+    "d_model": 2560,
+    "n_layer": 64,
+    "vocab_size": 50277,
+    "d_intermediate": 0,
+    "pad_vocab_size_multiple": 8,
+    "tie_embeddings": True,
+    "ssm_cfg": {},
+}
+LM_FIXED = {"rms_norm": True, "attn_layer_idx": [], "attn_cfg": {}}
+
+
+def build_mamba(d_model: int, config: Mapping[str, Any]) -> MambaMixer:
+    """The mixer of these official arguments."""
+    found = read_config(config, MAMBA, ignored=IGNORED)
+    return MambaMixer(d_model, found.pop("d_state"), **found)
+
+
+def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
+    """The mixer of these official arguments."""
+    c = read_config(config, MAMBA2, {"rmsnorm": True, "d_ssm": None}, IGNORED)
+    ssm = HeadSSM(
+        c["expand"] * d_model // c["headdim"],
+        c["headdim"],
+        d_state=c["d_state"],
+        groups=c["ngroups"],
+        channel_skip=c["D_has_hdim"],
+        dt_limit=tuple(c["dt_limit"]),
+        chunk_size=min(c["chunk_size"], 64),  # changes no number; large chunks are for tensor cores
+    )
+    mixer = Mamba2Mixer(
+        d_model, d_conv=c["d_conv"], expand=c["expand"], bias=c["bias"], conv_bias=c["conv_bias"], ssm=ssm
+    )
+    mixer.norm.norm_before_gate = c["norm_before_gate"]
+    return mixer
+
+
+def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
+    """The language model of these official arguments."""
+    c = read_config(config, LM, LM_FIXED, ("fused_add_norm", "residual_in_fp32"))
+    ssm = dict(c["ssm_cfg"])
+    layer = ssm.pop("layer", "Mamba1")
+    if layer not in ("Mamba1", "Mamba2"):
+        raise ValueError(f"cannot build from these official arguments: layer={layer!r}: expected Mamba1 or Mamba2")
+    return MambaLM(
+        c["vocab_size"],
+        c["d_model"],
+        depth=c["n_layer"],
+        mixer=partial(build_mamba2 if layer == "Mamba2" else build_mamba, config=ssm),
+        d_intermediate=c["d_intermediate"],
+        tied=c["tie_embeddings"],
+        vocab_multiple=c["pad_vocab_size_multiple"],
+    )
+
+
+def _build_block(build: Any, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> Any:
+    return build(config["d_model"], {name: value for name, value in config.items() if name != "d_model"})
+
+
+def mixer_name(name: str) -> str:
+    """The official name of a tensor of either mixer."""
+    if name == "branches.0.ssm.dt_bias":
+        return "dt_proj.bias"
+    return name.removeprefix("branches.0.").removeprefix("ssm.")
+
+
+def lm_name(name: str) -> str:
+    """The official name of a tensor of the language model."""
+    if name.startswith("blocks."):
+        _, i, rest = name.split(".", 2)
+        head, _, tail = rest.partition(".")
+        head = "norm" if head == "norm1" else head
+        return f"backbone.layers.{i}.{head}.{mixer_name(tail) if head == 'mixer' else tail}"
+    return {
+        "embedding.weight": "backbone.embedding.weight",
+        "norm.weight": "backbone.norm_f.weight",
+        "head.weight": "lm_head.weight",
+    }[name]
+
+
+MAMBA_FAMILIES = {
+    "mamba_lm": Family(MambaLM, build_lm, lm_name),
+    "mamba_block": Family(MambaMixer, partial(_build_block, build_mamba), mixer_name),
+    "mamba2_block": Family(Mamba2Mixer, partial(_build_block, build_mamba2), mixer_name),
+}

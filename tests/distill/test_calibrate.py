@@ -144,12 +144,22 @@ def test_input_is_not_written_to():
     assert torch.equal(x, before)
 
 
-def test_autocast_gives_half_output_near_the_full_one():
+def test_autocast_stays_near_full_precision():
     calibrator = randomised(FeatureCalibrator(3, 7))
     x = torch.randn(2, 5, 3)
     with torch.autocast("cpu", torch.bfloat16):
         half = calibrator(x)
     torch.testing.assert_close(half.float(), calibrator(x), atol=3e-2, rtol=3e-2)
+
+
+def test_output_can_carry_a_hook():
+    # FSDP puts one there; on a view that was written to it would crash
+    y = randomised(FeatureCalibrator(3, 7))(torch.randn(2, 5, 3))
+    seen = []
+    y.register_hook(lambda grad: seen.append(grad.shape))
+    y.sum().backward()
+    assert seen == [y.shape]
+    assert not y._is_view()
 
 
 def test_hook_on_the_first_layer_fires():

@@ -35,7 +35,9 @@ class Student(nn.Module):
     def __init__(self):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(4))
-        self.calibrators = LayerCalibrators([3] * 4, 5, residual=False)
+        self.calibrators = LayerCalibrators([3] * 4, 5)
+        for parameter in self.calibrators.parameters():
+            nn.init.normal_(parameter, std=0.3)
 
     def forward(self, x):
         return self.calibrators([layer(x) for layer in self.layers])

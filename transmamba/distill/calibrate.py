@@ -20,7 +20,7 @@ class FeatureCalibrator(nn.Module):
     """Map a student feature into the teacher's space: pad its channels with zeros, then a small MLP.
 
     With P the padding, y = P x + MLP(P x). The last layer of the MLP starts at zero, so a new calibrator *is* the
-    padding and the student's structure is kept; P is never formed.
+    padding and the student's structure is kept. The product with the first weight leaves out what would meet zeros.
 
     The two-layer MLP at teacher width is what distillation costs; `hidden_dim=student_dim` is the cheap form.
 
@@ -131,13 +131,8 @@ class FeatureCalibrator(nn.Module):
         y: Tensor = self.maps[0](x)
         for layer in list(self.maps)[1:]:
             y = layer(self.activation(y))
-        if not self.residual:
-            return y
-        if self.skip is not None:
-            return y + self.skip(x)
-        # y is fresh and no product keeps it, so the skip is added where the padding would not be zero
-        y.narrow(-1, self.offset, self.student_dim).add_(x)
-        return y
+        # not in place: FSDP hangs its hook on the output, which must not be a view that was written to
+        return y + self._skip(x) if self.residual else y
 
     def _skip(self, x: Tensor) -> Tensor:
         if self.skip is not None:

@@ -19,9 +19,9 @@ TIED_BY_DEFAULT = {"mamba": True, "falcon_mamba": True, "mamba2": False}
 def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Tensor] | None = None) -> MambaLM:
     """The language model of a checkpoint of `transformers`.
 
-    Its `hidden_states` are `(*Features.layers, Features.last)`: entry i is the stream after block i, the last one follows
-    the final norm, and the embedding is left out. The `hidden_states` of a ViT or a LLaMA in `transformers` begin with
-    the embedding, so that entry i + 1 follows block i.
+    Its `hidden_states` are `(*Features.layers, Features.last)`: entry i is the stream after block i, the last one
+    follows the final norm, and the embedding is left out. The `hidden_states` of a ViT or a LLaMA in `transformers`
+    begin with the embedding, so that entry i + 1 follows block i.
 
     Args:
         config: the content of config.json, or the folder that `save_pretrained` wrote.

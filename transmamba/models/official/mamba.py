@@ -100,7 +100,13 @@ def _build_block(build: Any, config: Mapping[str, Any], state: Mapping[str, Tens
 
 
 def mixer_name(name: str) -> str:
-    """The official name of a tensor of either mixer."""
+    """The official name of a tensor of either mixer.
+
+    Raises:
+        ValueError: the tensor belongs to a second direction, which the official mixers have not.
+    """
+    if name.startswith("branches.") and not name.startswith("branches.0."):
+        raise ValueError(f"mamba_ssm has no name for {name}: its mixer has one direction")
     if name == "branches.0.ssm.dt_bias":
         return "dt_proj.bias"
     return name.removeprefix("branches.0.").removeprefix("ssm.")

@@ -6,7 +6,7 @@ and their exponentials. Where batch, directions and channels are too few to fill
 No atomics: partial sums are written apart and added afterwards, so results are reproducible.
 """
 
-import functools
+import contextlib
 import importlib.util
 from typing import Any, NamedTuple
 
@@ -16,7 +16,9 @@ from torch import Tensor
 from transmamba.ops.backends.problem import Gradients, Problem, allocate
 
 CHUNK = 16
-PART = 8
+PART = 4  # steps whose loads are under way together, and whose states the backward holds
+ENTRIES = 512  # states of a program; it is one warp, so that sums over channels do not leave a warp
+WARPS = 8  # programs that a multiprocessor holds at once
 
 
 def interpreted() -> bool:
@@ -26,28 +28,45 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def refuse(problem: Problem) -> list[str]:
-    """Reasons why the kernels cannot take this problem."""
+def unmet(x: Tensor) -> list[str]:
+    """What Triton lacks to take x."""
     reasons = []
     if importlib.util.find_spec("triton") is None:
         reasons.append("package triton is not installed")
-    if problem.u.device.type != "cuda" and (reasons or not interpreted()):
+    if x.device.type != "cuda" and (reasons or not interpreted()):
         reasons.append("needs a CUDA tensor")
-    if problem.u.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        reasons.append(f"computes in float32 and does not take {str(problem.u.dtype).removeprefix('torch.')}")
-    if problem.sizes[-1] == 0:
-        reasons.append("needs at least one state")
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        reasons.append(f"computes in float32 and does not take {str(x.dtype).removeprefix('torch.')}")
     return reasons
 
 
+def refuse(problem: Problem) -> list[str]:
+    """Reasons why the kernels cannot take this problem."""
+    return unmet(problem.u) + ([] if problem.sizes[-1] else ["needs at least one state"])
+
+
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: dict[str, Any], warps: int = 1) -> None:
+    """Run a kernel on those of the arguments that it names."""
+    named = {name: arguments[name] for name in kernel.arg_names}
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        # fusion is asked for since Triton is about to change its default
+        kernel[grid](**named, num_warps=warps, enable_fp_fusion=True)
+
+
 class Tiles(NamedTuple):
-    """How a kernel is cut into programs."""
+    """How a scan is cut into programs: the tile of states of each, the span of time, and their number."""
 
     rows: int
     states: int
     width: int
     shared: bool
-    grid: tuple[int, int]
+    span: int
+    grid: tuple[int, int, int]
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What kernels have to know."""
+        return {"Q": self.rows, "N": self.states, "W": self.width, "SHARED": self.shared, "span": self.span}
 
 
 def _power(x: int) -> int:
@@ -60,13 +79,27 @@ def _shares_decay(p: Problem) -> bool:
     return p.directions > 1 and one_decay and same_steps and p.segments is None
 
 
-def _tiles(p: Problem, entries: int) -> Tiles:
-    """Tiles of about `entries` states."""
-    batch, directions, _, channels, states = p.sizes
+def _tiles(p: Problem) -> Tiles:
+    """Tiles of ENTRIES states, 16 per lane: as many as the backward can hold without spilling registers."""
+    batch, directions, length, channels, states = p.sizes
     shared = _shares_decay(p)
     rows = _power(directions) if shared else 1
-    width = max(1, min(entries // (rows * _power(states)), 64, _power(channels)))
-    return Tiles(rows, _power(states), width, shared, (batch if shared else batch * directions, -(-channels // width)))
+    width = max(1, min(ENTRIES // (rows * _power(states)), 64, _power(channels)))
+    groups, blocks = batch if shared else batch * directions, -(-channels // width)
+    span = _span(length, _programs(p.u.device) // (groups * blocks))
+    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, -(-length // span)))
+
+
+def _programs(device: torch.device) -> int:
+    """How many programs of one warp keep the device busy."""
+    return WARPS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _span(length: int, wanted: int) -> int:
+    """Length of about `wanted` spans of time, a multiple of CHUNK."""
+    chunks = -(-length // CHUNK)
+    # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
+    return CHUNK * (chunks if wanted < 4 else min(chunks, max(4, -(-chunks // wanted))))
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
@@ -101,16 +134,39 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
     constants = {"A": p.A, "D": p.D, "bias": p.dt_bias}
     strides = {f"{name}_at": _strides(x) for name, x in rows.items()}
     steps = {f"{name}_at": _per_direction(x) for name, x in constants.items()}
-    sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK}
+    sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": PART}
     flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters}
     return p, rows | constants | strides | steps | sizes | flags | {"orders": p.orders, "restart": _restarts(p)}
 
 
-def _launch(kernel: Any, tiles: Tiles, spans: int, device: torch.device, arguments: dict[str, Any]) -> None:
-    on_device = torch.cuda.device(device) if device.type == "cuda" else functools.partial(torch.no_grad)()
-    shape = {"Q": tiles.rows, "N": tiles.states, "W": tiles.width, "SHARED": tiles.shared}
-    with on_device:
-        kernel[(*tiles.grid, spans)](**arguments, **shape, num_warps=1, enable_fp_fusion=True)
+class Driver(NamedTuple):
+    """What drives a state: u through B, or its adjoint: grad_y through C."""
+
+    x: Tensor
+    M: Tensor
+    adjoint: bool
+
+
+def _borders(
+    p: Problem, tiles: Tiles, arguments: dict[str, Any], driver: Driver, start: Tensor | None
+) -> Tensor | None:
+    """States before the spans (b, k, spans, n, d), or the adjoints after them."""
+    start, spans = _contiguous(start), tiles.grid[2]
+    if spans == 1:
+        return start
+    from transmamba.ops.backends.triton_spans import chain_spans, summarise_spans
+
+    batch, directions, _, channels, states = p.sizes
+    gain = p.A.new_empty(batch, directions, spans, states, channels)
+    decay = p.A.new_empty(batch, 1 if tiles.shared else directions, spans, states, channels)
+    maps = {"decay": decay, "gain": gain, "ADJOINT": driver.adjoint}
+    summary = maps | {"x": driver.x, "M": driver.M, "x_at": _strides(driver.x), "M_at": _strides(driver.M)}
+    launch(summarise_spans, tiles.grid, p.u.device, arguments | summary)
+    border, block = torch.empty_like(gain), 256
+    chain = maps | {"start": start, "border": border, "K": directions, "spans": spans, "size": states * channels}
+    chain |= {"BLOCK": block, "SHARED": tiles.shared}
+    launch(chain_spans, (batch * directions, -(-states * channels // block)), p.u.device, chain)
+    return border
 
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,17 +174,17 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     p, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
     y = allocate(p.u, directions)
-    enter = _contiguous(p.initial_state)
     last = p.A.new_empty(batch, directions, states, channels)
     saved = p.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
-    if not last.numel() or not length:
-        last = last.zero_() if enter is None else last.copy_(enter)
+    if not p.u.numel():
+        last = last.zero_() if p.initial_state is None else last.copy_(p.initial_state)
         return y[:, :1] if p.merge else y, last, saved
     from transmamba.ops.backends.triton_forward import scan_forward
 
-    outputs = {"y": y, "last": last, "saved": saved if save else None, "y_at": _strides(y)}
-    tiles = _tiles(p, 512)
-    _launch(scan_forward, tiles, 1, p.u.device, arguments | outputs | {"enter": enter, "span": length})
+    tiles = _tiles(p)
+    arguments |= tiles.shape | {"y": y, "y_at": _strides(y), "last": last, "saved": saved if save else None}
+    enter = _borders(p, tiles, arguments, Driver(p.u, p.B, adjoint=False), p.initial_state)
+    launch(scan_forward, tiles.grid, p.u.device, arguments | {"enter": enter})
     return _over_directions(y, p.u, 1) if p.merge else y, last, saved
 
 
@@ -142,46 +198,57 @@ def _over_directions(x: Tensor, template: Tensor, directions: int) -> Tensor:
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every floating input."""
     p, arguments = _inputs(problem)
-    batch, directions, length, channels, states = p.sizes
-    tiles = _tiles(p, 128)
-    decays, blocks, spans = 1 if tiles.shared else directions, tiles.grid[1], 1
-    du, ddt = allocate(p.u, directions), allocate(p.dt, decays)
-    dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))
-    dA = p.A.new_empty(spans, batch, decays, states, channels)
-    dD = None if p.D is None else p.A.new_empty(spans, batch, directions, channels)
-    dbias = None if p.dt_bias is None else p.A.new_empty(spans, batch, decays, channels)
-    dstart = p.A.new_empty(batch, directions, states, channels)
-    if not dstart.numel() or not length:
-        dstart = dstart.zero_() if grad_last is None else dstart.copy_(grad_last)
-        return _nothing(p)._replace(initial_state=None if p.initial_state is None else dstart)
+    if not p.u.numel():
+        return _untouched(p, grad_last)
     from transmamba.ops.backends.triton_backward import scan_backward
 
-    outputs = {"du": du, "ddt": ddt, "dA": dA, "dB": dB, "dC": dC, "dD": dD, "dbias": dbias, "dstart": dstart}
-    strides = {"grad_y_at": _strides(grad_y), "du_at": _strides(du), "ddt_at": _strides(ddt)}
-    rest = {"saved": saved, "leave": _contiguous(grad_last), "grad_y": grad_y, "span": length, "PART": PART}
-    _launch(scan_backward, tiles, spans, p.u.device, arguments | outputs | strides | rest)
+    tiles = _tiles(p)
+    parts = _parts(p, tiles)
+    names = ("du", "ddt", "dA", "dB", "dC", "dD", "dbias", "dstart")
+    arguments |= tiles.shape | dict(zip(names, parts, strict=True))
+    arguments |= {"saved": saved, "grad_y": grad_y, "grad_y_at": _strides(grad_y)}
+    arguments |= {"du_at": _strides(parts.u), "ddt_at": _strides(parts.dt)}
+    leave = _borders(p, tiles, arguments, Driver(grad_y, p.C, adjoint=True), grad_last)
+    launch(scan_backward, tiles.grid, p.u.device, arguments | {"leave": leave})
     return Gradients(
-        _over_directions(du, p.u, p.u.shape[1]),
-        _over_directions(ddt, p.dt, p.dt.shape[1]),
-        _total(dA, p.A),
-        _total(dB, p.B, keep_batch=True),
-        _total(dC, p.C, keep_batch=True),
-        None if dD is None or p.D is None else _total(dD, p.D),
-        None if dbias is None or p.dt_bias is None else _total(dbias, p.dt_bias),
-        None if p.initial_state is None else dstart,
+        _over_directions(parts.u, p.u, p.u.shape[1]),
+        _over_directions(parts.dt, p.dt, p.dt.shape[1]),
+        _total(parts.A, p.A, (0, 1)),
+        _total(parts.B, p.B, (0,)),
+        _total(parts.C, p.C, (0,)),
+        None if parts.D is None or p.D is None else _total(parts.D, p.D, (0, 1)),
+        None if parts.dt_bias is None or p.dt_bias is None else _total(parts.dt_bias, p.dt_bias, (0, 1)),
+        None if p.initial_state is None else parts.initial_state,
     )
 
 
-def _nothing(p: Problem) -> Gradients:
+def _parts(p: Problem, tiles: Tiles) -> Gradients:
+    """Where the backward kernel leaves its gradients, see there."""
+    batch, directions, length, channels, states = p.sizes
+    decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.grid
+    dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))
+    return Gradients(
+        allocate(p.u, directions),
+        allocate(p.dt, decays),
+        p.A.new_empty(spans, batch, decays, states, channels),
+        dB,
+        dC,
+        None if p.D is None else p.A.new_empty(spans, batch, directions, channels),
+        None if p.dt_bias is None else p.A.new_empty(spans, batch, decays, channels),
+        p.A.new_empty(batch, directions, states, channels),
+    )
+
+
+def _untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
+    """Gradients where there is nothing to scan: the last state is the initial one."""
     u, dt, A, B, C = (torch.zeros_like(x) for x in p[:5])
     D, dt_bias, start = (None if x is None else torch.zeros_like(x) for x in (p.D, p.dt_bias, p.initial_state))
-    return Gradients(u, dt, A, B, C, D, dt_bias, start)
+    return Gradients(u, dt, A, B, C, D, dt_bias, start if start is None or grad_last is None else grad_last.clone())
 
 
-def _total(parts: Tensor, like: Tensor, keep_batch: bool = False) -> Tensor:
-    """Parts (parts, b, k, ...) summed to the shape and dtype of `like`."""
-    direction = 1 if keep_batch else 0
-    shared = like.shape[direction] == 1 and parts.shape[2] > 1
-    axes = (0,) if keep_batch else (0, 1)
+def _total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Parts (blocks or spans, b, k, ...) summed over `axes`, and over directions if `like` is shared by them."""
+    direction = 2 - len(axes)
     total = parts.sum(axes)
-    return (total.sum(direction, keepdim=True) if shared else total).to(like.dtype)
+    total = total if like.shape[direction] > 1 else total.sum(direction, keepdim=True)
+    return total.to(like.dtype)

@@ -6,30 +6,34 @@ import triton.language as tl
 
 from transmamba.ops.backends.triton_steps import (
     LOG2E,
+    advance,
     decay_of,
     load_constants,
     load_row,
     place,
+    read,
     rows,
-    step_size,
     tile_masks,
-    visited,
 )
 
 
 @triton.jit
-def advance(
-    h, t, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, A2, shift, k, k_decay, bk, on, on_decay,
-    on_parameter, K, L, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+def replay(
+    h, start, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, A2, bk, k, k_decay,
+    on, on_decay, on_parameter, K, L, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
 ):  # fmt: skip
-    """The state after step t; steps past the end leave it as it is."""
-    exists = t + 0 * k_decay < L
-    token, decay_token, parameter_token = visited(tl.minimum(t, L - 1), orders, k, k_decay, K, L, STEP_PARAMETERS)
-    u_t = load_row(u_of, u_row, token, on & exists)
-    B_t = load_row(B_of, B_row, parameter_token, on_parameter & exists)
-    dt_t, _ = step_size(load_row(dt_of, dt_row, decay_token, on_decay & exists) + shift, SOFTPLUS)
-    decay = decay_of(dt_t, A2, restart, bk, t, L, exists)
-    return tl.where(exists, decay * h + (dt_t * u_t)[:, None, :] * B_t[:, :, None], h)
+    """h, and the states after each of STEPS steps; the steps are read at once, so that their loads overlap."""
+    steps = ()
+    for i in tl.static_range(STEPS):
+        step = read(
+            start + i, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+        )  # fmt: skip
+        steps = steps + (step,)
+    held = (h,)
+    for i in tl.static_range(STEPS):
+        held = held + (advance(held[i], steps[i], A2, restart),)
+    return held
 
 
 @triton.jit
@@ -94,50 +98,43 @@ def scan_backward(
         chunk = start // CHUNK
         mark = (bk * tl.cdiv(L, CHUNK) + chunk) * size
         h = tl.load(saved + mark[:, None, None] + nd, mask=on_state, other=0.0)
-        for t in range(chunk * CHUNK, start):
-            h = advance(
-                h, t, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, A2, shift,
-                k, k_decay, bk, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
-            )  # fmt: skip
-        held = (h,)
-        for i in tl.static_range(PART - 1):
-            h = advance(
-                h, start + i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, A2, shift,
-                k, k_decay, bk, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
-            )  # fmt: skip
-            held = held + (h,)
+        for before in range(chunk * CHUNK, start, PART):
+            h = replay(
+                h, before, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, STEP_PARAMETERS,
+            )[PART]  # fmt: skip
+        held = replay(
+            h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
+        )  # fmt: skip
         for i in tl.static_range(PART):
-            t = start + PART - 1 - i
-            exists = t + 0 * k_decay < L
-            here = tl.minimum(t, L - 1)
-            token, decay_token, parameter_token = visited(here, orders, k, k_decay, K, L, STEP_PARAMETERS)
-            u_t = load_row(u_of, u_at[2], token, on & exists)
-            grad_y_t = load_row(grad_y_of, grad_y_at[2], token, on & exists)
-            B_t = load_row(B_of, B_at[2], parameter_token, on_parameter & exists)
-            C_t = load_row(C_of, C_at[2], parameter_token, on_parameter & exists)
-            raw = load_row(dt_of, dt_at[2], decay_token, on_decay & exists)
-            dt_t, slope = step_size(raw + shift, SOFTPLUS)
-            kept = decay_of(dt_t, A2, restart, bk, t, L, exists)
+            u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
+                start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+            )  # fmt: skip
+            C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
+            grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)
+            kept = decay_of(dt_t, A2, fresh, restart)
             carried = kept * held[PART - 1 - i]
+            input_t = (dt_t * u_t)[:, None, :]
             g += C_t[:, :, None] * grad_y_t[:, None, :]
-            dC_t = (carried + (dt_t * u_t)[:, None, :] * B_t[:, :, None]) * grad_y_t[:, None, :]
-            dB_t = g * (dt_t * u_t)[:, None, :]
+            dC_t = over_channels((carried + input_t * B_t[:, :, None]) * grad_y_t[:, None, :], SHARED)
+            dB_t = over_channels(g * input_t, SHARED)
             through_B = tl.sum(g * B_t[:, :, None], axis=1)
             through_decay = over_rows(g * carried, SHARED)
             ddt_t = tl.sum(through_decay * A2, axis=1) / LOG2E + over_rows(through_B * u_t, SHARED)
-            dB_t, dC_t = over_channels(dB_t, SHARED), over_channels(dC_t, SHARED)
             ddt_t = tl.where(exists, ddt_t * slope, 0.0)
-            du_t = dt_t * through_B + skip * grad_y_t
-            dA_sum += tl.where(exists, through_decay * dt_t[:, None, :], 0.0)
+            dA_sum += through_decay * dt_t[:, None, :]
             dD_sum += grad_y_t * u_t
             dbias_sum += ddt_t
-            g = tl.where(exists, g * kept, g)
-            row = ((part + parameter_token) * states)[:, None] + n[None, :]
+            g *= kept
+            row = ((part + tokens[2]) * states)[:, None] + n[None, :]
             tl.store(dB + row, dB_t, mask=on_parameter & exists)
             tl.store(dC + row, dC_t, mask=on_parameter & exists)
-            tl.store(du_of + (token * du_at[2])[:, None], du_t.to(du.dtype.element_ty), mask=on & exists)
-            ddt_at_t = ddt_of + (decay_token * ddt_at[2])[:, None]
-            tl.store(ddt_at_t, ddt_t.to(ddt.dtype.element_ty), mask=on_decay & exists)
+            du_t = dt_t * through_B + skip * grad_y_t
+            tl.store(du_of + (tokens[0] * du_at[2])[:, None], du_t.to(du.dtype.element_ty), mask=on & exists)
+            ddt_row = ddt_of + (tokens[1] * ddt_at[2])[:, None]
+            tl.store(ddt_row, ddt_t.to(ddt.dtype.element_ty), mask=on_decay & exists)
 
     once = segment * batches + batch
     k_decays = 1 if SHARED else K

@@ -5,14 +5,13 @@ import triton
 import triton.language as tl
 
 from transmamba.ops.backends.triton_steps import (
-    decay_of,
+    advance,
     load_constants,
     load_row,
     place,
+    read,
     rows,
-    step_size,
     tile_masks,
-    visited,
 )
 
 
@@ -21,11 +20,12 @@ def scan_forward(
     u, dt, A, B, C, D, bias, orders, restart, enter, y, last, saved,
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, y_at,
     K, L, channels, states, span,
-    CHUNK: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
+    CHUNK: tl.constexpr, PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
     SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
 ):  # fmt: skip
     """Write y, the last state and, if `saved` is given, the state before every CHUNK-th step.
 
+    PART steps are read at once, so that their loads are under way together.
     `enter` (b, k, spans, n, d) holds the states at the starts of the spans; None is zero.
     """
     batch, k, k_decay, d = place(K, Q, W, SHARED)
@@ -44,18 +44,23 @@ def scan_forward(
     h = tl.zeros(on_state.shape, tl.float32)
     if enter is not None:
         h += tl.load(enter + ((bk * segments + segment) * size)[:, None, None] + nd, mask=on_state, other=0.0)
-    for t in range(segment * span, tl.minimum((segment + 1) * span, L)):
+    for start in range(segment * span, tl.minimum((segment + 1) * span, L), PART):
         if saved is not None:
-            if t % CHUNK == 0:
-                chunk = bk * tl.cdiv(L, CHUNK) + t // CHUNK
+            if start % CHUNK == 0:
+                chunk = bk * tl.cdiv(L, CHUNK) + start // CHUNK
                 tl.store(saved + (chunk * size)[:, None, None] + nd, h, mask=on_state)
-        token, decay_token, parameter_token = visited(t, orders, k, k_decay, K, L, STEP_PARAMETERS)
-        u_t = load_row(u_of, u_at[2], token, on)
-        B_t = load_row(B_of, B_at[2], parameter_token, on_parameter)
-        C_t = load_row(C_of, C_at[2], parameter_token, on_parameter)
-        dt_t, _ = step_size(load_row(dt_of, dt_at[2], decay_token, on_decay) + shift, SOFTPLUS)
-        h = decay_of(dt_t, A2, restart, bk, t, L, True) * h + (dt_t * u_t)[:, None, :] * B_t[:, :, None]
-        y_t = tl.sum(h * C_t[:, :, None], axis=1) + skip * u_t
-        tl.store(y_of + (token * y_at[2])[:, None], y_t.to(y.dtype.element_ty), mask=on)
+        steps = ()
+        for i in tl.static_range(PART):
+            step = read(
+                start + i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+            )  # fmt: skip
+            C_t = load_row(C_of, C_at[2], step[5][2], on_parameter & step[6])
+            steps = steps + ((step, C_t),)
+        for i in tl.static_range(PART):
+            step, C_t = steps[i]
+            h = advance(h, step, A2, restart)
+            y_t = tl.sum(h * C_t[:, :, None], axis=1) + skip * step[0]
+            tl.store(y_of + (step[5][0] * y_at[2])[:, None], y_t.to(y.dtype.element_ty), mask=on & step[6])
     if segment == segments - 1:
         tl.store(last + (bk * size)[:, None, None] + nd, h, mask=on_state)

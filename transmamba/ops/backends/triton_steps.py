@@ -102,10 +102,38 @@ def step_size(x, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def decay_of(dt_t, A2, restart, bk, t, L, exists):
+def read(
+    t, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, bk, k, k_decay, on, on_decay, on_parameter,
+    K, L, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+):  # fmt: skip
+    """What step t needs: u, step size, its derivative, B, whether it restarts, rows visited, whether it exists.
+
+    A step past the end has length zero: it keeps the state and receives no gradient.
+    """
+    exists = t + 0 * k_decay < L
+    at = tl.minimum(t, L - 1)
+    token, decay_token, parameter_token = visited(at, orders, k, k_decay, K, L, STEP_PARAMETERS)
+    u_t = load_row(u_of, u_row, token, on & exists)
+    raw = load_row(dt_of, dt_row, decay_token, on_decay & exists)
+    B_t = load_row(B_of, B_row, parameter_token, on_parameter & exists)
+    fresh = exists
+    if restart is not None:
+        fresh = tl.load(restart + bk * L + at, mask=exists, other=0) != 0
+    dt_t, slope = step_size(raw + shift, SOFTPLUS)
+    return u_t, tl.where(exists, dt_t, 0.0), slope, B_t, fresh, (token, decay_token, parameter_token), exists
+
+
+@triton.jit
+def decay_of(dt_t, A2, fresh, restart):
     """exp(dt A) [1 or Q, N, W], zero where the state restarts."""
     decay = tl.exp2(dt_t[:, None, :] * A2)
     if restart is not None:
-        fresh = tl.load(restart + bk * L + t, mask=exists, other=0) != 0
         decay = tl.where(fresh[:, None, None], 0.0, decay)
     return decay
+
+
+@triton.jit
+def advance(h, step, A2, restart):
+    """The state after a step, as `read` returns it."""
+    u_t, dt_t, _, B_t, fresh, _, _ = step
+    return decay_of(dt_t, A2, fresh, restart) * h + (dt_t * u_t)[:, None, :] * B_t[:, :, None]

@@ -1,0 +1,66 @@
+"""The depthwise causal convolution before a scan, with its bias and SiLU in one kernel of Triton.
+
+    y_t = act(bias + sum_j weight[:, j] x_(t - width + 1 + j))          tokens before the first are zero
+
+`reverse` looks ahead instead of back, as if the sequence had been flipped before and after, which it is not.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transmamba.ops.backends.problem import allocate
+from transmamba.ops.backends.triton import launch, unmet
+
+TIME, WIDTH = 32, 64  # of a tile; WIDTH counts channels
+
+
+def conv_refuse(x: Tensor, weight: Tensor) -> list[str]:
+    """Reasons why the kernels cannot take x (b, l, d) and weight (d, width)."""
+    width = weight.shape[1]
+    return unmet(x) + ([] if 2 <= width <= 4 else [f"needs a width of 2, 3 or 4, not {width}"])
+
+
+def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
+    """Outputs (b, l, d) in the dtype of x, in natural order."""
+    y = _like(x)
+    if x.numel():
+        from transmamba.ops.backends.triton_conv_kernels import conv_forward_kernel
+
+        arguments, grid = _arguments(x, weight, bias, silu, reverse)
+        launch(conv_forward_kernel, grid, x.device, arguments | {"y": y, "y_at": y.stride()}, warps=4)
+    return y
+
+
+def conv_backward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, grad_y: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of x, weight and bias."""
+    dx = _like(x)
+    if not x.numel():
+        return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
+    from transmamba.ops.backends.triton_conv_kernels import conv_backward_kernel
+
+    arguments, grid = _arguments(x, weight, bias, silu, reverse)
+    dweight = x.new_empty(*grid[:2], weight.shape[1], x.shape[2], dtype=torch.float32)
+    dbias = None if bias is None else x.new_empty(*grid[:2], x.shape[2], dtype=torch.float32)
+    arguments |= {"grad_y": grad_y, "grad_y_at": grad_y.stride(), "dx": dx, "dx_at": dx.stride()}
+    launch(conv_backward_kernel, grid, x.device, arguments | {"dweight": dweight, "dbias": dbias}, warps=4)
+    total = None if dbias is None or bias is None else dbias.sum((0, 1)).to(bias.dtype)
+    return dx, dweight.sum((0, 1)).T.to(weight.dtype), total
+
+
+def _like(x: Tensor) -> Tensor:
+    return allocate(x[:, None], 1)[:, 0]
+
+
+def _arguments(
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool
+) -> tuple[dict[str, Any], tuple[int, int, int]]:
+    batch, length, channels = x.shape
+    tensors = {"x": x, "weight": weight, "bias": None if bias is None else bias.contiguous()}
+    strides = {"x_at": x.stride(), "weight_at": weight.stride()}
+    flags = {"WIDTH": weight.shape[1], "STEP": -1 if reverse else 1, "SILU": silu, "T": TIME, "W": WIDTH}
+    grid = (batch, -(-length // TIME), -(-channels // WIDTH))
+    return tensors | strides | flags | {"L": length, "channels": channels}, grid

@@ -10,10 +10,12 @@ from transmamba.models.official.checkpoint import read_checkpoint
 from transmamba.models.official.family import Family
 from transmamba.models.official.load import build_and_load, write_official
 from transmamba.models.official.mamba import MAMBA_FAMILIES
+from transmamba.models.official.plain_mamba import PLAIN_MAMBA
 from transmamba.models.official.vim import VIM
 
 FAMILIES: dict[str, Family] = {
     "vim": VIM,
+    "plainmamba": PLAIN_MAMBA,
     **MAMBA_FAMILIES,
 }
 

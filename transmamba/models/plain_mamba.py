@@ -1,0 +1,189 @@
+"""PlainMamba: a stack of convolutions as stem, four snakes through the tokens, one state space for all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
+from transmamba.models.vision_mamba import SNAKES
+from transmamba.nn import DropPath
+from transmamba.nn.position import resize_position
+from transmamba.nn.snake import SnakeMixer, moves_between
+from transmamba.nn.stem import ConvStem
+from transmamba.ops import ScanOrder, scan_orders
+from transmamba.ops.orders import Grid
+
+
+class PlainMambaBlock(nn.Module):
+    """x + mixer(norm1(x)), then, if there is one, a depthwise convolution that replaces x."""
+
+    def __init__(self, dim: int, mixer: SnakeMixer, *, drop_path: float = 0.0, convolved: bool = False) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.drop_path = DropPath(drop_path)
+        self.local: nn.Module | None = None
+        if convolved:
+            conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+            self.local = nn.Sequential(conv, nn.BatchNorm2d(dim), nn.GELU())
+
+    @typed
+    def forward(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder],
+        moves: Int[Tensor, "direction token"],
+        grid: Grid,
+    ) -> Float[Tensor, "batch token dim"]:
+        """The stream after the block."""
+        return self._convolve(x + self.drop_path(self.mixer(self.norm1(x), orders, moves, grid)), grid)
+
+    def forward_directions(
+        self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """The stream after the block, and the mixer's output split by order in natural token order."""
+        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, moves, grid)
+        return self._convolve(x + self.drop_path(mixed), grid), parts
+
+    def _convolve(self, x: Tensor, grid: Grid) -> Tensor:
+        if self.local is None:
+            return x
+        return self.local(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+
+
+class PlainMamba(nn.Module):
+    """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
+
+    The image may have another size than `img_size`: the position table is resized on the way.
+
+    Args:
+        img_size: rows and columns in pixels of the image the position table is for, or one number for both.
+        patch_size: side of a patch in pixels.
+        in_chans: channels of the image.
+        num_classes: outputs of the head.
+        dim: width of the tokens.
+        depth: number of blocks.
+        d_state: states per channel.
+        refinements: 3 x 3 convolutions in the stem.
+        convolved: numbers of the blocks that end in a depthwise convolution.
+        drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
+        released_scan: the scan of the released checkpoints, see `SnakeMixer`; wrong as a design.
+
+    Reference:
+        arXiv 2403.17695. Names of its checkpoints: `models.official.plain_mamba`. Step sizes start as Mamba's do, which
+        the official initialisation overwrites.
+
+    Example:
+        >>> PlainMamba(8, 4, dim=12, depth=2, num_classes=5)(torch.zeros(2, 3, 8, 10)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        *,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 192,
+        depth: int = 24,
+        d_state: int = 16,
+        refinements: int = 1,
+        convolved: Sequence[int] = (),
+        drop_path: float = 0.0,
+        released_scan: bool = False,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, refinements=refinements)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.grid = (height // patch_size, width // patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
+        self.blocks = BlockStack(
+            PlainMambaBlock(
+                dim,
+                SnakeMixer(dim, d_state, released_scan=released_scan),
+                drop_path=rate,
+                convolved=i in convolved,
+            )
+            for i, rate in enumerate(drop_path_rates(drop_path, depth))
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, num_classes)
+        self.reset_parameters()
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        tokens, grid = self._embed(x)
+        orders = scan_orders(SNAKES, grid, x.device)
+        tokens = self.blocks(tokens, orders, moves_between(orders, grid), grid)
+        return self.head(self.norm(tokens).mean(1))
+
+    @typed
+    def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
+        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        tokens, grid = self._embed(x)
+        orders = scan_orders(SNAKES, grid, x.device)
+        layers, shares = self.blocks.streams(tokens, orders, moves_between(orders, grid), grid, directions=directions)
+        return Features(self.norm(layers[-1]), layers, grid, shares, tuple(orders))
+
+    def forward_intermediates(
+        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
+    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
+        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        features = self.forward_features(x)
+        return features.last, select_layers(features.layers, indices)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        spared = ("pos_embed", "A_log", ".D", "dt_bias", "move_B")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        reset_children(self)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for block in self.blocks:
+            for linear in (block.mixer.in_proj, block.mixer.ssm.x_proj, block.mixer.out_proj):
+                init_linear(linear)
+        init_linear(self.head)
+
+    def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+        tokens = self.patch_embed(x)
+        grid = (tokens.shape[2], tokens.shape[3])
+        return tokens.flatten(2).transpose(1, 2) + resize_position(self.pos_embed, self.grid, grid), grid
+
+
+def plain_mamba_l1(**options: Any) -> PlainMamba:
+    """PlainMamba-L1: 24 blocks of width 192."""
+    return PlainMamba(dim=192, depth=24, refinements=1, convolved=(0,), **{"drop_path": 0.2, **options})
+
+
+def plain_mamba_l2(**options: Any) -> PlainMamba:
+    """PlainMamba-L2: 24 blocks of width 384."""
+    return PlainMamba(dim=384, depth=24, refinements=2, **{"drop_path": 0.2, **options})
+
+
+def plain_mamba_l3(**options: Any) -> PlainMamba:
+    """PlainMamba-L3: 36 blocks of width 448."""
+    return PlainMamba(dim=448, depth=36, refinements=2, **{"drop_path": 0.4, **options})
+
+
+def plain_mamba_tiny(**options: Any) -> PlainMamba:
+    """PMamba-T of the TransMamba paper: 12 blocks of width 192."""
+    return PlainMamba(dim=192, depth=12, refinements=2, **options)
+
+
+def plain_mamba_small(**options: Any) -> PlainMamba:
+    """PMamba-S of the TransMamba paper: 12 blocks of width 384."""
+    return PlainMamba(dim=384, depth=12, refinements=2, **options)
+
+
+def plain_mamba_base(**options: Any) -> PlainMamba:
+    """PMamba-B of the TransMamba paper: 12 blocks of width 768."""
+    return PlainMamba(dim=768, depth=12, refinements=2, **options)

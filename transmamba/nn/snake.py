@@ -1,0 +1,106 @@
+"""The mixer of PlainMamba: several orders through one state space that is told the direction of each step."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.ssm import SelectiveSSM
+from transmamba.ops import ScanOrder, multi_scan
+from transmamba.ops.orders import Grid
+
+
+class SnakeMixer(nn.Module):
+    """in_proj -> 2-D convolution, SiLU, one selective SSM along several orders -> sum, gate -> out_proj.
+
+    All orders share the parameters; each step adds to B a vector for the move that led to its token.
+
+    Args:
+        dim: width of the tokens.
+        d_state: states per channel.
+        d_conv: side of the convolution; odd.
+        expand: inner width as a multiple of `dim`.
+        released_scan: scan as the released checkpoints were trained: step s takes dt, B and C from token s in raster
+            order instead of the token it visits, and the step bias is added twice.
+    """
+
+    def __init__(
+        self, dim: int, d_state: int = 16, *, d_conv: int = 7, expand: int = 2, released_scan: bool = False
+    ) -> None:
+        super().__init__()
+        d_inner = expand * dim
+        self.released_scan = released_scan
+        self.in_proj = nn.Linear(dim, 2 * d_inner)
+        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner)
+        self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=math.ceil(dim / 16))
+        self.move_B = nn.Parameter(torch.empty(5, d_state))
+        self.out_proj = nn.Linear(d_inner, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values of what this module itself owns anew."""
+        nn.init.trunc_normal_(self.move_B, std=0.02)
+
+    @typed
+    def forward(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder],
+        moves: Int[Tensor, "direction token"],
+        grid: Grid,
+    ) -> Float[Tensor, "batch token dim"]:
+        """Mix the tokens of `grid`; `moves` are `moves_between` for these orders."""
+        y, gate = self._scan(x, orders, moves, grid, merge=True)
+        return self.out_proj(y * gate)
+
+    def forward_directions(
+        self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """What `forward` gives, and each order's part of it without the bias, in natural token order."""
+        y, gate = self._scan(x, orders, moves, grid, merge=False)
+        parts = F.linear((y * gate[:, None]).movedim(1, 0), self.out_proj.weight)
+        mixed = parts.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
+
+    def _scan(
+        self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool
+    ) -> tuple[Tensor, Tensor]:
+        u, gate = self.in_proj(x).chunk(2, -1)
+        rows, columns = grid
+        u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
+        u = rearrange(F.silu(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
+        dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(u)
+        if not self.released_scan:  # a move belongs to the token it leads to
+            moves = moves.gather(1, torch.stack([order.inverse for order in orders]))
+        y = multi_scan(
+            u,
+            dt[:, None],
+            A[None],
+            B[:, None] + self.move_B[moves],
+            C[:, None],
+            D[None],
+            dt_bias=dt_bias[None] * (2 if self.released_scan else 1),
+            softplus=True,
+            orders=orders,
+            merge=merge,
+            step_parameters=self.released_scan,
+        )
+        assert isinstance(y, Tensor)
+        return y, F.silu(gate)
+
+
+def moves_between(orders: Sequence[ScanOrder], grid: Grid) -> Int[Tensor, "direction token"]:
+    """For each step of each order the move that led to it: 0 none, 1 right, 2 left, 3 up, 4 down.
+
+    The orders go from neighbour to neighbour, as snakes do.
+    """
+    visits = torch.stack([order.index for order in orders])
+    down = (visits // grid[1]).diff(dim=1)
+    right = (visits % grid[1]).diff(dim=1)
+    moves = (right == 1) * 1 + (right == -1) * 2 + (down == -1) * 3 + (down == 1) * 4
+    return F.pad(moves, (1, 0))

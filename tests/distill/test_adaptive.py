@@ -275,6 +275,16 @@ def test_details_are_detached_and_complete(features):
     torch.testing.assert_close((details.weight * (1 - details.cosine)).sum(), details.loss)
 
 
+def test_nothing_waits_for_the_device():
+    # a meta tensor has no value to read back to the host: whatever waited for one would fail here
+    student = [torch.randn(2, 3, 5, device="meta", requires_grad=True) for _ in range(2)]
+    teacher, mask = torch.randn(2, 3, 5, device="meta"), torch.ones(2, 3, dtype=torch.bool, device="meta")
+    for weighting in WEIGHTINGS:
+        value, details = AdaptiveLayerDistill(weighting=weighting)(student, teacher, mask, return_details=True)
+        value.backward()
+        assert details.weight.is_meta
+
+
 # errors
 
 

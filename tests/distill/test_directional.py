@@ -48,6 +48,15 @@ def test_scan_and_raster_order_agree(features, similarity):
     )
 
 
+def test_order_can_be_said_with_the_features(features):
+    scan, raster, teacher = features
+    expected = BidirectionalDistill()(scan["forward"], scan["backward"], teacher)
+    got = BidirectionalDistill()(raster["forward"], raster["backward"], teacher, order="raster")
+    torch.testing.assert_close(got, expected)
+    back = BidirectionalDistill(order="raster")(scan["forward"], scan["backward"], teacher, order="scan")
+    torch.testing.assert_close(back, expected)
+
+
 def test_forgetting_the_order_changes_the_value(features):
     scan, _, teacher = features
     right = BidirectionalDistill()(scan["forward"], scan["backward"], teacher)

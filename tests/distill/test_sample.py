@@ -7,14 +7,14 @@ from transmamba.ops.orders import permute_tokens, scan_order
 
 def test_sample_is_ascending_without_repetition():
     sample = sample_tokens(11, 7, generator=torch.Generator().manual_seed(0))
-    assert len(sample.index) == 7
-    assert (sample.index.diff() > 0).all()
+    assert len(sample.tokens) == 7
+    assert (sample.tokens.diff() > 0).all()
 
 
 def test_take_reads_every_order():
     x = torch.randn(2, 6, 3)
     sample = sample_tokens(6, 4)
-    expected = x[:, sample.index]
+    expected = x[:, sample.tokens]
     column = scan_order("column", (2, 3))
     assert torch.equal(sample.take(x), expected)
     assert torch.equal(sample.take(x.flip(1), "backward"), expected)
@@ -32,7 +32,7 @@ def test_loss_on_all_tokens_is_the_loss():
 def test_mean_over_samples_is_the_full_loss():
     student, teacher = (torch.randn(2, 5, 3, dtype=torch.float64) for _ in range(2))
     loss = AdaptiveLayerDistill()
-    samples = [sample_tokens(5, 2)._replace(index=torch.tensor([i, j])) for i in range(5) for j in range(i + 1, 5)]
+    samples = [sample_tokens(5, 2)._replace(tokens=torch.tensor([i, j])) for i in range(5) for j in range(i + 1, 5)]
     mean = sum(loss([s.take(student)], s.take(teacher)) for s in samples) / len(samples)
     torch.testing.assert_close(mean, loss([student], teacher))
 

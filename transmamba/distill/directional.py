@@ -83,6 +83,7 @@ class MultiDirectionalDistill(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         *,
         grid: int | Sequence[int] | None = None,
+        order: Order | None = None,
         orders: Mapping[str, ScanOrder] | None = None,
         return_details: bool = False,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
@@ -93,6 +94,7 @@ class MultiDirectionalDistill(nn.Module):
             teacher: one feature in natural token order, or one per teacher layer.
             mask: True marks a real token, in natural order.
             grid: the grid of the tokens; None is one axis, enough for `forward` and `backward`.
+            order: another order than the module's, for this call.
             orders: permutations of your own, by the keys of `student` (with order="scan").
             return_details: also return the loss, cosines and weights of each direction.
 
@@ -107,7 +109,9 @@ class MultiDirectionalDistill(nn.Module):
         for name, layers in student.items():
             chosen = self.inner.match(layers, teacher, f"{name} student")
             units |= {layer: self.inner.unit(teacher, layer, mask) for layer in set(chosen) - units.keys()}
-            index = self._index(name, next(iter(units.values())), grid, orders)
+            index = None
+            if (self.order if order is None else order) == "scan":
+                index = _scan_index(name, next(iter(units.values())), grid, orders)
             ordered = {layer: _permute(units[layer], index) for layer in set(chosen)}
             mask_scan = None if mask is None else _permute(mask, index)
             loss, detail = self.inner.compare(layers, [ordered[layer] for layer in chosen], mask_scan)
@@ -125,21 +129,20 @@ class MultiDirectionalDistill(nn.Module):
             raise ValueError(f"direction {name!r} has no weight: direction_weights names {known}")
         return self.direction_weights[name]
 
-    def _index(
-        self, name: str, target: Tensor, grid: int | Sequence[int] | None, orders: Mapping[str, ScanOrder] | None
-    ) -> Tensor | None:
-        """Which natural token stands at each step of the student's sequence; None if they agree."""
-        if self.order == "raster":
-            return None
-        if orders is not None and name in orders:
-            index = orders[name].index
-        elif name in ("forward", "raster"):
-            return None
-        else:
-            index = scan_order(name, target.shape[1] if grid is None else grid, target.device).index
-        if len(index) != target.shape[1]:
-            raise ValueError(f"direction {name!r} orders {len(index)} tokens, the teacher has {target.shape[1]}")
-        return index
+
+def _scan_index(
+    name: str, target: Tensor, grid: int | Sequence[int] | None, orders: Mapping[str, ScanOrder] | None
+) -> Tensor | None:
+    """Which natural token stands at each step of the scan; None if they agree."""
+    if orders is not None and name in orders:
+        index = orders[name].index
+    elif name in ("forward", "raster"):
+        return None
+    else:
+        index = scan_order(name, target.shape[1] if grid is None else grid, target.device).index
+    if len(index) != target.shape[1]:
+        raise ValueError(f"direction {name!r} orders {len(index)} tokens, the teacher has {target.shape[1]}")
+    return index
 
 
 def _permute(x: Tensor, index: Tensor | None) -> Tensor:
@@ -191,6 +194,8 @@ class BidirectionalDistill(nn.Module):
         teacher: Shaped[Tensor, "batch token dim"] | Layers,
         mask: Bool[Tensor, "batch token"] | None = None,
         return_details: bool = False,
+        *,
+        order: Order | None = None,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
         """The loss, and on request its parts.
 
@@ -200,6 +205,7 @@ class BidirectionalDistill(nn.Module):
             teacher: one feature in natural token order, or one per teacher layer.
             mask: True marks a real token, in natural order.
             return_details: also return the loss, cosines and weights of each direction.
+            order: another order than the module's, for this call.
 
         Raises:
             ValueError: the numbers of layers differ, or a layer differs in shape from its teacher.
@@ -207,4 +213,4 @@ class BidirectionalDistill(nn.Module):
         if len(forward) != len(backward):
             raise ValueError(f"{len(forward)} forward layers, {len(backward)} backward layers: expected equally many")
         pair = {"forward": forward, "backward": backward}
-        return self.distill(pair, teacher, mask, return_details=return_details)
+        return self.distill(pair, teacher, mask, order=order, return_details=return_details)

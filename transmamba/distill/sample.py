@@ -13,7 +13,7 @@ from transmamba.ops.orders import ScanOrder
 class TokenSample(NamedTuple):
     """Some natural tokens, in ascending order, and the number of all."""
 
-    index: Int[Tensor, " kept"]
+    tokens: Int[Tensor, " kept"]
     length: int
 
     def take(
@@ -31,10 +31,10 @@ class TokenSample(NamedTuple):
         if x.shape[1] != self.length:
             raise ValueError(f"sample of {self.length} tokens, x has {x.shape[1]}")
         if isinstance(order, ScanOrder):
-            return x.index_select(1, order.inverse.index_select(0, self.index))
+            return x.index_select(1, order.inverse.index_select(0, self.tokens))
         if order not in ("forward", "backward"):
             raise ValueError(f"unknown order {order!r}: expected forward, backward or a ScanOrder")
-        return x.index_select(1, self.index if order == "forward" else self.length - 1 - self.index)
+        return x.index_select(1, self.tokens if order == "forward" else self.length - 1 - self.tokens)
 
 
 @typed

@@ -1,20 +1,31 @@
 """Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
 
+from transmamba.transfer.circuits import AttentionInit
 from transmamba.transfer.importance import (
     first_importance,
     magnitude_importance,
     random_importance,
     stability_importance,
 )
-from transmamba.transfer.plans import PRESETS, SSM_PARAMETERS, bind
+from transmamba.transfer.plans import PRESETS, SSM_PARAMETERS
+from transmamba.transfer.presets import bind
 from transmamba.transfer.report import SubcloneReport
+from transmamba.transfer.running import (
+    StabilityRecorder,
+    activation_importance,
+    taylor_importance,
+    wanda_importance,
+)
 from transmamba.transfer.tensors import open_safetensors
 from transmamba.transfer.weights import subclone
 
 __all__ = [
+    "AttentionInit",
     "PRESETS",
     "SSM_PARAMETERS",
+    "StabilityRecorder",
     "SubcloneReport",
+    "activation_importance",
     "bind",
     "first_importance",
     "magnitude_importance",
@@ -22,4 +33,6 @@ __all__ = [
     "random_importance",
     "stability_importance",
     "subclone",
+    "taylor_importance",
+    "wanda_importance",
 ]

@@ -2,14 +2,15 @@
 
 A plan is a dictionary: student name pattern -> (teacher name patterns, axes). Names: `matching.match`; axes:
 `axes.parse_axes` and `resizing`. Students have the names of `transmamba.models`; teachers those of timm, of Hugging
-Face before and after version 5, and of mamba_ssm.
+Face before and after version 5, and of mamba_ssm, with or without the prefix of a wrapping model.
 """
 
-from collections.abc import Iterable, Mapping
+import re
 
 from transmamba.transfer.axes import substitute
-from transmamba.transfer.layer_maps import LayerMap
-from transmamba.transfer.matching import Plan, match
+from transmamba.transfer.matching import Plan
+
+Entries = dict[str, tuple[str, str]]
 
 SSM_PARAMETERS = (
     "*mixer.in_proj.*",
@@ -24,114 +25,191 @@ SSM_PARAMETERS = (
     "*mixer.norm.*",
 )
 
-VIT: dict[str, tuple[str, str]] = {
+
+def affine(student: str, teacher: str, axes: str) -> Entries:
+    """The entries of a weight and a bias; the bias lies on the weight's first axis.
+
+    Example:
+        >>> affine("head", "head | classifier", "class residual")["head.bias"]
+        ('head.bias | classifier.bias', 'class')
+    """
+
+    def leaf(name: str) -> str:
+        return re.sub(r"[^\s|+]+", rf"\g<0>.{name}", teacher)
+
+    return {f"{student}.weight": (leaf("weight"), axes), f"{student}.bias": (leaf("bias"), axes.split()[0])}
+
+
+QKV = "head.{i}*head_dim+head.{i}*head_dim+head.{i}*head_dim"
+
+VIT: Entries = {
     "cls_token": ("cls_token | embeddings.cls_token", "1 1 residual"),
     "dist_token": ("dist_token | embeddings.distillation_token", "1 1 residual"),
     "pos_embed": ("pos_embed | embeddings.position_embeddings", "1 token residual"),
-    "patch_embed.proj.weight": (
-        "patch_embed.proj.weight | embeddings.patch_embeddings.projection.weight",
-        "residual . . .",
-    ),
-    "patch_embed.proj.bias": ("patch_embed.proj.bias | embeddings.patch_embeddings.projection.bias", "residual"),
-    "blocks.{i}.norm1.weight": (
-        "blocks.{i}.norm1.weight | layers.{i}.layernorm_before.weight | encoder.layer.{i}.layernorm_before.weight",
+    **affine("patch_embed.proj", "patch_embed.proj | embeddings.patch_embeddings.projection", "residual . time . ."),
+    **affine(
+        "blocks.{i}.norm1",
+        "blocks.{i}.norm1 | layers.{i}.layernorm_before | encoder.layer.{i}.layernorm_before",
         "residual",
     ),
-    "blocks.{i}.norm1.bias": (
-        "blocks.{i}.norm1.bias | layers.{i}.layernorm_before.bias | encoder.layer.{i}.layernorm_before.bias",
-        "residual",
+    **affine(
+        "blocks.{i}.attn.qkv",
+        "blocks.{i}.attn.qkv"
+        " | layers.{i}.attention.q_proj + layers.{i}.attention.k_proj + layers.{i}.attention.v_proj"
+        " | encoder.layer.{i}.attention.attention.query + encoder.layer.{i}.attention.attention.key"
+        " + encoder.layer.{i}.attention.attention.value",
+        f"{QKV} residual",
     ),
-    "blocks.{i}.norm2.weight": (
-        "blocks.{i}.norm2.weight | layers.{i}.layernorm_after.weight | encoder.layer.{i}.layernorm_after.weight",
-        "residual",
-    ),
-    "blocks.{i}.norm2.bias": (
-        "blocks.{i}.norm2.bias | layers.{i}.layernorm_after.bias | encoder.layer.{i}.layernorm_after.bias",
-        "residual",
-    ),
-    "blocks.{i}.mlp.fc1.weight": (
-        "blocks.{i}.mlp.fc1.weight | layers.{i}.mlp.fc1.weight | encoder.layer.{i}.intermediate.dense.weight",
-        "hidden.{i} residual",
-    ),
-    "blocks.{i}.mlp.fc1.bias": (
-        "blocks.{i}.mlp.fc1.bias | layers.{i}.mlp.fc1.bias | encoder.layer.{i}.intermediate.dense.bias",
-        "hidden.{i}",
-    ),
-    "blocks.{i}.mlp.fc2.weight": (
-        "blocks.{i}.mlp.fc2.weight | layers.{i}.mlp.fc2.weight | encoder.layer.{i}.output.dense.weight",
-        "residual hidden.{i}",
-    ),
-    "blocks.{i}.mlp.fc2.bias": (
-        "blocks.{i}.mlp.fc2.bias | layers.{i}.mlp.fc2.bias | encoder.layer.{i}.output.dense.bias",
-        "residual",
-    ),
-    "blocks.{i}.attn.qkv.weight": (
-        "blocks.{i}.attn.qkv.weight"
-        " | layers.{i}.attention.q_proj.weight + layers.{i}.attention.k_proj.weight"
-        " + layers.{i}.attention.v_proj.weight"
-        " | encoder.layer.{i}.attention.attention.query.weight + encoder.layer.{i}.attention.attention.key.weight"
-        " + encoder.layer.{i}.attention.attention.value.weight",
-        "head.{i}*head_dim+head.{i}*head_dim+head.{i}*head_dim residual",
-    ),
-    "blocks.{i}.attn.qkv.bias": (
-        "blocks.{i}.attn.qkv.bias"
-        " | layers.{i}.attention.q_proj.bias + layers.{i}.attention.k_proj.bias + layers.{i}.attention.v_proj.bias"
-        " | encoder.layer.{i}.attention.attention.query.bias + encoder.layer.{i}.attention.attention.key.bias"
-        " + encoder.layer.{i}.attention.attention.value.bias",
-        "head.{i}*head_dim+head.{i}*head_dim+head.{i}*head_dim",
-    ),
-    "blocks.{i}.attn.proj.weight": (
-        "blocks.{i}.attn.proj.weight | layers.{i}.attention.o_proj.weight"
-        " | encoder.layer.{i}.attention.output.dense.weight",
+    **affine(
+        "blocks.{i}.attn.proj",
+        "blocks.{i}.attn.proj | layers.{i}.attention.o_proj | encoder.layer.{i}.attention.output.dense",
         "residual head.{i}*head_dim",
     ),
-    "blocks.{i}.attn.proj.bias": (
-        "blocks.{i}.attn.proj.bias | layers.{i}.attention.o_proj.bias | encoder.layer.{i}.attention.output.dense.bias",
+    **affine(
+        "blocks.{i}.norm2",
+        "blocks.{i}.norm2 | layers.{i}.layernorm_after | encoder.layer.{i}.layernorm_after",
         "residual",
     ),
-    "norm.weight": ("norm.weight | layernorm.weight", "residual"),
-    "norm.bias": ("norm.bias | layernorm.bias", "residual"),
-    "head.weight": ("head.weight | classifier.weight | cls_classifier.weight", "class residual"),
-    "head.bias": ("head.bias | classifier.bias | cls_classifier.bias", "class"),
-    "head_dist.weight": ("head_dist.weight | distillation_classifier.weight", "class residual"),
-    "head_dist.bias": ("head_dist.bias | distillation_classifier.bias", "class"),
+    **affine(
+        "blocks.{i}.mlp.fc1",
+        "blocks.{i}.mlp.fc1 | layers.{i}.mlp.fc1 | encoder.layer.{i}.intermediate.dense",
+        "hidden.{i} residual",
+    ),
+    **affine(
+        "blocks.{i}.mlp.fc2",
+        "blocks.{i}.mlp.fc2 | layers.{i}.mlp.fc2 | encoder.layer.{i}.output.dense",
+        "residual hidden.{i}",
+    ),
+    **affine("norm", "norm | layernorm", "residual"),
+    **affine("head", "head | classifier | cls_classifier", "class residual"),
+    **affine("head_dist", "head_dist | distillation_classifier", "class residual"),
 }
 
-PRESETS: dict[str, Plan] = {"vit": VIT}
-
-
-def bind(plan: Plan, **sizes: int) -> dict[str, tuple[str, str]]:
-    """`plan` with axis names replaced by numbers, for what shapes do not tell.
-
-    Example:
-        >>> bind({"attn.proj.weight": ("attn.proj.weight", "residual head*head_dim")}, head_dim=64)
-        {'attn.proj.weight': ('attn.proj.weight', 'residual head*64')}
-    """
-    return {name: (pattern, substitute(axes, sizes)) for name, (pattern, axes) in plan.items()}
-
-
-def find_preset(student: Iterable[str], teacher: Iterable[str], layer_map: LayerMap) -> tuple[str, Plan]:
-    """The preset that initialises most tensors of the student.
-
-    Raises:
-        ValueError: none finds a layer of the teacher.
-    """
-    student, teacher = list(student), list(teacher)
-    best, most = None, 0
-    for name, plan in PRESETS.items():
-        found = match(plan, student, teacher, layer_map)
-        count = len({copy.student for copy in found.copies})
-        if found.layers and count > most:
-            best, most = name, count
-    if best is None:
-        raise ValueError(
-            f"no preset of {', '.join(PRESETS)} knows these names: the teacher has {_few(teacher)}; the student has"
-            f" {_few(student)}. Give plan={{student name: (teacher name, axes)}}; propose_plan(teacher, student)"
-            " drafts one"
+CLIP: Entries = {
+    "cls_token": ("vision_model.embeddings.class_embedding | embeddings.class_embedding", "1 1 residual"),
+    "pos_embed": (
+        "vision_model.embeddings.position_embedding.weight | embeddings.position_embedding.weight",
+        "1 token residual",
+    ),
+    **affine(
+        "patch_embed.proj",
+        "vision_model.embeddings.patch_embedding | embeddings.patch_embedding",
+        "residual . time . .",
+    ),
+    "blocks.{i}.attn.qkv.weight": (
+        "vision_model.encoder.layers.{i}.self_attn.q_proj.weight"
+        " + vision_model.encoder.layers.{i}.self_attn.k_proj.weight"
+        " + vision_model.encoder.layers.{i}.self_attn.v_proj.weight",
+        f"{QKV} residual",
+    ),
+    **{
+        name: entry
+        for ours, theirs, axes in (
+            ("norm1", "layer_norm1", "residual"),
+            ("attn.proj", "self_attn.out_proj", "residual head.{i}*head_dim"),
+            ("norm2", "layer_norm2", "residual"),
+            ("mlp.fc1", "mlp.fc1", "hidden.{i} residual"),
+            ("mlp.fc2", "mlp.fc2", "residual hidden.{i}"),
         )
-    return best, PRESETS[best]
+        for name, entry in affine(
+            f"blocks.{{i}}.{ours}", f"vision_model.encoder.layers.{{i}}.{theirs} | encoder.layers.{{i}}.{theirs}", axes
+        ).items()
+    },
+    **affine("norm", "vision_model.post_layernorm | post_layernorm", "residual"),
+    "head.weight": ("visual_projection.weight", "class residual"),
+}
 
+# Post-norm teacher, pre-norm student: what enters a teacher layer was normalised at the end of the layer before.
+BERT: Entries = {
+    "embedding.weight": ("embeddings.word_embeddings.weight", "vocab residual"),
+    "pos_embed": ("embeddings.position_embeddings.weight", "1 sequence residual"),
+    **affine("embed_norm", "embeddings.LayerNorm", "residual"),
+    **affine("blocks.{i}.norm1", "encoder.layer.{i-1}.output.LayerNorm | embeddings.LayerNorm", "residual"),
+    **affine("blocks.{i}.norm2", "encoder.layer.{i}.attention.output.LayerNorm", "residual"),
+    **affine("blocks.{i}.mlp.fc1", "encoder.layer.{i}.intermediate.dense", "hidden.{i} residual"),
+    **affine("blocks.{i}.mlp.fc2", "encoder.layer.{i}.output.dense", "residual hidden.{i}"),
+    **affine("norm", "encoder.layer.{last}.output.LayerNorm", "residual"),
+}
 
-def _few(names: Mapping[str, object] | list[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:4]) + (f", ... ({len(listed)} tensors)" if len(listed) > 4 else "")
+# fc1 holds the value above the gate: LLaMA's up_proj is the value, gate_proj goes through SiLU
+LLAMA: Entries = {
+    "embedding.weight": ("embed_tokens.weight", "vocab residual"),
+    "blocks.{i}.norm1.weight": ("layers.{i}.input_layernorm.weight", "residual"),
+    "blocks.{i}.attn.q_proj.weight": ("layers.{i}.self_attn.q_proj.weight", "head.{i}*head_dim residual"),
+    "blocks.{i}.attn.k_proj.weight": ("layers.{i}.self_attn.k_proj.weight", "kv_head.{i}*head_dim residual"),
+    "blocks.{i}.attn.v_proj.weight": ("layers.{i}.self_attn.v_proj.weight", "kv_head.{i}*head_dim residual"),
+    "blocks.{i}.attn.o_proj.weight": ("layers.{i}.self_attn.o_proj.weight", "residual head.{i}*head_dim"),
+    "blocks.{i}.norm2.weight": ("layers.{i}.post_attention_layernorm.weight", "residual"),
+    "blocks.{i}.mlp.fc1.weight": (
+        "layers.{i}.mlp.up_proj.weight + layers.{i}.mlp.gate_proj.weight",
+        "hidden.{i}+hidden.{i} residual",
+    ),
+    "blocks.{i}.mlp.fc2.weight": ("layers.{i}.mlp.down_proj.weight", "residual hidden.{i}"),
+    "norm.weight": ("norm.weight", "residual"),
+    "head.weight": ("lm_head.weight | embed_tokens.weight", "logit residual"),
+}
+
+MAMBA_COMMON: Entries = {
+    **affine("blocks.{i}.norm1", "blocks.{i}.norm1 | layers.{i}.norm", "residual"),
+    **affine("blocks.{i}.norm2", "blocks.{i}.norm2 | layers.{i}.norm2", "residual"),
+    **affine("norm", "norm | norm_f", "residual"),
+}
+
+OWN, BRANCH, FLAT = "blocks.{i}.mixer.", "blocks.{i}.mixer.branches.{k}.", "layers.{i}.mixer."
+
+MAMBA: Entries = {
+    **MAMBA_COMMON,
+    "cls_token": ("cls_token", "1 1 residual"),
+    "pos_embed": ("pos_embed", "1 token residual"),
+    **affine("patch_embed.proj", "patch_embed.proj", "residual . time . ."),
+    **affine("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.fc1", "hidden.{i} residual"),
+    **affine("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.fc2", "residual hidden.{i}"),
+    **affine("head", "head", "class residual"),
+    **affine(OWN + "in_proj", f"{OWN}in_proj | {FLAT}in_proj", "inner.{i}+inner.{i} residual"),
+    **affine(BRANCH + "conv1d", f"{BRANCH}conv1d | {FLAT}conv1d", "inner.{i} 1 ."),
+    BRANCH + "ssm.x_proj.weight": (
+        f"{BRANCH}ssm.x_proj.weight | {FLAT}x_proj.weight",
+        "rank.{i}.{k}+state.{i}.{k}+state.{i}.{k} inner.{i}",
+    ),
+    BRANCH + "ssm.dt_proj.weight": (f"{BRANCH}ssm.dt_proj.weight | {FLAT}dt_proj.weight", "inner.{i} rank.{i}.{k}"),
+    BRANCH + "ssm.dt_bias": (f"{BRANCH}ssm.dt_bias | {FLAT}dt_proj.bias", "inner.{i}"),
+    BRANCH + "ssm.A_log": (f"{BRANCH}ssm.A_log | {FLAT}A_log", "inner.{i} state.{i}.{k}"),
+    BRANCH + "ssm.D": (f"{BRANCH}ssm.D | {FLAT}D", "inner.{i}"),
+    **affine(OWN + "out_proj", f"{OWN}out_proj | {FLAT}out_proj", "residual inner.{i}"),
+}
+
+INNER, SHARED = "head.{i}*head_dim", "group*state.{i}"
+
+MAMBA2: Entries = {
+    **MAMBA_COMMON,
+    **affine(
+        OWN + "in_proj",
+        f"{OWN}in_proj | {FLAT}in_proj",
+        f"{INNER}+{INNER}+{SHARED}+{SHARED}+head.{{i}} residual",
+    ),
+    **affine(OWN + "conv1d", f"{OWN}conv1d | {FLAT}conv1d", f"{INNER}+{SHARED}+{SHARED} 1 ."),
+    OWN + "ssm.dt_bias": (f"{OWN}ssm.dt_bias | {FLAT}dt_bias", "head.{i}"),
+    OWN + "ssm.A_log": (f"{OWN}ssm.A_log | {FLAT}A_log", "head.{i}"),
+    OWN + "ssm.D": (f"{OWN}ssm.D | {FLAT}D", "head.{i}"),
+    OWN + "norm.weight": (f"{OWN}norm.weight | {FLAT}norm.weight", INNER),
+    **affine(OWN + "out_proj", f"{OWN}out_proj | {FLAT}out_proj", f"residual {INNER}"),
+}
+
+# the gated MLP and the output table of the language models, which vision models do not have
+LM: Entries = {
+    "embedding.weight": ("embedding.weight | embeddings.weight", "vocab residual"),
+    **affine("blocks.{i}.mlp.fc1", "blocks.{i}.mlp.fc1 | layers.{i}.mlp.fc1", "hidden.{i}+hidden.{i} residual"),
+    **affine("blocks.{i}.mlp.fc2", "blocks.{i}.mlp.fc2 | layers.{i}.mlp.fc2", "residual hidden.{i}"),
+    "head.weight": ("lm_head.weight | head.weight | embedding.weight | embeddings.weight", "logit residual"),
+}
+
+PRESETS: dict[str, Plan] = {
+    "vit": VIT,
+    "clip": CLIP,
+    "bert": BERT,
+    "llama": LLAMA,
+    "mamba": MAMBA,
+    "mamba_lm": MAMBA | LM,
+    # one group of B and C, as in all published checkpoints; for another number, bind(MAMBA2 | LM, group=8)
+    "mamba2_lm": {name: (pattern, substitute(axes, {"group": 1})) for name, (pattern, axes) in (MAMBA2 | LM).items()},
+}

@@ -22,21 +22,30 @@ class Geometry(NamedTuple):
     kept: dict[str, Tensor]
 
 
-def align(shape: tuple[int, ...], copy: Copy) -> tuple[int, ...]:
-    """The teacher's shape with one entry per axis word; the words `1` and `time` may be missing in it.
+def align(shape: tuple[int, ...], axes: tuple[Axis, ...], tensor: str) -> tuple[int, ...]:
+    """A shape with one entry per axis word; axes of the words `1` and `time` may be missing in the tensor.
 
     Raises:
         ValueError: the number of axes is another.
     """
-    axes = copy.teacher_axes
     absent = [axis.word in ("1", "time") for axis in axes]
     if len(shape) == len(axes):
         return shape
     if len(shape) != absent.count(False):
         words = " ".join(axis.word for axis in axes)
-        raise ValueError(f"teacher tensor {copy.teacher} has shape {shape}, the plan says {words!r}")
+        raise ValueError(f"{tensor} has shape {shape}, the plan says {words!r}")
     rest = iter(shape)
     return tuple(1 if gone else next(rest) for gone in absent)
+
+
+def teacher_shape(copy: Copy, teacher: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The aligned shape of a copy's source."""
+    return align(shape_of(teacher, copy.teacher), copy.teacher_axes, f"teacher tensor {copy.teacher}")
+
+
+def student_shape(copy: Copy, student: Tensor) -> tuple[int, ...]:
+    """The aligned shape of a copy's target."""
+    return align(tuple(student.shape), copy.axes, f"student tensor {copy.student}")
 
 
 def measure(copies: Iterable[Copy], teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Geometry:
@@ -47,12 +56,9 @@ def measure(copies: Iterable[Copy], teacher: Mapping[str, Tensor], student: Mapp
     """
     ours, theirs = [], []
     for copy in copies:
-        shape = tuple(student[copy.student].shape)
-        if len(shape) != len(copy.axes):
-            words = " ".join(axis.word for axis in copy.axes)
-            raise ValueError(f"student tensor {copy.student} has shape {shape}, the plan says {words!r}")
+        shape = student_shape(copy, student[copy.student])
         ours += [Equation(axis, size, copy.student) for axis, size in zip(copy.axes, shape, strict=True)]
-        shape = align(shape_of(teacher, copy.teacher), copy)
+        shape = teacher_shape(copy, teacher)
         theirs += [Equation(axis, size, copy.teacher) for axis, size in zip(copy.teacher_axes, shape, strict=True)]
     return Geometry(solve(theirs, "teacher"), solve(ours, "student"), {})
 
@@ -64,14 +70,13 @@ def choose(
     importance: Importance,
     *,
     grow: bool = False,
-    ignore_unknown: bool = False,
 ) -> Geometry:
     """`geometry` with the neurons of the highest score kept, in their old order.
 
     Raises:
         ValueError: the student is wider and `grow` is False, a score is unknown, missing, misshapen or not finite.
     """
-    if isinstance(importance, Mapping) and not ignore_unknown:
+    if isinstance(importance, Mapping):
         _refuse_unknown(importance, teacher, geometry)
     kept: dict[str, Tensor] = {}
     narrower: dict[str, int] = {}
@@ -116,7 +121,7 @@ def axis_scores(
         score = _element_scores(copy, teacher, importance) if touched else None
         if score is None:
             continue
-        shape = align(shape_of(teacher, copy.teacher), copy)
+        shape = teacher_shape(copy, teacher)
         for dim, axis in enumerate(copy.teacher_axes):
             for name in open_names.intersection(axis.names):
                 total, count = _reduce(score, dim, axis, shape[dim], name, geometry.teacher)
@@ -146,7 +151,7 @@ def _element_scores(copy: Copy, teacher: Mapping[str, Tensor], importance: Impor
             " weight, or 1 on the axes along which the score is constant"
         )
     _refuse_non_finite(copy.teacher, score)
-    return score.detach().cpu().reshape(align(tuple(score.shape), copy))
+    return score.detach().cpu().reshape(align(tuple(score.shape), copy.teacher_axes, copy.teacher))
 
 
 def _reduce(

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from transmamba._typing import typed
+from transmamba.transfer.attention import plan_attention
+from transmamba.transfer.circuits import AttentionInit
 from transmamba.transfer.layer_maps import LayerMap
 from transmamba.transfer.matching import Matches, Plan, match
-from transmamba.transfer.plans import SSM_PARAMETERS, find_preset
+from transmamba.transfer.plans import SSM_PARAMETERS
+from transmamba.transfer.presets import find_preset
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.selection import Importance, choose, measure
 from transmamba.transfer.tensors import Weights, check_source, check_target, named_tensors
@@ -37,6 +40,7 @@ def subclone(
     rescale: Literal["sqrt"] | None = None,
     exclude: Sequence[str] | None = None,
     grow: bool = False,
+    ssm_from: AttentionInit | Weights | None = None,
 ) -> SubcloneReport:
     """Initialise the student from the teacher's most important neurons, in place.
 
@@ -57,6 +61,9 @@ def subclone(
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba.
         grow: let a wider student keep the initialisation of what the teacher does not have.
+        ssm_from: where the SSM parameters come from, after all the rest: another Mamba (the paper's recipe for language
+            and video), or the teacher's own attention, `AttentionInit(heads=..., length=...)`. By default they keep
+            their initialisation.
 
     Raises:
         ValueError: names, shapes, layers or scores do not fit, or the student is wider and `grow` is False.
@@ -74,11 +81,20 @@ def subclone(
     """
     source, target = named_tensors(teacher), _floating(student)
     left = _excluded(target, source, exclude)
-    chosen = plan if plan is not None else find_preset(target, source, layer_map)[1]
+    chosen = plan if plan is not None else find_preset(target, source, layer_map)
     found = match(chosen, target, source, layer_map)
     if plan is not None:
         _refuse_unresolved(found, target, source)
     prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow)
+    if isinstance(ssm_from, AttentionInit):
+        norms = _norms_after(prepared.writes, target)
+        prepared.writes.extend(
+            plan_attention(ssm_from, source, target, layer_map, prepared.kept.get("residual"), norms)
+        )
+    elif ssm_from is not None:
+        mamba = prepare_ssm(named_tensors(ssm_from), target, importance, layer_map, grow=grow)
+        prepared.writes.extend(mamba.writes)
+        prepared.kept.update({f"ssm_from {name}": kept for name, kept in mamba.kept.items()})
     return _write(prepared, target)
 
 
@@ -88,9 +104,8 @@ def prepare(
     left: Mapping[str, str],
     found: Matches,
     importance: Importance,
-    *,
-    rescale: str | None,
-    grow: bool,
+    rescale: str | None = None,
+    grow: bool = False,
 ) -> Prepared:
     """Check a transfer and say what it will write."""
     copies = [copy for copy in found.copies if copy.student not in left]
@@ -109,9 +124,36 @@ def prepare(
     return Prepared(writes, skipped, kept, found.layers)
 
 
+def prepare_ssm(
+    source: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    importance: Importance,
+    layer_map: LayerMap,
+    *,
+    grow: bool,
+) -> Prepared:
+    """Check a transfer of the SSM parameters alone, from a Mamba.
+
+    Raises:
+        ValueError: the names are those of no Mamba, or sizes differ and the scores are not a function.
+    """
+    ssm = {name: tensor for name, tensor in target.items() if any(fnmatchcase(name, p) for p in SSM_PARAMETERS)}
+    found = match(find_preset(ssm, source, layer_map), ssm, source, layer_map)
+    # scores by name are the Transformer's; a function scores any tensor
+    return prepare(source, ssm, {}, found, {} if isinstance(importance, Mapping) else importance, None, grow)
+
+
+def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The norms before the mixers as they will be."""
+    norms = {name: tensor.detach() for name, tensor in target.items() if ".norm1." in name}
+    norms.update({write.student: write.values() for write in writes if write.student in norms and write.whole})
+    return {name: norm.float().cpu() for name, norm in norms.items()}
+
+
 @torch.no_grad()
 def _write(prepared: Prepared, target: Mapping[str, Tensor]) -> SubcloneReport:
-    skipped = dict(prepared.skipped)
+    written = {write.student for write in prepared.writes}
+    skipped = {name: reason for name, reason in prepared.skipped.items() if name not in written}
     owner: dict[tuple[int, ...], str] = {}
     for write in prepared.writes:
         first = owner.setdefault(_memory(target[write.student]), write.student)

@@ -10,8 +10,8 @@ from torch import Tensor
 from transmamba.transfer.axes import Axis, factor_sizes, flatten
 from transmamba.transfer.matching import Copy
 from transmamba.transfer.resizing import Resize, resize
-from transmamba.transfer.selection import Geometry, align
-from transmamba.transfer.tensors import read, shape_of
+from transmamba.transfer.selection import Geometry, student_shape, teacher_shape
+from transmamba.transfer.tensors import read
 
 
 class Step(NamedTuple):
@@ -28,20 +28,26 @@ class Write(NamedTuple):
     student: str
     teacher: str
     values: Callable[[], Tensor]
+    shape: tuple[int, ...]
     target: tuple[Tensor | None, ...]
     exact: bool
     numbers: int
     change: str
 
+    @property
+    def whole(self) -> bool:
+        """Whether every entry of the student's tensor is written."""
+        return all(index is None for index in self.target)
+
     def apply(self, tensor: Tensor) -> None:
         """Write into the student's tensor in its own dtype, on its own device."""
         values = self.values()
-        if all(index is None for index in self.target):
+        if self.whole:
             tensor.copy_(values.reshape(tensor.shape))
             return
+        tensor = tensor.view(self.shape)
         ranges = (
-            torch.arange(size) if index is None else index
-            for index, size in zip(self.target, tensor.shape, strict=True)
+            torch.arange(size) if index is None else index for index, size in zip(self.target, self.shape, strict=True)
         )
         place = [index.to(tensor.device) for index in ranges]
         shape = [len(index) for index in place]
@@ -57,14 +63,14 @@ def plan_write(
     Raises:
         ValueError: the shapes cannot be brought together.
     """
-    shape = align(shape_of(teacher, copy.teacher), copy)
+    shape, wanted = teacher_shape(copy, teacher), student_shape(copy, student)
     steps: list[Step] = []
     for dim, axis in enumerate(copy.axes):
-        step = _step(copy, dim, axis, shape[dim], student.shape[dim], geometry)
+        step = _step(copy, dim, axis, shape[dim], wanted[dim], geometry)
         if isinstance(step, str):
             return step
         steps.append(step)
-    factor = _factor(copy, shape, student.shape) if rescale == "sqrt" else 1.0
+    factor = _factor(copy, shape, wanted) if rescale == "sqrt" else 1.0
     exact = factor == 1.0 and all(step == Step(None, None) for step in steps)
 
     def values() -> Tensor:
@@ -77,9 +83,9 @@ def plan_write(
         return tensor if factor == 1.0 else tensor * factor
 
     target = tuple(step.target for step in steps)
-    count = math.prod(size if index is None else len(index) for index, size in zip(target, student.shape, strict=True))
+    count = math.prod(size if index is None else len(index) for index, size in zip(target, wanted, strict=True))
     change = f"{shape} -> {tuple(student.shape)}" + (f", times {factor:.4g}" if factor != 1.0 else "")
-    return Write(copy.student, copy.teacher, values, target, exact, count, change)
+    return Write(copy.student, copy.teacher, values, wanted, target, exact, count, change)
 
 
 def _step(copy: Copy, dim: int, axis: Axis, teacher: int, student: int, geometry: Geometry) -> Step | str:
@@ -130,7 +136,7 @@ def _factor_index(
     return torch.arange(teacher), torch.arange(teacher)
 
 
-def _factor(copy: Copy, teacher: tuple[int, ...], student: torch.Size) -> float:
+def _factor(copy: Copy, teacher: tuple[int, ...], student: tuple[int, ...]) -> float:
     """Keep the spread of a sum of inputs when some of them go: only matrices have an input axis, tables have none."""
     matrix = len(teacher) > 1 and copy.student.endswith("weight") and copy.axes[0].special not in ("vocab", "sequence")
     narrower = matrix and copy.axes[1].names and teacher[1] > student[1]

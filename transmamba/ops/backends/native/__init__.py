@@ -8,7 +8,7 @@ interface, unit.h how work is divided.
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.native.library import DTYPES, Array, Scan, are_permutations, array, available, run
+from transmamba.ops.backends.native.library import DTYPES, Array, Scan, are_permutations, array, available, fresh, run
 from transmamba.ops.backends.problem import Gradients, Problem, allocate
 
 CHUNK = 32
@@ -34,9 +34,9 @@ def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tupl
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     scan, _keep = _describe(p)
     chunks = -(-length // CHUNK)
-    y = _sum_buffer(p.u, 1, scan) if p.merge else allocate(p.u, directions)
+    y = _sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
     last = p.A.new_empty(batch, directions, state, channels)
-    saved = p.A.new_empty((batch, directions, chunks, state, channels) if save else 0)
+    saved = fresh(p.A.new_empty((batch, directions, chunks, state, channels) if save else 0))
     scan.y, scan.last = array(y, 0, 1, 2, 3), array(last, 0, 1, None, 3)
     if save:
         scan.saved = array(saved, 0, 1, 2, 4)
@@ -98,17 +98,16 @@ def _states(x: Tensor | None) -> Array:
 
 
 def _part(batch: int, channels: int) -> int:
-    """Channels per unit of work: from the shape alone, about 128, or 64 where there would be few units."""
-    width = 128 if batch * -(-channels // 128) >= 16 else 64
-    parts = max(1, -(-channels // width))
+    """Channels per unit of work, from the shape alone: wide, but 16 units where 128 channels each allow them."""
+    parts = max(1, min(-(-channels // 128), -(-16 // max(1, batch))))
     return max(1, -(-channels // parts // 32) * 32)
 
 
 def _sum_buffer(like: Tensor, size: int, scan: Scan) -> Tensor:
     """Allocated like `like`; if directions are summed into it, in the compute dtype and ready to be added to."""
-    out = allocate(like, size)
+    out = fresh(allocate(like, size))
     if size == scan.directions:
         return out
-    out = torch.empty_like(out, dtype=torch.float64 if scan.wide else torch.float32)
+    out = fresh(torch.empty_like(out, dtype=torch.float64 if scan.wide else torch.float32))
     # directions that advance together have no first one that overwrites what it finds
     return out.zero_() if scan.together else out

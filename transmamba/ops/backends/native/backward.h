@@ -32,16 +32,32 @@ template <class F, int G, int U> struct BackwardBlock {
   static constexpr int W = lanes<F>(), WIDTH = U * W;
   const Group<F> &group;
   const BackwardTiles<F> &tiles;
-  int64_t count, column, chunk;
+  int64_t column, chunk;
   bool bounded = true;
 
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
+  // Inlined by force: gcc drops calls of a function that only prefetches.
+  __attribute__((always_inline)) void look_ahead(int64_t t) const {
+    const Scan &s = group.s;
+    const int64_t channel = group.range.begin + column, parameter = group.ahead[group.line(0) + t];
+    prefetch<0>(s.dt, group.b, group.first, channel, parameter, WIDTH);
+    prefetch<1>(s.ddt, group.b, group.first, channel, parameter, WIDTH);
+    for (int g = 0; g < G; ++g) {
+      const int64_t row = group.ahead[g * s.chunk + t];
+      prefetch<0>(s.u, group.b, group.first + g, channel, row, WIDTH);
+      prefetch<0>(s.grad_y, group.b, group.first + g, channel, row, WIDTH);
+      prefetch<1>(s.du, group.b, group.first + g, channel, row, WIDTH);
+    }
+  }
+
+  // Bias and softplus; the tiles that gather sums start at zero.
   void prepare() {
     const F *bias = group.bias + column;
     V beyond{};
-    for (int64_t t = 0; t < count; ++t)
+    for (int64_t t = 0; t < group.steps; ++t) {
+      look_ahead(t);
       for (int i = 0; i < U; ++i) {
         const int64_t at = t * WIDTH + i * W;
         V dt = load(tiles.dt + at) + load(bias + i * W), slope = splat((F)1);
@@ -52,6 +68,7 @@ template <class F, int G, int U> struct BackwardBlock {
         if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= splat(group.limit) ? beyond : splat((F)1);
         for (int g = 0; g < G; ++g) store(tiles.dx + tile(g) + at, V{});
       }
+    }
     F outside = 0;
     for (int i = 0; i < W; ++i) outside += beyond[i];
     bounded = ANY_EXPONENT || outside == 0;
@@ -76,7 +93,7 @@ template <class F, int G, int U> struct BackwardBlock {
           store(h_row + (j * G + g) * WIDTH + i * W, h[j][g][i]);
         }
       }
-    for (int64_t t = 0; t < count; ++t) {
+    for (int64_t t = 0; t < group.steps; ++t) {
       const F *B = group.B + t * s.state + n;
       h_row += S * G * WIDTH;
       V dt[U], xu[G][U];
@@ -110,7 +127,7 @@ template <class F, int G, int U> struct BackwardBlock {
         dA[j][i] = V{};
         for (int g = 0; g < G; ++g) dh[j][g][i] = load(state + g * every + j * pad + i * W);
       }
-    for (int64_t t = count - 1; t >= 0; --t) {
+    for (int64_t t = group.steps - 1; t >= 0; --t) {
       const int64_t at = t * WIDTH, of = t * s.state + n;
       const F *e = tiles.e + t * S * WIDTH, *before = tiles.h + t * S * G * WIDTH, *after = before + S * G * WIDTH;
       V dt[U], da[U], xu[G][U], dy[G][U], dx[G][U];
@@ -159,12 +176,77 @@ template <class F, int G, int U> struct BackwardBlock {
       }
   }
 
+  // The same two passes for one state and one direction, on the tensors where they lie.
+  template <class T> void recompute_single(Rows<T> dt_rows, Rows<T> u_rows) const {
+    const F *from = place<F>(group.s.saved, group.b, group.first, group.range.begin + column) + chunk * group.s.saved.row;
+    V h[U];
+    for (int i = 0; i < U; ++i) store(tiles.h + i * W, h[i] = load(from + i * W));
+    for (int64_t t = 0; t < group.steps; ++t) {
+      look_ahead(t);
+      const V B = splat(group.B[t]);
+      const bool reset = group.s.segments && group.reset[t];
+      for (int i = 0; i < U; ++i) {
+        const int64_t at = t * WIDTH + i * W;
+        V dt = load_as(dt_rows.at(t) + i * W) + load(group.bias + column + i * W), slope = splat((F)1);
+        if (group.s.softplus) dt = softplus<true>(dt, slope);
+        V e = exp2_product<ANY_EXPONENT>(dt, load(group.A + column + i * W));
+        if (reset) e = h[i] = V{};
+        h[i] = e * h[i] + dt * load_as(u_rows.at(t) + i * W) * B;
+        store(tiles.dt + at, dt);
+        store(tiles.slope + at, slope);
+        store(tiles.e + at, e);
+        store(tiles.h + at + WIDTH, h[i]);
+      }
+    }
+  }
+  template <class T>
+  void sweep_single(Rows<T> u_rows, Rows<T> dy_rows, Rows<F> du_rows, bool add_u, Rows<F> ddt_rows, bool add_dt) const {
+    V dh[U], dA[U] = {}, dD[U] = {}, dbias[U] = {}, A[U], D[U];
+    F *state = group.state + column;
+    for (int i = 0; i < U; ++i) {
+      dh[i] = load(state + i * W);
+      A[i] = load(group.A + column + i * W) * splat((F)LN2);
+      D[i] = load(group.D + column + i * W);
+    }
+    for (int64_t t = group.steps - 1; t >= 0; --t) {
+      const V B = splat(group.B[t]), C = splat(group.C[t]);
+      V dB = load(tiles.dB + t * W), dC = load(tiles.dC + t * W);
+      for (int i = 0; i < U; ++i) {
+        const int64_t at = t * WIDTH + i * W;
+        F *du_at = du_rows.at(t) + i * W, *ddt_at = ddt_rows.at(t) + i * W;
+        const V u = load_as(u_rows.at(t) + i * W), dy = load_as(dy_rows.at(t) + i * W), dt = load(tiles.dt + at);
+        const V q = dy * C + dh[i], dx = q * B;
+        dC += dy * load(tiles.h + at + WIDTH);
+        dB += q * (dt * u);
+        dh[i] = q * load(tiles.e + at);
+        const V through = dh[i] * load(tiles.h + at);
+        V du = dx * dt + dy * D[i], ddt = (dx * u + through * A[i]) * load(tiles.slope + at);
+        dA[i] += through * dt;
+        dD[i] += dy * u;
+        dbias[i] += ddt;
+        if (add_u) du += load(du_at);
+        if (add_dt) ddt += load(ddt_at);
+        store(du_at, du);
+        store(ddt_at, ddt);
+      }
+      store(tiles.dB + t * W, dB);
+      store(tiles.dC + t * W, dC);
+    }
+    for (int i = 0; i < U; ++i) {
+      const int64_t to = column + i * W;
+      store(state + i * W, dh[i]);
+      store(tiles.dA + to, load(tiles.dA + to) + dA[i]);
+      store(tiles.dD + to, load(tiles.dD + to) + dD[i]);
+      store(tiles.dbias + to, load(tiles.dbias + to) + dbias[i]);
+    }
+  }
+
   // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da.
   void finish() {
     const F *D = group.D + column;
     for (int i = 0; i < U; ++i) {
       V dD[G] = {}, dbias{};
-      for (int64_t t = 0; t < count; ++t) {
+      for (int64_t t = 0; t < group.steps; ++t) {
         const int64_t at = t * WIDTH + i * W;
         const V dt = load(tiles.dt + at);
         V ddt = load(tiles.da + at) * splat((F)LN2);
@@ -186,51 +268,60 @@ template <class F, int G, int U> struct BackwardBlock {
 };
 
 template <class F, int G, int U>
-static void backward_block(const Group<F> &group, const BackwardTiles<F> &tiles, int64_t t, int64_t count, int64_t column) {
+static void backward_block(const Group<F> &group, const BackwardTiles<F> &tiles, int64_t column, int64_t chunk) {
   const Scan &s = group.s;
-  const int64_t b = group.b, channel = group.range.begin + column;
-  const int64_t columns = smaller(group.range.size() - column, U * lanes<F>());
-  BackwardBlock<F, G, U> block{group, tiles, count, column, t / s.chunk};
-  const Steps parameters = group.parameters(0, t, count);
-  stage(tiles.dt, block.WIDTH, s.dt, b, group.first, channel, parameters, columns);
+  constexpr int WIDTH = U * lanes<F>();
+  const int64_t b = group.b, k = group.first, channel = group.range.begin + column;
+  const int64_t columns = smaller(group.range.size() - column, WIDTH);
+  BackwardBlock<F, G, U> block{group, tiles, column, chunk};
+  const bool add_dt = s.ddt.direction == 0 && k > 0;
+  const bool add_u = s.du.direction == 0 && (G > 1 || k > 0);  // a group finds zeros
+  if (G == 1 && s.state == 1 && in_place<F, WIDTH>(s.u, s.dt, s.grad_y, columns) && in_place<F, WIDTH>(s.du, s.ddt, s.ddt, columns) &&
+      s.du.dtype == s.A.dtype && s.ddt.dtype == s.A.dtype) {
+    const int64_t *tokens = group.visited, *parameters = group.visited + group.line(0);
+    with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
+      const auto u = rows_of(place_like(dt, s.u, b, k, channel), tokens, s.u.row);
+      block.recompute_single(rows_of(dt, parameters, s.dt.row), u);
+      block.sweep_single(u, rows_of(place_like(dt, s.grad_y, b, k, channel), tokens, s.grad_y.row),
+                         rows_of(place<F>(s.du, b, k, channel), tokens, s.du.row), add_u,
+                         rows_of(place<F>(s.ddt, b, k, channel), parameters, s.ddt.row), add_dt);
+    });
+    return;
+  }
+  stage(tiles.dt, WIDTH, s.dt, b, k, channel, group.parameters(0), columns);
   for (int g = 0; g < G; ++g) {
-    const Steps tokens = group.tokens(g, t, count);
-    stage(tiles.u + block.tile(g), block.WIDTH, s.u, b, group.first + g, channel, tokens, columns);
-    stage(tiles.dy + block.tile(g), block.WIDTH, s.grad_y, b, group.first + g, channel, tokens, columns);
+    stage(tiles.u + block.tile(g), WIDTH, s.u, b, k + g, channel, group.tokens(g), columns);
+    stage(tiles.dy + block.tile(g), WIDTH, s.grad_y, b, k + g, channel, group.tokens(g), columns);
   }
   block.prepare();
   for_states<BACKWARD_STATES>(s.state, block);
   block.finish();
-  unstage(tiles.da, block.WIDTH, s.ddt, b, group.first, channel, parameters, columns, s.ddt.direction == 0 && group.first > 0);
-  for (int g = 0; g < G; ++g) {
-    const bool add = s.du.direction == 0 && (G > 1 || group.first > 0);  // a group finds zeros
-    unstage(tiles.dx + block.tile(g), block.WIDTH, s.du, b, group.first + g, channel, group.tokens(g, t, count), columns, add);
-  }
+  unstage(tiles.da, WIDTH, s.ddt, b, k, channel, group.parameters(0), columns, add_dt);
+  for (int g = 0; g < G; ++g) unstage(tiles.dx + block.tile(g), WIDTH, s.du, b, k + g, channel, group.tokens(g), columns, add_u);
 }
 
 // Sums the lanes of a chunk's dB or dC and writes them, or adds them where directions share B or C.
 template <class F>
-static void reduce_states(const Group<F> &group, F *lanes_of, F *sums, const Array &to, int64_t offset, int64_t t,
-                          int64_t count) {
+static void reduce_states(const Group<F> &group, F *lanes_of, F *sums, const Array &to, int64_t offset) {
   const Scan &s = group.s;
   constexpr int W = lanes<F>();
   for (int64_t g = 0; g < group.size; ++g) {
     const F *from = lanes_of + g * (s.chunk * s.state + W) * W;
-    for (int64_t i = 0; i < count * s.state; i += W) {
+    for (int64_t i = 0; i < group.steps * s.state; i += W) {
       Vec<F> rows[W], sum{};
       for (int j = 0; j < W; ++j) rows[j] = load(from + (i + j) * W);
       transpose(rows);
       for (int j = 0; j < W; ++j) sum += rows[j];
       store(sums + i, sum);
     }
-    const Steps steps = group.parameters(g, t, count);
+    const Steps steps = group.parameters(g);
     const bool add = to.direction == 0 && group.first + g > 0;
     F *base = place<F>(to, group.b, group.first + g, 0) + offset;
-    for (int64_t i = 0; i < count; ++i)
+    for (int64_t i = 0; i < steps.count; ++i)
       if (add)
-        add_row(base + steps.row(i) * to.row, sums + i * s.state, s.state);
+        add_row(base + steps.rows[i] * to.row, sums + i * s.state, s.state);
       else
-        write_row(base + steps.row(i) * to.row, sums + i * s.state, s.state);
+        write_row(base + steps.rows[i] * to.row, sums + i * s.state, s.state);
   }
 }
 
@@ -253,15 +344,14 @@ template <class F, int G> static void backward_group(Group<F> &group, const Back
   memset(tiles.dD, 0, GROUP * group.pad * sizeof(F));
   memset(tiles.dbias, 0, group.pad * sizeof(F));
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-    const int64_t t = chunk * s.chunk, count = smaller(s.chunk, s.length - t);
-    group.enter_chunk(t, count);
+    group.enter_chunk(chunk * s.chunk, (chunk - 1) * s.chunk);
     memset(tiles.dB, 0, rows * sizeof(F));
     memset(tiles.dC, 0, rows * sizeof(F));
     int64_t column = 0;
-    for (; column + W < group.range.size(); column += U * W) backward_block<F, G, U>(group, tiles, t, count, column);
-    if (column < group.range.size()) backward_block<F, G, 1>(group, tiles, t, count, column);
-    reduce_states(group, tiles.dB, tiles.sums, s.dB, part * s.dB_part, t, count);
-    reduce_states(group, tiles.dC, tiles.sums, s.dC, part * s.dC_part, t, count);
+    for (; column + W < group.range.size(); column += U * W) backward_block<F, G, U>(group, tiles, column, chunk);
+    if (column < group.range.size()) backward_block<F, G, 1>(group, tiles, column, chunk);
+    reduce_states(group, tiles.dB, tiles.sums, s.dB, part * s.dB_part);
+    reduce_states(group, tiles.dC, tiles.sums, s.dC, part * s.dC_part);
   }
   if (s.dinitial.data) group.write_states(s.dinitial, 0);
   add_parameters(group, tiles);

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 PATH = Path(__file__).with_name("libscan.so")
+# looked up once: torch.compile cannot trace a look at the disk
+BUILT = PATH.exists()
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _INT = ctypes.c_int64
 
@@ -46,7 +48,7 @@ def array(x: Tensor | None, *axes: int | None) -> Array:
 
 def available() -> bool:
     """Whether the package was built with the library."""
-    return PATH.exists()
+    return BUILT
 
 
 @functools.cache
@@ -77,6 +79,12 @@ def variants() -> tuple[str, ...]:
 def are_permutations(orders: Tensor) -> bool:
     """Whether every row of (directions, length) holds each token once."""
     return bool(_library().orders_are_permutations(orders.data_ptr(), *orders.shape))
+
+
+def fresh(x: Tensor) -> Tensor:
+    """`x`, just allocated, on large pages if the system has them: first touches are then cheap."""
+    _library().ask_for_large_pages(ctypes.c_void_p(x.data_ptr()), _INT(x.nbytes))
+    return x
 
 
 @functools.cache

@@ -4,15 +4,28 @@
 #include "scan.h"
 #include "vector.h"
 
-// Rows visited by the steps [first, first + count): row(t) is their place in the tensor.
+// Rows of a tensor that consecutive steps visit.
 struct Steps {
-  const int64_t *visit;  // null: step t is row t
-  int64_t first, count;
-  int64_t row(int64_t t) const { return visit ? visit[first + t] : first + t; }
+  const int64_t *rows;
+  int64_t count;
+  bool consecutive;
 };
+
+// Where the lanes of each step lie, in a tensor or in a tile.
+template <class T> struct Rows {
+  T *base;
+  const int64_t *rows;
+  int64_t stride;
+  T *at(int64_t t) const { return base + rows[t] * stride; }
+};
+template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t stride) { return {base, rows, stride}; }
 
 template <class T> INLINE T *place(const Array &a, int64_t b, int64_t k, int64_t column) {
   return (T *)a.data + b * a.batch + k * a.direction + column * a.column;
+}
+
+template <class T> INLINE T *place_like(T *, const Array &a, int64_t b, int64_t k, int64_t column) {
+  return place<T>(a, b, k, column);
 }
 
 // Calls what(pointer of the array's element type) at (b, k, column); double compute knows double only.
@@ -22,6 +35,15 @@ template <class F, class G> INLINE void with_type(const Array &a, int64_t b, int
     if (a.dtype == HALF) return what(place<Half>(a, b, k, column));
   }
   what(place<F>(a, b, k, column));
+}
+
+// Brings a row's columns from `column` on towards the cache; rows in a foreign order defeat the hardware.
+template <int WRITE>
+INLINE void prefetch(const Array &a, int64_t b, int64_t k, int64_t column, int64_t row, int64_t columns) {
+  if (a.column != 1) return;
+  const int64_t size = a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2;
+  const char *p = (const char *)a.data + (b * a.batch + k * a.direction + row * a.row + column) * size;
+  for (int64_t i = 0; i < columns * size; i += 64) __builtin_prefetch(p + i, WRITE, 2);
 }
 
 template <class F, class T>
@@ -38,22 +60,22 @@ INLINE void gather_transposed(F *tile, int64_t width, const T *from, int64_t col
     }
 }
 
-// tile[t][c] = array[row(t)][c] for c < columns, zero up to the width.
+// tile[t][c] = array[rows[t]][c] for c < columns, zero up to the width.
 template <class F, class T>
 static void gather(F *tile, int64_t width, const T *from, const Array &a, const Steps &steps, int64_t columns) {
   constexpr int W = lanes<F>();
   if (a.column == 1) {
     for (int64_t t = 0; t < steps.count; ++t) {
-      const T *p = from + steps.row(t) * a.row;
+      const T *p = from + steps.rows[t] * a.row;
       for (int64_t c = 0; c < width; c += W) store(tile + t * width + c, load_some<F>(p + c, columns - c));
     }
-  } else if (a.row == 1 && !steps.visit) {
-    gather_transposed(tile, width, from + steps.first, a.column, steps.count, columns);
+  } else if (a.row == 1 && steps.consecutive) {
+    gather_transposed(tile, width, from + steps.rows[0], a.column, steps.count, columns);
   } else {
     for (int64_t t = 0; t < steps.count; ++t)
       for (int64_t c = 0; c < width; c += W) {
         T lane[W] = {};
-        for (int64_t i = 0; i < W && c + i < columns; ++i) lane[i] = from[steps.row(t) * a.row + (c + i) * a.column];
+        for (int64_t i = 0; i < W && c + i < columns; ++i) lane[i] = from[steps.rows[t] * a.row + (c + i) * a.column];
         store(tile + t * width + c, load_as(lane));
       }
   }
@@ -76,20 +98,20 @@ INLINE void scatter_transposed(const F *tile, int64_t width, T *to, int64_t colu
     }
 }
 
-// array[row(t)][c] = or += tile[t][c].
+// array[rows[t]][c] = or += tile[t][c].
 template <class F, class T>
 static void scatter(const F *tile, int64_t width, T *to, const Array &a, const Steps &steps, int64_t columns, bool add) {
   constexpr int W = lanes<F>();
   if (a.column == 1) {
     for (int64_t t = 0; t < steps.count; ++t) {
-      T *p = to + steps.row(t) * a.row;
+      T *p = to + steps.rows[t] * a.row;
       for (int64_t c = 0; c < columns; c += W) {
         const Vec<F> v = load<F>(tile + t * width + c);
         store_some<F>(p + c, add ? v + load_some<F>(p + c, columns - c) : v, columns - c);
       }
     }
-  } else if (a.row == 1 && !steps.visit) {
-    scatter_transposed(tile, width, to + steps.first, a.column, steps.count, columns, add);
+  } else if (a.row == 1 && steps.consecutive) {
+    scatter_transposed(tile, width, to + steps.rows[0], a.column, steps.count, columns, add);
   } else {
     for (int64_t t = 0; t < steps.count; ++t)
       for (int64_t c = 0; c < columns; c += W) {
@@ -97,10 +119,10 @@ static void scatter(const F *tile, int64_t width, T *to, const Array &a, const S
         store_as(lane, load<F>(tile + t * width + c));
         if (add) {
           T old[W] = {};
-          for (int64_t i = 0; i < W && c + i < columns; ++i) old[i] = to[steps.row(t) * a.row + (c + i) * a.column];
+          for (int64_t i = 0; i < W && c + i < columns; ++i) old[i] = to[steps.rows[t] * a.row + (c + i) * a.column];
           store_as(lane, load<F>(tile + t * width + c) + load_as(old));
         }
-        for (int64_t i = 0; i < W && c + i < columns; ++i) to[steps.row(t) * a.row + (c + i) * a.column] = lane[i];
+        for (int64_t i = 0; i < W && c + i < columns; ++i) to[steps.rows[t] * a.row + (c + i) * a.column] = lane[i];
       }
   }
 }

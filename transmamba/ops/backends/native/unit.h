@@ -51,9 +51,11 @@ template <class F> struct Group {
   const int64_t b, pad;
   Range range;
   int64_t first = 0, size = 1;  // directions
+  int64_t steps = 0;            // of this chunk
   F limit = 0;                  // |dt| up to which every exponent is within bounds
   F *A, *D, *bias, *state, *B, *C;
   uint8_t *reset;
+  int64_t *iota, *visited, *ahead;  // 0, 1, 2, ...; tokens of this chunk's steps and of the next one's, per direction
 
   Group(const Scan &scan, int64_t batch, int64_t part, Arena &arena)
       : s(scan), b(batch), pad(padded_part(scan)), range(channels_of(scan, part)) {
@@ -64,6 +66,10 @@ template <class F> struct Group {
     B = arena.take<F>(GROUP * s.chunk * s.state);
     C = arena.take<F>(GROUP * s.chunk * s.state);
     reset = arena.take<uint8_t>(s.chunk);
+    iota = arena.take<int64_t>(s.chunk);
+    visited = arena.take<int64_t>((GROUP + 1) * s.chunk);
+    ahead = arena.take<int64_t>((GROUP + 1) * s.chunk);
+    for (int64_t t = 0; arena.base && t < s.chunk; ++t) iota[t] = t;
   }
 
   void enter(int64_t first_direction) {
@@ -107,21 +113,34 @@ template <class F> struct Group {
     return place<F>(a, b, first + i / s.state, range.begin) + row * a.row + i % s.state * s.channels;
   }
 
-  Steps tokens(int64_t g, int64_t t, int64_t count) const {
-    return {s.orders ? s.orders + (first + g) * s.length : nullptr, t, count};
+  // The last line of `visited` and `ahead` holds plain steps, for parameters indexed by them.
+  int64_t line(int64_t g) const { return (s.by_step ? GROUP : g) * s.chunk; }
+  Steps tokens(int64_t g) const { return {visited + g * s.chunk, steps, !s.orders}; }
+  Steps parameters(int64_t g) const { return {visited + line(g), steps, s.by_step || !s.orders}; }
+
+  void follow(int64_t *to, int64_t t) const {
+    for (int64_t g = 0; g <= GROUP; ++g) {
+      if (g >= size && g < GROUP) continue;
+      const int64_t *visit = s.orders && g < GROUP ? s.orders + (first + g) * s.length : nullptr;
+      for (int64_t i = 0; i < s.chunk; ++i) {
+        // beyond the end, the last step again: only prefetches look there
+        const int64_t step = smaller(t + i, s.length - 1);
+        to[g * s.chunk + i] = visit ? visit[step] : step;
+      }
+    }
   }
-  Steps parameters(int64_t g, int64_t t, int64_t count) const {
-    return s.by_step ? Steps{nullptr, t, count} : tokens(g, t, count);
-  }
-  void enter_chunk(int64_t t, int64_t count) {
+  // Steps [t, t + count); the next chunk to come starts at `next`.
+  void enter_chunk(int64_t t, int64_t next) {
+    steps = smaller(s.chunk, s.length - t);
+    follow(visited, t);
+    follow(ahead, next < 0 ? 0 : next);
     for (int64_t g = 0; g < size; ++g) {
-      const Steps steps = parameters(g, t, count);
-      stage_states(B + g * s.chunk * s.state, s.B, first + g, steps);
-      stage_states(C + g * s.chunk * s.state, s.C, first + g, steps);
+      stage_states(B + g * s.chunk * s.state, s.B, first + g, parameters(g));
+      stage_states(C + g * s.chunk * s.state, s.C, first + g, parameters(g));
     }
     if (!s.segments) return;
-    const int64_t *segment = s.segments + b * s.length, *visit = tokens(0, 0, 0).visit;
-    for (int64_t i = 0; i < count; ++i) {
+    const int64_t *segment = s.segments + b * s.length, *visit = s.orders ? s.orders + first * s.length : nullptr;
+    for (int64_t i = 0; i < steps; ++i) {
       const int64_t now = t + i;
       reset[i] = now > 0 && segment[visit ? visit[now] : now] != segment[visit ? visit[now - 1] : now - 1];
     }
@@ -130,12 +149,20 @@ template <class F> struct Group {
   void stage_states(F *to, const Array &from, int64_t k, const Steps &steps) {
     with_type<F>(from, b, k, 0, [&](auto *p) {
       for (int64_t t = 0; t < steps.count; ++t)
-        for (int64_t n = 0; n < s.state; ++n) to[t * s.state + n] = number_of(p[steps.row(t) * from.row + n * from.column]);
+        for (int64_t n = 0; n < s.state; ++n) to[t * s.state + n] = number_of(p[steps.rows[t] * from.row + n * from.column]);
     });
   }
 };
 
-// Calls what(first, count) so that the counts, each at most LARGEST, a power of two, cover the states.
+// Whether the lanes of a block can be read or written where they lie.
+template <class F, int WIDTH> static bool in_place(const Array &a, int64_t columns) {
+  return a.column == 1 && columns == WIDTH;
+}
+template <class F, int WIDTH> static bool in_place(const Array &a, const Array &b, const Array &c, int64_t columns) {
+  return a.column == 1 && b.column == 1 && c.column == 1 && columns == WIDTH;
+}
+
+// Runs a block for LARGEST states at a time, then for fewer, until all are done.
 template <int LARGEST, class G> INLINE void for_states(int64_t state, G what) {
   int64_t n = 0;
   for (; n + LARGEST <= state; n += LARGEST) what.template run<LARGEST>(n);

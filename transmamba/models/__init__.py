@@ -3,6 +3,7 @@
 from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
 from transmamba.models.generate import next_token as next_token
+from transmamba.models.mamba_encoder import MambaEncoder as MambaEncoder
 from transmamba.models.mamba_lm import MambaLM as MambaLM
 from transmamba.models.mamba_sizes import mamba2_1_3b as mamba2_1_3b
 from transmamba.models.mamba_sizes import mamba2_2_7b as mamba2_2_7b

@@ -137,9 +137,9 @@ class ViT(nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """ViT's start: linear weights from a truncated normal of deviation 0.02, biases zero."""
+    """The original ViT's start: Xavier-uniform linear weights, biases zero."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

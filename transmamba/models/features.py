@@ -18,8 +18,9 @@ class Features(NamedTuple):
         directions: `directions[k][i]` is the share of direction k in the mixer output of block i, its tokens in the
             order in which k visits them; empty unless asked for. Brought back to natural order, the shares of a block
             add up to its mixer output (less the bias of the output projection).
-        orders: the scan order of each direction.
+        orders: the scan order of each direction; of the last layer where `grids` differ.
         extra: positions of the tokens that are no patches (class, distillation, register tokens).
+        grids: the grid of every layer, where it is not `grid` for all of them.
     """
 
     last: Tensor
@@ -28,6 +29,7 @@ class Features(NamedTuple):
     directions: tuple[tuple[Tensor, ...], ...] = ()
     orders: tuple[ScanOrder, ...] = ()
     extra: tuple[int, ...] = ()
+    grids: tuple[Grid, ...] = ()
 
 
 @runtime_checkable

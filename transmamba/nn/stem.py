@@ -1,6 +1,7 @@
-"""Stems of several convolutions."""
+"""From pixels to maps of tokens, and from maps to coarser ones; all are channel-first."""
 
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,3 +35,44 @@ class ConvStem(nn.Module):
         half = self.convs(self.stem(image))
         below, right = (-side % self.side for side in half.shape[-2:])
         return self.projection(F.pad(half, (0, right, 0, below)))
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a LayerNorm over the channels.
+
+    Args:
+        in_chans: channels of the map.
+        dim: channels of the result.
+        kernel_size: side of the kernel.
+        stride: distance between its places.
+    """
+
+    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        # an even kernel tiles the map, an odd one is centred
+        self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, padding=(kernel_size - 1) // 2 * (kernel_size % 2))
+        self.channel_norm = nn.LayerNorm(dim)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
+        """The normed map."""
+        return self.channel_norm(self.conv(x).movedim(1, -1)).movedim(-1, 1)
+
+
+class PatchMerging(nn.Module):
+    """Four neighbours become one token: LayerNorm over all their channels, then a linear map to `dim`.
+
+    A map with an odd side is filled up with zeros, below and on the right.
+    """
+
+    def __init__(self, in_chans: int, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * in_chans)
+        self.reduction = nn.Linear(4 * in_chans, dim, bias=False)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
+        """The map of half the size."""
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+        merged = rearrange(x, "batch channel (row r) (column c) -> batch row column (c r channel)", r=2, c=2)
+        return self.reduction(self.norm(merged)).movedim(-1, 1)

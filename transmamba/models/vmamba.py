@@ -1,0 +1,245 @@
+"""VMamba: a pyramid of four stages whose maps are scanned by rows and by columns, from both ends."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
+from transmamba.nn import DropPath, Mlp
+from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.nn.stem import ConvNorm, PatchMerging
+from transmamba.ops import ScanOrder, scan_orders
+from transmamba.ops.orders import Grid
+
+ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
+
+
+class VMambaBlock(nn.Module):
+    """x + mixer(norm1(x)), then, if `mlp_ratio` is positive, x + mlp(norm2(x))."""
+
+    def __init__(self, dim: int, mixer: Scan2dMixer, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.mixer = mixer
+        self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
+        self.mlp = Mlp(dim, int(dim * mlp_ratio)) if mlp_ratio > 0 else None
+        self.drop_path = DropPath(drop_path)
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
+    ) -> Float[Tensor, "batch token dim"]:
+        """The stream after the block."""
+        return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, grid)))
+
+    def forward_directions(
+        self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """The stream after the block, and the mixer's output split by direction in natural token order."""
+        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
+        return self._feed_forward(x + self.drop_path(mixed)), parts
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.norm2 is None or self.mlp is None:
+            return x
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, and what leads to the next, coarser one."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks, self.downsample = BlockStack(blocks), downsample
+
+
+class VMamba(nn.Module):
+    """Stem, stages of blocks with a downsampling between them, LayerNorm, mean over tokens, linear head.
+
+    Any image of at least 32 pixels a side will do.
+
+    Args:
+        dims: width of each stage.
+        depths: blocks of each stage.
+        stem: module from an image to a map of `dims[0]` channels.
+        block: makes a block from a width and a drop path rate.
+        downsample: makes a module from a map of one width to a coarser one of another width.
+        num_classes: outputs of the head.
+        drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
+
+    Reference:
+        arXiv 2401.10166. Names of its checkpoints: `models.official.vmamba`.
+
+    Example:
+        >>> import torch
+        >>> vmamba_v2((8, 16), (1, 1), num_classes=5)(torch.zeros(2, 3, 32, 40)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        dims: Sequence[int],
+        depths: Sequence[int],
+        *,
+        stem: nn.Module,
+        block: Callable[[int, float], nn.Module],
+        downsample: Callable[[int, int], nn.Module],
+        num_classes: int = 1000,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.patch_embed = stem
+        rates = iter(drop_path_rates(drop_path, sum(depths)))
+        self.stages: Sequence[Stage] = nn.ModuleList(  # type: ignore[assignment]
+            Stage([block(dim, next(rates)) for _ in range(depth)], downsample(dim, wider) if wider else None)
+            for dim, depth, wider in zip(dims, depths, [*dims[1:], None], strict=True)
+        )
+        self.norm = nn.LayerNorm(dims[-1])
+        self.head = nn.Linear(dims[-1], num_classes)
+        self.reset_parameters()
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        tokens, grid = _tokens(self.patch_embed(x))
+        for stage in self.stages:
+            tokens = stage.blocks(tokens, scan_orders(ORDERS, grid, x.device), grid)
+            if stage.downsample is not None:
+                tokens, grid = _tokens(stage.downsample(_map(tokens, grid)))
+        return self.head(self.norm(tokens).mean(1))
+
+    @typed
+    def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
+        """Tokens of every layer, and with `directions` each direction's share of every mixer output.
+
+        Width and grid change from stage to stage; `Features.grids` has the grid of each layer.
+        """
+        tokens, grid = _tokens(self.patch_embed(x))
+        layers: list[Tensor] = []
+        grids: list[Grid] = []
+        shares: list[tuple[Tensor, ...]] = [()] * len(ORDERS) if directions else []
+        for stage in self.stages:
+            orders = scan_orders(ORDERS, grid, x.device)
+            streams = stage.blocks.streams(tokens, orders, grid, directions=directions)
+            layers += streams.layers
+            grids += [grid] * len(streams.layers)
+            shares = [before + new for before, new in zip(shares, streams.directions, strict=True)]
+            tokens = layers[-1]
+            if stage.downsample is not None:
+                tokens, grid = _tokens(stage.downsample(_map(tokens, grid)))
+        return Features(self.norm(tokens), tuple(layers), grid, tuple(shares), tuple(orders), grids=tuple(grids))
+
+    def forward_intermediates(
+        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
+    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token2 dim2"]]]:
+        """The final tokens and the stream after the chosen stages: None all, n the last n, or a list."""
+        features, ends, last = self.forward_features(x), [], -1
+        for stage in self.stages:
+            last += len(stage.blocks)
+            ends.append(features.layers[last])
+        return features.last, select_layers(ends, indices)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        reset_children(self)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+
+
+def _tokens(x: Tensor) -> tuple[Tensor, Grid]:
+    return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+def _map(tokens: Tensor, grid: Grid) -> Tensor:
+    return tokens.transpose(1, 2).unflatten(2, grid)
+
+
+def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, **options: Any) -> VMamba:
+    """The first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
+    return VMamba(
+        dims,
+        depths,
+        stem=nn.Sequential(ConvNorm(3, dims[0], kernel_size=4, stride=4)),
+        block=lambda dim, rate: VMambaBlock(dim, Scan2dMixer(dim, d_state), mlp_ratio=0.0, drop_path=rate),
+        downsample=PatchMerging,
+        **options,
+    )
+
+
+def vmamba_v2(
+    dims: Sequence[int], depths: Sequence[int], *, d_state: int = 1, expand: float = 2.0, **options: Any
+) -> VMamba:
+    """The released VMamba: mixers without gate, one state per channel, MLPs, overlapping patches, convolutions."""
+    mixer = partial(Scan2dMixer, d_state=d_state, expand=expand, conv_bias=False, gated=False)
+    return VMamba(
+        dims,
+        depths,
+        stem=overlapping_stem(3, dims[0]),
+        block=lambda dim, rate: VMambaBlock(dim, mixer(dim), drop_path=rate),
+        downsample=partial(ConvNorm, kernel_size=3, stride=2),
+        **options,
+    )
+
+
+def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
+    """Two convolutions that each halve the image."""
+    return nn.Sequential(
+        ConvNorm(in_chans, dim // 2, kernel_size=3, stride=2),
+        nn.GELU(),
+        ConvNorm(dim // 2, dim, kernel_size=3, stride=2),
+    )
+
+
+def vmamba_v0_tiny(**options: Any) -> VMamba:
+    """VMamba-T of the first version."""
+    return vmamba_v0((96, 192, 384, 768), (2, 2, 9, 2), **{"drop_path": 0.2, **options})
+
+
+def vmamba_v0_small(**options: Any) -> VMamba:
+    """VMamba-S of the first version."""
+    return vmamba_v0((96, 192, 384, 768), (2, 2, 27, 2), **{"drop_path": 0.3, **options})
+
+
+def vmamba_v0_base(**options: Any) -> VMamba:
+    """VMamba-B of the first version."""
+    return vmamba_v0((128, 256, 512, 1024), (2, 2, 27, 2), **{"drop_path": 0.6, **options})
+
+
+def vmamba_tiny_s2l5(**options: Any) -> VMamba:
+    """VMamba-T, 5 blocks in the third stage."""
+    return vmamba_v2((96, 192, 384, 768), (2, 2, 5, 2), expand=2.0, **{"drop_path": 0.2, **options})
+
+
+def vmamba_tiny_s1l8(**options: Any) -> VMamba:
+    """VMamba-T, 8 narrow blocks in the third stage: the published one."""
+    return vmamba_v2((96, 192, 384, 768), (2, 2, 8, 2), expand=1.0, **{"drop_path": 0.2, **options})
+
+
+def vmamba_small_s2l15(**options: Any) -> VMamba:
+    """VMamba-S, 15 blocks in the third stage: the published one."""
+    return vmamba_v2((96, 192, 384, 768), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.3, **options})
+
+
+def vmamba_small_s1l20(**options: Any) -> VMamba:
+    """VMamba-S, 20 narrow blocks in the third stage."""
+    return vmamba_v2((96, 192, 384, 768), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.3, **options})
+
+
+def vmamba_base_s2l15(**options: Any) -> VMamba:
+    """VMamba-B, 15 blocks in the third stage: the published one."""
+    return vmamba_v2((128, 256, 512, 1024), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.6, **options})
+
+
+def vmamba_base_s1l20(**options: Any) -> VMamba:
+    """VMamba-B, 20 narrow blocks in the third stage."""
+    return vmamba_v2((128, 256, 512, 1024), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.5, **options})

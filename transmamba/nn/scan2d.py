@@ -1,0 +1,115 @@
+"""The mixer of VMamba: a map scanned along several orders, each with parameters of its own, stacked."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.ssm import ScanParameters, decay_rates, init_decay, init_step_bias
+from transmamba.ops import ScanOrder, multi_scan
+from transmamba.ops.orders import Grid
+
+
+class StackedSSM(nn.Module):
+    """The selective state spaces of several directions, `SelectiveSSM` with the direction as first axis."""
+
+    def __init__(self, d_inner: int, d_state: int, *, dt_rank: int, directions: int) -> None:
+        super().__init__()
+        self.d_state, self.dt_rank = d_state, dt_rank
+        self.x_proj = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner))
+        self.dt_proj = nn.Parameter(torch.empty(directions, d_inner, dt_rank))
+        self.dt_bias = nn.Parameter(torch.empty(directions, d_inner))
+        self.A_log = nn.Parameter(torch.empty(directions, d_inner, d_state))
+        self.D = nn.Parameter(torch.empty(directions, d_inner))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
+        nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        nn.init.ones_(self.D)
+        init_step_bias(self.dt_bias, 1e-3, 1e-1)
+        init_decay(self.A_log)
+
+    def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
+        """The inputs of the scans over `u` with a direction axis; functions of each token, so any order may follow."""
+        projected = einsum(u, self.x_proj, "batch token inner, direction row inner -> batch direction token row")
+        low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
+        dt = einsum(
+            low, self.dt_proj, "batch direction token rank, direction inner rank -> batch direction token inner"
+        )
+        return ScanParameters(dt, decay_rates(self.A_log), B, C, self.D, self.dt_bias)
+
+
+class Scan2dMixer(nn.Module):
+    """in_proj -> 2-D convolution, SiLU, a selective SSM per order -> sum, LayerNorm -> gate -> out_proj.
+
+    Args:
+        dim: width of the tokens.
+        d_state: states per channel.
+        d_conv: side of the convolution; odd.
+        expand: inner width as a multiple of `dim`.
+        directions: number of scan orders.
+        conv_bias: bias of the convolution.
+        gated: multiply by silu of a second half of `in_proj`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        d_state: int = 16,
+        *,
+        d_conv: int = 3,
+        expand: float = 2.0,
+        directions: int = 4,
+        conv_bias: bool = True,
+        gated: bool = True,
+    ) -> None:
+        super().__init__()
+        d_inner = int(expand * dim)
+        self.gated = gated
+        self.in_proj = nn.Linear(dim, (2 if gated else 1) * d_inner, bias=False)
+        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
+        self.ssm = StackedSSM(d_inner, d_state, dt_rank=math.ceil(dim / 16), directions=directions)
+        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, dim, bias=False)
+
+    @typed
+    def forward(
+        self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
+    ) -> Float[Tensor, "batch token dim"]:
+        """Mix the tokens of `grid`, one order per direction."""
+        y, gate = self._scan(x, orders, grid, merge=True)
+        return self.out_proj(_gate(self.out_norm(y), gate))
+
+    def forward_directions(
+        self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
+
+        The norm is not linear: all directions are scaled by the deviation of their sum, and share its bias evenly.
+        """
+        y, gate = self._scan(x, orders, grid, merge=False)
+        deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
+        normed = (y - y.mean(-1, keepdim=True)) / deviation * self.out_norm.weight + self.out_norm.bias / y.shape[1]
+        parts = self.out_proj(_gate(normed, None if gate is None else gate[:, None])).movedim(1, 0)
+        return parts.sum(0), parts
+
+    def _scan(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> tuple[Tensor, Tensor | None]:
+        u, gate = self.in_proj(x).chunk(2, -1) if self.gated else (self.in_proj(x), None)
+        rows, columns = grid
+        u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
+        u = rearrange(F.silu(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
+        dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(u)
+        y = multi_scan(u, dt, A, B, C, D, dt_bias=dt_bias, softplus=True, orders=orders, merge=merge)
+        assert isinstance(y, Tensor)
+        return y, gate
+
+
+def _gate(y: Tensor, gate: Tensor | None) -> Tensor:
+    return y if gate is None else y * F.silu(gate)

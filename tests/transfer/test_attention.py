@@ -138,7 +138,7 @@ def test_a_narrower_student_reads_the_kept_channels():
     teacher, model = vit(dim=12, heads=3), student(dim=8, d_state=1)
     report = subclone(teacher, model, magnitude_importance, ssm_from=AttentionInit(3, TOKENS))
     kept = torch.tensor(report.kept["residual"])
-    gamma, beta = teacher.blocks[0].norm1.weight[kept], teacher.blocks[0].norm1.bias[kept]
+    gamma, beta = (p.detach()[kept] for p in teacher.blocks[0].norm1.parameters())
     one = constant_direction(0, {"blocks.0.norm1.weight": gamma, "blocks.0.norm1.bias": beta})
     h = F.layer_norm(torch.randn(5, 8), (8,), gamma, beta)
     torch.testing.assert_close(h @ one, torch.ones(5), atol=1e-5, rtol=1e-5)

@@ -1,0 +1,84 @@
+"""Checkpoints of OpenGVLab/VideoMamba: the image and the video classifiers."""
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from transmamba.models.official import bidirectional
+from transmamba.models.official.family import Family, State, read_config
+from transmamba.models.video_mamba import VideoMamba
+from transmamba.nn.position import resize_position
+
+_DEFAULTS = {
+    "img_size": 224,
+    "patch_size": 16,
+    "depth": 24,
+    "embed_dim": 192,
+    "channels": 3,
+    "num_classes": 1000,
+    "drop_path_rate": 0.1,
+    "residual_in_fp32": True,
+    "kernel_size": 1,
+    "num_frames": None,
+    "stride": None,
+}
+# what every released model has
+_FIXED = {"rms_norm": True, "norm_epsilon": 1e-5, "bimamba": True, "drop_rate": 0.0, "fc_drop_rate": 0.0}
+_IGNORED = ("fused_add_norm", "initializer_cfg", "ssm_cfg", "use_checkpoint", "checkpoint_num", "device", "dtype")
+_OFFICIAL_FRAMES = 8
+
+
+def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """The VideoMamba of the official constructor arguments; a clip model if they or the tensors speak of frames.
+
+    Raises:
+        ValueError: an argument is not understood or has a value that no released model has.
+    """
+    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
+    if args["stride"] not in (None, args["patch_size"]):
+        raise ValueError(f"stride={args['stride']!r} is not built here: expected patch_size, {args['patch_size']}")
+    frames, size = args["num_frames"], args["img_size"]
+    if frames is None and ("kernel_size" in config or "temporal_pos_embedding" in state):
+        frames = _OFFICIAL_FRAMES
+    return VideoMamba(
+        size if isinstance(size, int) else tuple(size),
+        args["patch_size"],
+        num_frames=frames,
+        tubelet=args["kernel_size"],
+        in_chans=args["channels"],
+        num_classes=args["num_classes"],
+        dim=args["embed_dim"],
+        depth=args["depth"],
+        drop_path=args["drop_path_rate"],
+        float32_residual=args["residual_in_fp32"],
+    )
+
+
+def official_name(name: str) -> str:
+    """As Vim, and `temporal_pos_embed` -> `temporal_pos_embedding`."""
+    return bidirectional.official_name(name).replace("temporal_pos_embed", "temporal_pos_embedding")
+
+
+def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
+    """Resize the position tables; an image model becomes a clip model that sees one frame per tubelet."""
+    source, target = cast(VideoMamba, source), cast(VideoMamba, target)
+    state = dict(state)
+    patches = resize_position(state["pos_embed"][:, 1:], source.grid[-2:], target.grid[-2:])
+    state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], patches], 1)
+    if target.temporal_pos_embed is not None:
+        if source.temporal_pos_embed is None:
+            kernel = state["patch_embed.proj.weight"]
+            frames = target.patch_embed.sides[0]
+            inflated = kernel.new_zeros(*kernel.shape[:2], frames, *kernel.shape[2:])
+            inflated[:, :, frames // 2] = kernel
+            state["patch_embed.proj.weight"] = inflated
+            state["temporal_pos_embed"] = kernel.new_zeros(target.temporal_pos_embed.shape)
+        else:
+            table = state["temporal_pos_embed"]
+            state["temporal_pos_embed"] = resize_position(table, source.grid[:1], target.grid[:1])
+    return bidirectional.fresh_head(state, target)
+
+
+VIDEO_MAMBA = Family(VideoMamba, build, official_name, adapt=adapt)

@@ -1,0 +1,160 @@
+"""VideoMamba: a class token in front of the patches of an image or of all frames of a clip, read from both ends."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import (
+    BlockStack,
+    drop_path_rates,
+    init_linear,
+    init_patches,
+    reset_children,
+    shrink_output,
+)
+from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed
+from transmamba.nn.norm import RMSNorm
+from transmamba.nn.tubelet import TubeletEmbed
+from transmamba.ops import scan_orders
+
+ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch channel frame height width"]
+
+
+class VideoMamba(nn.Module):
+    """Class token and patches, position tables, Mamba blocks scanned forward and backward, a head on the class token.
+
+    The class token comes first: in the last block only the backward scan brings anything to it.
+
+    Args:
+        img_size: rows and columns of a frame in pixels, or one number for both.
+        patch_size: side of a patch in pixels.
+        num_frames: frames of a clip; None takes images instead.
+        tubelet: frames of a patch.
+        in_chans: channels of a frame.
+        num_classes: outputs of the head.
+        dim: width of the tokens.
+        depth: number of blocks.
+        drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
+        float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
+
+    Raises:
+        ValueError: the patches do not tile the frames; on the call, the input has another size.
+
+    Reference:
+        arXiv 2403.06977. Names of its checkpoints: `models.official.video_mamba`. Step sizes start as Mamba's do, which
+        the official initialisation overwrites.
+
+    Example:
+        >>> VideoMamba(8, 4, num_frames=3, dim=12, depth=2, num_classes=5)(torch.zeros(2, 3, 3, 8, 8)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        *,
+        num_frames: int | None = None,
+        tubelet: int = 1,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        dim: int = 192,
+        depth: int = 24,
+        drop_path: float = 0.0,
+        float32_residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.patch_embed: Any
+        sizes = (img_size, img_size) if isinstance(img_size, int) else img_size
+        if num_frames is None:
+            self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
+            self.grid = self.patch_embed.grid(*sizes)
+        else:
+            self.patch_embed = TubeletEmbed(dim, tubelet=tubelet, patch_size=patch_size, in_chans=in_chans)
+            self.grid = self.patch_embed.grid(num_frames, *sizes)
+        rows, columns = self.grid[-2:]
+        self.float32_residual = float32_residual
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, dim))
+        self.temporal_pos_embed = None if num_frames is None else nn.Parameter(torch.empty(1, self.grid[0], dim))
+        self.blocks = BlockStack(
+            MambaBlock(dim, MambaMixer(dim, directions=2), mlp=False, norm=RMSNorm, drop_path=rate)
+            for rate in drop_path_rates(drop_path, depth)
+        )
+        self.norm = RMSNorm(dim)
+        self.head = nn.Linear(dim, num_classes)
+        self.reset_parameters()
+
+    @typed
+    def forward(self, x: ImageOrClip) -> Float[Tensor, "batch classes"]:
+        """Logits."""
+        tokens = self._embed(x)
+        tokens = self.blocks(tokens, scan_orders(("forward", "backward"), tokens.shape[1], x.device))
+        return self.head(self.norm(tokens[:, 0]))
+
+    @typed
+    def forward_features(self, x: ImageOrClip, directions: bool = False) -> Features:
+        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        tokens = self._embed(x)
+        orders = scan_orders(("forward", "backward"), tokens.shape[1], x.device)
+        layers, shares = self.blocks.streams(tokens, orders, directions=directions)
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
+
+    def forward_intermediates(
+        self, x: ImageOrClip, indices: int | list[int] | None = None
+    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
+        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        features = self.forward_features(x)
+        return features.last, select_layers(features.layers, indices)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        spared = ("pos_embed", "cls_token", "A_log", ".D", "dt_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew; frames start without a position of their own."""
+        reset_children(self)
+        init_patches(self.patch_embed.proj)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.temporal_pos_embed is not None:
+            nn.init.zeros_(self.temporal_pos_embed)
+        for block in self.blocks:
+            shrink_output(block.mixer.out_proj, len(self.blocks))
+        init_linear(self.head)
+
+    def _embed(self, x: Tensor) -> Tensor:
+        patches, sizes = self.patch_embed(x), x.shape[2:]
+        if self.patch_embed.grid(*sizes) != self.grid:
+            raise ValueError(f"built for a patch grid of {self.grid}, the input has {tuple(sizes)} frames and pixels")
+        in_frame = self.pos_embed[:, None, 1:]
+        if self.temporal_pos_embed is not None:
+            in_frame = in_frame + self.temporal_pos_embed[:, :, None]
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        tokens = torch.cat([cls_token, patches + in_frame.flatten(1, 2)], 1)
+        return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
+
+
+def video_mamba_tiny(**options: Any) -> VideoMamba:
+    """VideoMamba-Ti: 24 blocks of width 192."""
+    return VideoMamba(dim=192, depth=24, **options)
+
+
+def video_mamba_small(**options: Any) -> VideoMamba:
+    """VideoMamba-S: 24 blocks of width 384."""
+    return VideoMamba(dim=384, depth=24, **options)
+
+
+def video_mamba_middle(**options: Any) -> VideoMamba:
+    """VideoMamba-M: 32 blocks of width 576."""
+    return VideoMamba(dim=576, depth=32, **options)
+
+
+def video_mamba_base(**options: Any) -> VideoMamba:
+    """VideoMamba-B: 24 blocks of width 768."""
+    return VideoMamba(dim=768, depth=24, **options)

@@ -106,6 +106,22 @@ def medians(steps: dict[str, Callable[[], object]], repeat: int, device: str) ->
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def kept(loss: Callable[[], Tensor], given: list[Tensor]) -> int:
+    """Bytes that the loss keeps for its backward, beyond the features, the teacher and the parameters."""
+    known = {x.untyped_storage().data_ptr() for x in given}
+    sizes: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in known:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        result = loss()
+    return sum(sizes.values()) if result.requires_grad else 0
+
+
 def bench(width: int, arguments: argparse.Namespace) -> None:
     device = arguments.device
     torch.manual_seed(0)
@@ -134,12 +150,18 @@ def bench(width: int, arguments: argparse.Namespace) -> None:
         "teacher forward": lambda: teacher(images),
         "student forward + backward": lambda: student(images).square().sum().backward(),
     }
-    steps |= {name: distil(FORMS[name](width).to(device)) for name in arguments.forms}
+    forms = {name: FORMS[name](width).to(device) for name in arguments.forms}
+    bytes_kept = {
+        name: kept(lambda form=form: form(forward, backward, target), [*forward, *backward, target, *form.parameters()])
+        for name, form in forms.items()
+    }
+    steps |= {name: distil(form) for name, form in forms.items()}
     seconds = medians({name: autocast(step) for name, step in steps.items()}, arguments.repeat, device)
     base = seconds["teacher forward"] + seconds["student forward + backward"]
     print(f"\nteacher width {width}, batch {arguments.batch}, {device}")
     for name, value in seconds.items():
-        print(f"{name:45s} {value * 1e3:9.1f} ms  {value / base:6.1%}")
+        memory = f"{bytes_kept[name] / 2**20:8.0f} MiB kept" if name in bytes_kept else ""
+        print(f"{name:45s} {value * 1e3:9.1f} ms  {value / base:6.1%}  {memory}")
 
 
 def main() -> None:

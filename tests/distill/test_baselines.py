@@ -76,6 +76,39 @@ def test_padding_changes_no_logits_loss(logits, divergence):
     torch.testing.assert_close(loss(*padded, mask), loss(student, teacher))
 
 
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_chunks_change_neither_loss_nor_gradient(logits, divergence, chunk):
+    student, teacher = logits
+    student.requires_grad_()
+    mask = torch.arange(5).expand(2, 5) < torch.tensor([[3], [5]])
+    whole, pieces = LogitsDistill(2.0, divergence), LogitsDistill(2.0, divergence, chunk=chunk)
+    for given in ((student, teacher), (student, teacher, mask)):
+        torch.testing.assert_close(pieces(*given), whole(*given))
+        torch.testing.assert_close(
+            *(torch.autograd.grad(loss(*given), student)[0] for loss in (pieces, whole)), rtol=1e-9, atol=1e-12
+        )
+
+
+def test_chunks_keep_only_the_logits_for_the_backward():
+    student, teacher = torch.randn(8, 1000, requires_grad=True), torch.randn(8, 1000)
+    kept = {}
+    for chunk in (None, 2):
+        storages = {}
+
+        def pack(x, storages=storages):
+            storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            loss = LogitsDistill(2.0, chunk=chunk)(student, teacher)
+        given = {side.untyped_storage().data_ptr() for side in (student, teacher)}
+        kept[chunk] = sum(size for pointer, size in storages.items() if pointer not in given)
+        assert loss.requires_grad
+    assert kept[None] > 2 * 8 * 1000 * 4 - 1
+    assert kept[2] < 1000
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_half_logits_are_computed_in_single(logits, dtype, divergence):
@@ -109,6 +142,8 @@ def test_bad_logits_options_are_refused():
         LogitsDistill(1.0, "l2")
     with pytest.raises(ValueError, match=r"beta must lie between 0 and 1, got 1.0"):
         LogitsDistill(beta=1.0)
+    with pytest.raises(ValueError, match=r"chunk must be at least 1, got 0"):
+        LogitsDistill(chunk=0)
 
 
 def test_bad_logits_are_refused():

@@ -4,6 +4,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from transmamba.distill import tap
 
@@ -215,6 +216,55 @@ def test_shared_module_is_not_overwritten_in_silence():
         features["0"]
 
 
+class ReentrantNet(Net):
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=True)
+        return self.head(x)
+
+
+class CheckpointedNet(Net):
+    def forward(self, x):
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False)
+        return self.head(x)
+
+
+def test_recomputation_in_the_backward_is_not_recorded():
+    net, plain, x = CheckpointedNet(), Net(), torch.randn(2, 5, 3, requires_grad=True)
+    plain.load_state_dict(net.state_dict())
+    for model in (net, plain):
+        with tap(model, "blocks.*") as features:
+            loss = model(x).sum() + sum(layer.square().sum() for layer in features.layers)
+            loss.backward()
+            assert all(len(features.calls(name)) == 1 for name in features)
+    for one, other in zip(net.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_recomputing_the_whole_model_keeps_its_features():
+    net, x = Net(), torch.randn(2, 5, 3, requires_grad=True)
+    with tap(net, "blocks.*") as features:
+        loss = checkpoint(net, x, use_reentrant=False).sum()
+        before = features.layers
+        loss.backward()
+    assert all(one is other for one, other in zip(features.layers, before, strict=True))
+
+
+def test_reentrant_checkpoint_is_refused():
+    net = ReentrantNet()
+    message = r"module 'blocks.0' ran without gradient inside a forward that has it: a re-entrant checkpoint"
+    with pytest.raises(RuntimeError, match=message), tap(net, "blocks.*"):
+        net(torch.randn(2, 5, 3, requires_grad=True))
+
+
+def test_evaluation_without_gradient_is_fine():
+    net = Net()
+    with tap(net, "blocks.*") as features, torch.no_grad():
+        net(torch.randn(2, 5, 3))
+    assert not any(layer.requires_grad for layer in features.layers)
+
+
 # never silence
 
 
@@ -223,6 +273,20 @@ def test_bypassed_child_is_an_error():
     with pytest.raises(RuntimeError, match=r"module 'blocks.0.mixer' was never called \(3 of 3 taps silent\): either"):
         with tap(net, "blocks.*.mixer"):
             net(torch.randn(2, 3))
+
+
+def test_projection_that_attention_uses_without_calling_is_an_error():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.attention(x, x, x)[0]
+
+    net = Attention()
+    with pytest.raises(RuntimeError, match=r"module 'attention.out_proj' was never called"), tap(net, "**.out_proj"):
+        net(torch.randn(2, 5, 6))
 
 
 def test_reading_before_a_forward_is_an_error():

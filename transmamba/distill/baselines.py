@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import typed
 from transmamba.distill.layers import Layers, check_layers, widen
@@ -73,10 +74,12 @@ class LogitsDistill(nn.Module):
         temperature: T.
         divergence: "forward" (the usual one), "reverse" (mode seeking) or "js" (bounded).
         beta: the teacher's share of the mixture in "js".
+        chunk: compute this many tokens at a time, and again in the backward: for large vocabularies, where each
+            intermediate is as large as the logits.
 
     Raises:
-        ValueError: the temperature is not positive and finite, beta is not between 0 and 1, or the divergence is
-            unknown.
+        ValueError: the temperature is not positive and finite, beta is not between 0 and 1, the divergence is unknown,
+            or chunk is below 1.
 
     Reference:
         Hinton et al., arXiv 1503.02531. Conversions from other conventions: docs/kd_conventions.md.
@@ -86,14 +89,23 @@ class LogitsDistill(nn.Module):
         tensor(0.)
     """
 
-    def __init__(self, temperature: float = 1.0, divergence: Divergence = "forward", *, beta: float = 0.5) -> None:
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        divergence: Divergence = "forward",
+        *,
+        beta: float = 0.5,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
         check_temperature(temperature)
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
         if divergence not in ("forward", "reverse", "js"):
             raise ValueError(f"unknown divergence {divergence!r}: expected forward, reverse or js")
         if not 0 < beta < 1:
             raise ValueError(f"beta must lie between 0 and 1, got {beta}")
-        self.temperature, self.divergence, self.beta = temperature, divergence, beta
+        self.temperature, self.divergence, self.beta, self.chunk = temperature, divergence, beta, chunk
 
     @typed
     def forward(
@@ -109,9 +121,16 @@ class LogitsDistill(nn.Module):
             TypeError: logits are not floating.
         """
         check_logits(student, teacher)
+        if self.chunk is None:
+            return token_mean(self._per_token(student, teacher.detach()), mask) * self.temperature**2
+        pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
+        values = [checkpoint(self._per_token, *pair, use_reentrant=False) for pair in zip(*pieces, strict=True)]
+        return token_mean(torch.cat(values), None if mask is None else mask.flatten()) * self.temperature**2
+
+    def _per_token(self, student: Tensor, teacher: Tensor) -> Tensor:
         log_q = F.log_softmax(widen(student) / self.temperature, -1)
-        log_p = F.log_softmax(widen(teacher.detach()) / self.temperature, -1)
-        return token_mean(self._divergence(log_p, log_q), mask) * self.temperature**2
+        log_p = F.log_softmax(widen(teacher) / self.temperature, -1)
+        return self._divergence(log_p, log_q)
 
     def _divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         if self.divergence == "forward":

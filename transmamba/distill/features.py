@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 Point = Literal["output", "input", "residual"]
@@ -16,8 +17,9 @@ _WILDCARDS = {"*": r"[^.]+", "**": ".+", "**.": r"(?:.+\.)?"}
 class TappedFeatures(Mapping[str, Tensor]):
     """The features of the latest forward, by module name, in the order of definition."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], frozen: bool = False) -> None:
         self._calls: dict[str, list[Tensor]] = {name: [] for name in names}
+        self._frozen, self._with_gradient = frozen, False
 
     def __iter__(self) -> Iterator[str]:
         """The tapped names."""
@@ -54,14 +56,28 @@ class TappedFeatures(Mapping[str, Tensor]):
         """The features of every call of one module in the latest forward."""
         return list(self._calls[name])
 
-    def clear(self) -> None:
-        """Forget all features. The model's own forward does so when it begins."""
+    def begin(self) -> None:
+        """Forget all features: the model begins a forward."""
+        if _recomputing():
+            return
         for calls in self._calls.values():
             calls.clear()
+        self._with_gradient = torch.is_grad_enabled()
 
     def record(self, name: str, feature: Tensor) -> None:
-        """Keep the feature of one call."""
-        self._calls[name].append(feature)
+        """Keep the feature of one call, unless a backward only repeats it.
+
+        Raises:
+            RuntimeError: it has no gradient although the forward around it does.
+        """
+        if _recomputing():
+            return
+        if self._with_gradient and not (self._frozen or torch.is_grad_enabled()):
+            raise RuntimeError(
+                f"module {name!r} ran without gradient inside a forward that has it: a re-entrant checkpoint "
+                "(choose use_reentrant=False), or a frozen part (tap that part with frozen=True)"
+            )
+        self._calls[name].append(feature.detach() if self._frozen else feature)
 
     def check_heard(self, names: Sequence[str] | None = None) -> None:
         """Refuse to go on if a module was never called.
@@ -96,6 +112,8 @@ def tap(
     - `hidden_states` of Hugging Face models begin and end at different places in different families. A tap on the
       blocks always is the output of block i.
     - A module that is never called, because a fused path goes around it, is an error and not an old or empty feature.
+    - A checkpoint runs its modules again in the backward, which is not recorded; a re-entrant one records features
+      without gradient the first time, which is an error.
     - A compiled model ignores hooks set after compilation: an error, whether recognised at once or by the silence.
     - Class tokens stay where the model has them: see `align_tokens`.
 
@@ -116,7 +134,7 @@ def tap(
 
     Raises:
         ValueError: a pattern matches no module, `point` is unknown, or a frozen model has a trainable parameter.
-        RuntimeError: a tapped module is compiled, or stayed silent.
+        RuntimeError: a tapped module is compiled, stayed silent, or ran without the gradient of the forward around it.
         TypeError: an output holds no tensor that could be meant.
 
     Example:
@@ -133,16 +151,15 @@ def tap(
         _check_frozen(model)
     modules = _find(model, [patterns] if isinstance(patterns, str) else patterns)
     _check_eager(model)
-    features = TappedFeatures(list(modules))
+    features = TappedFeatures(list(modules), frozen)
 
     def hook(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            feature = _read(name, point, args, kwargs, output, select)
-            features.record(name, feature.detach() if frozen else feature)
+            features.record(name, _read(name, point, args, kwargs, output, select))
 
         return record
 
-    handles = [model.register_forward_pre_hook(lambda *_: features.clear(), prepend=True)]
+    handles = [model.register_forward_pre_hook(lambda *_: features.begin(), prepend=True)]
     handles += [module.register_forward_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield features
@@ -150,6 +167,11 @@ def tap(
         for handle in handles:
             handle.remove()
     features.check_heard()
+
+
+def _recomputing() -> bool:
+    """Whether a backward is running, so that this forward is a checkpoint's second one."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _find(model: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:

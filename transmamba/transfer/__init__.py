@@ -7,8 +7,10 @@ from transmamba.transfer.importance import (
     random_importance,
     stability_importance,
 )
+from transmamba.transfer.param_groups import freeze, param_groups
 from transmamba.transfer.plans import PRESETS, SSM_PARAMETERS
 from transmamba.transfer.presets import bind
+from transmamba.transfer.proposals import Proposal, propose_plan
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.running import (
     StabilityRecorder,
@@ -22,14 +24,18 @@ from transmamba.transfer.weights import subclone
 __all__ = [
     "AttentionInit",
     "PRESETS",
+    "Proposal",
     "SSM_PARAMETERS",
     "StabilityRecorder",
     "SubcloneReport",
     "activation_importance",
     "bind",
     "first_importance",
+    "freeze",
     "magnitude_importance",
     "open_safetensors",
+    "param_groups",
+    "propose_plan",
     "random_importance",
     "stability_importance",
     "subclone",

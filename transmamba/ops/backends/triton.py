@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.backends.problem import Gradients, Problem, allocate
+from transmamba.ops.backends.triton_tiles import Tiles, cut
 
 CHUNK = 16
 PART = 4  # steps whose loads are under way together, and whose states the backward holds
-ENTRIES = 512  # states of a program; it is one warp, so that sums over channels do not leave a warp
-WARPS = 8  # programs that a multiprocessor holds at once
 
 
 def interpreted() -> bool:
@@ -51,55 +50,6 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: 
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         # fusion is asked for since Triton is about to change its default
         kernel[grid](**named, num_warps=warps, enable_fp_fusion=True)
-
-
-class Tiles(NamedTuple):
-    """How a scan is cut into programs: the tile of states of each, the span of time, and their number."""
-
-    rows: int
-    states: int
-    width: int
-    shared: bool
-    span: int
-    grid: tuple[int, int, int]
-
-    @property
-    def shape(self) -> dict[str, Any]:
-        """What kernels have to know."""
-        return {"Q": self.rows, "N": self.states, "W": self.width, "SHARED": self.shared, "span": self.span}
-
-
-def _power(x: int) -> int:
-    return 1 << (x - 1).bit_length()
-
-
-def _shares_decay(p: Problem) -> bool:
-    same_steps = p.step_parameters or p.orders is None
-    one_decay = p.dt.shape[1] == 1 and p.A.shape[0] == 1 and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
-    return p.directions > 1 and one_decay and same_steps and p.segments is None
-
-
-def _tiles(p: Problem) -> Tiles:
-    """Tiles of ENTRIES states, 16 per lane: as many as the backward can hold without spilling registers."""
-    batch, directions, length, channels, states = p.sizes
-    shared = _shares_decay(p)
-    rows = _power(directions) if shared else 1
-    width = max(1, min(ENTRIES // (rows * _power(states)), 64, _power(channels)))
-    groups, blocks = batch if shared else batch * directions, -(-channels // width)
-    span = _span(length, _programs(p.u.device) // (groups * blocks))
-    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, -(-length // span)))
-
-
-def _programs(device: torch.device) -> int:
-    """How many programs of one warp keep the device busy."""
-    return WARPS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def _span(length: int, wanted: int) -> int:
-    """Length of about `wanted` spans of time, a multiple of CHUNK."""
-    chunks = -(-length // CHUNK)
-    # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
-    return CHUNK * (chunks if wanted < 4 else min(chunks, max(4, -(-chunks // wanted))))
 
 
 def _strides(x: Tensor) -> tuple[int, ...]:
@@ -181,7 +131,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return y[:, :1] if p.merge else y, last, saved
     from transmamba.ops.backends.triton_forward import scan_forward
 
-    tiles = _tiles(p)
+    tiles = cut(p, CHUNK)
     arguments |= tiles.shape | {"y": y, "y_at": _strides(y), "last": last, "saved": saved if save else None}
     enter = _borders(p, tiles, arguments, Driver(p.u, p.B, adjoint=False), p.initial_state)
     launch(scan_forward, tiles.grid, p.u.device, arguments | {"enter": enter})
@@ -202,7 +152,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
         return _untouched(p, grad_last)
     from transmamba.ops.backends.triton_backward import scan_backward
 
-    tiles = _tiles(p)
+    tiles = cut(p, CHUNK)
     parts = _parts(p, tiles)
     names = ("du", "ddt", "dA", "dB", "dC", "dD", "dbias", "dstart")
     arguments |= tiles.shape | dict(zip(names, parts, strict=True))

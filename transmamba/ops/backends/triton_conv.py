@@ -13,7 +13,7 @@ from torch import Tensor
 from transmamba.ops.backends.problem import allocate
 from transmamba.ops.backends.triton import launch, unmet
 
-TIME, WIDTH = 32, 64  # of a tile; WIDTH counts channels
+TIME, WIDTH = 32, 32  # of a tile; WIDTH counts channels
 
 
 def conv_refuse(x: Tensor, weight: Tensor) -> list[str]:

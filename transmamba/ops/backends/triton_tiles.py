@@ -1,0 +1,59 @@
+"""How a scan is cut into programs for a GPU."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from transmamba.ops.backends.problem import Problem
+
+ENTRIES = 512  # states of a program; it is one warp, so that sums over channels do not leave a warp
+WARPS = 8  # programs that a multiprocessor holds at once
+
+
+class Tiles(NamedTuple):
+    """How a scan is cut into programs: the tile of states of each, the span of time, and their number."""
+
+    rows: int
+    states: int
+    width: int
+    shared: bool
+    span: int
+    grid: tuple[int, int, int]
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """What kernels have to know."""
+        return {"Q": self.rows, "N": self.states, "W": self.width, "SHARED": self.shared, "span": self.span}
+
+
+def _power(x: int) -> int:
+    return 1 << (x - 1).bit_length()
+
+
+def _shares_decay(p: Problem) -> bool:
+    same_steps = p.step_parameters or p.orders is None
+    one_decay = p.dt.shape[1] == 1 and p.A.shape[0] == 1 and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
+    return p.directions > 1 and one_decay and same_steps and p.segments is None
+
+
+def cut(p: Problem, chunk: int) -> Tiles:
+    """Tiles of ENTRIES states, 16 per lane: as many as the backward can hold without spilling registers."""
+    batch, directions, length, channels, states = p.sizes
+    shared = _shares_decay(p)
+    rows = _power(directions) if shared else 1
+    width = max(1, min(ENTRIES // (rows * _power(states)), 64, _power(channels)))
+    groups, blocks = batch if shared else batch * directions, -(-channels // width)
+    span = _span(chunk, length, programs(p.u.device) // (groups * blocks))
+    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, -(-length // span)))
+
+
+def programs(device: torch.device) -> int:
+    """How many programs of one warp keep the device busy."""
+    return WARPS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def _span(chunk: int, length: int, wanted: int) -> int:
+    """Length of each of about `wanted` spans of time, a multiple of `chunk`."""
+    chunks = -(-length // chunk)
+    # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
+    return chunk * (chunks if wanted < 4 else min(chunks, max(4, -(-chunks // wanted))))

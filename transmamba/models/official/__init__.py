@@ -37,10 +37,11 @@ def from_official(
 
     Args:
         family: one of `FAMILIES`.
-        config: the official constructor arguments by their official names; they describe the checkpoint.
+        config: the official constructor arguments by their official names. A checkpoint of another square image size,
+            number of frames or number of classes is adapted, as far as its tensors tell; a new head is logged.
         state_dict: the official state dict, as it is or in the wrappers and with the prefixes training scripts add, or
             the path of a file with it. Of `.pth` files tensors and plain containers are read only.
-        img_size: another image size; position tables are resized.
+        img_size: an image size other than that of `config`; position tables are resized.
         num_frames: another number of frames; an image model becomes a video model.
         num_classes: another number of classes; the head starts anew.
 

@@ -2,12 +2,6 @@
 
 import re
 
-import torch
-from torch import Tensor, nn
-
-from transmamba.models.official.family import State
-from transmamba.models.stack import init_linear
-
 _BRANCH = re.compile(r"mixer\.branches\.([01])\.(.+)")
 _LEAVES = {
     "conv1d.weight": "conv1d{b}.weight",
@@ -26,23 +20,3 @@ def official_name(name: str) -> str:
         return "norm_f.weight"
     name = re.sub(r"^blocks\.(\d+)\.", r"layers.\1.", name).replace(".norm1.", ".norm.")
     return _BRANCH.sub(lambda found: "mixer." + _LEAVES[found[2]].format(b="_b" if found[1] == "1" else ""), name)
-
-
-def fresh_head(state: State, target: nn.Module) -> State:
-    """`state`, with a head that starts anew if `target` has another number of classes."""
-    wanted = target.get_parameter("head.weight").shape
-    if state["head.weight"].shape == wanted:
-        return state
-    head = nn.Linear(wanted[1], wanted[0], dtype=state["head.weight"].dtype, device=state["head.weight"].device)
-    init_linear(head)
-    return {**state, "head.weight": head.weight.detach(), "head.bias": _detached(head.bias)}
-
-
-def _detached(x: Tensor | None) -> Tensor:
-    assert x is not None
-    return x.detach()
-
-
-def insert_row(table: Tensor, row: Tensor, position: int) -> Tensor:
-    """`table` (1, positions, dim) with one more row at `position`."""
-    return torch.cat([table[:, :position], row, table[:, position:]], 1)

@@ -18,6 +18,16 @@ def same_state(state: State) -> State:
     return state
 
 
+def as_read(state: State, source: nn.Module, target: nn.Module) -> State:
+    """Models of the family have no size that can change."""
+    return state
+
+
+def as_configured(model: nn.Module, state: State) -> dict[str, Any]:
+    """The checkpoint is of the size of the model."""
+    return {}
+
+
 class Family(NamedTuple):
     """One official implementation.
 
@@ -28,6 +38,8 @@ class Family(NamedTuple):
         official_name: our name of a tensor -> the official one.
         official_shape: our name and shape -> the official shape, which holds the same numbers in the same order.
         modernise: brings names and shapes of older checkpoints of the family to those of today.
+        describe: official arguments with which the tensors of a checkpoint (official names without prefixes) were made,
+            where they differ from those of the given model.
         adapt: fits a state (our names) of the first model to the second, which has another size.
     """
 
@@ -36,7 +48,8 @@ class Family(NamedTuple):
     official_name: Callable[[str], str]
     official_shape: Callable[[str, Size], tuple[int, ...]] = same_shape
     modernise: Callable[[State], State] = same_state
-    adapt: Callable[[State, nn.Module, nn.Module], State] | None = None
+    describe: Callable[[nn.Module, State], dict[str, Any]] = as_configured
+    adapt: Callable[[State, nn.Module, nn.Module], State] = as_read
 
 
 def read_config(

@@ -13,23 +13,24 @@ from transmamba.models.official.family import Family, State
 def build_and_load(
     family: Family, config: Mapping[str, Any], state: State, changes: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The model of `config | changes` with the numbers of `state`, which fits `config`.
+    """The model of `config | changes` with the numbers of `state`.
 
-    The tensors keep their dtype and are copied.
+    The checkpoint may be of another size than `config` says, where its tensors tell which: they are adapted. They keep
+    their dtype and are copied.
 
     Raises:
-        ValueError: names are missing or left over, or shapes are wrong (all are listed), or nothing adapts the family
-            to the changes.
+        ValueError: names are missing or left over, or shapes are wrong; all are listed.
     """
     state = family.modernise(state)
     with torch.device("meta"):
-        model = family.build(config, state)
-    ours = translate(family, model, state)
-    if changes:
-        if family.adapt is None:
-            raise ValueError(f"a {family.model.__name__} cannot change {', '.join(changes)}: leave it as it was saved")
-        with torch.device("meta"):
-            source, model = model, family.build({**config, **changes}, state)
+        model = source = family.build(config, state)
+        told = family.describe(model, state)
+        if told:
+            source = family.build({**config, **told}, state)
+        if changes:
+            model = family.build({**config, **changes}, state)
+    ours = translate(family, source, state)
+    if source is not model:
         ours = family.adapt(ours, source, model)
     tied = _tied_names(model)
     model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from transmamba.models.official.bidirectional import fresh_head
+from transmamba.models.official.adapting import fresh_head, told_classes, told_side
 from transmamba.models.official.family import Family, State, read_config
 from transmamba.models.plain_mamba import PlainMamba
 from transmamba.nn.position import resize_position
@@ -68,6 +68,14 @@ def official_name(name: str) -> str:
     return name if name.startswith("head.") else f"backbone.{name}"
 
 
+def describe(model: nn.Module, state: State) -> dict[str, Any]:
+    """Another number of classes, or a position table of another square image."""
+    model = cast(PlainMamba, model)
+    told = told_classes(model, state, "head.fc")
+    side = told_side(state.get("pos_embed"), 0, model.grid[0] * model.grid[1])
+    return told if side is None else {**told, "img_size": side * 2 * model.patch_embed.side}
+
+
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position table."""
     source, target = cast(PlainMamba, source), cast(PlainMamba, target)
@@ -75,4 +83,4 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     return fresh_head({**state, "pos_embed": table}, target)
 
 
-PLAIN_MAMBA = Family(PlainMamba, build, official_name, adapt=adapt)
+PLAIN_MAMBA = Family(PlainMamba, build, official_name, describe=describe, adapt=adapt)

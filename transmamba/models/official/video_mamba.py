@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba.models.official import bidirectional
+from transmamba.models.official.adapting import fresh_head, told_classes, told_side
 from transmamba.models.official.family import Family, State, read_config
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.nn.position import resize_position
@@ -40,7 +41,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     if args["stride"] not in (None, args["patch_size"]):
         raise ValueError(f"stride={args['stride']!r} is not built here: expected patch_size, {args['patch_size']}")
     frames, size = args["num_frames"], args["img_size"]
-    if frames is None and ("kernel_size" in config or "temporal_pos_embedding" in state):
+    if "num_frames" not in config and ("kernel_size" in config or "temporal_pos_embedding" in state):
         frames = _OFFICIAL_FRAMES
     return VideoMamba(
         size if isinstance(size, int) else tuple(size),
@@ -61,6 +62,21 @@ def official_name(name: str) -> str:
     return bidirectional.official_name(name).replace("temporal_pos_embed", "temporal_pos_embedding")
 
 
+def describe(model: nn.Module, state: State) -> dict[str, Any]:
+    """Another number of classes or frames, a position table of another square image, images instead of clips."""
+    model = cast(VideoMamba, model)
+    told, (rows, columns) = told_classes(model, state), model.grid[-2:]
+    patches, frames = state.get("patch_embed.proj.weight"), state.get("temporal_pos_embedding")
+    side = told_side(state.get("pos_embed"), 1, rows * columns)
+    if side is not None and patches is not None:
+        told["img_size"] = side * patches.shape[-1]
+    if patches is not None and patches.dim() == 4 and model.temporal_pos_embed is not None:
+        told["num_frames"] = None
+    elif frames is not None and model.temporal_pos_embed is not None and frames.shape[1] != model.grid[0]:
+        told["num_frames"] = frames.shape[1] * model.patch_embed.sides[0]
+    return told
+
+
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position tables; an image model becomes a clip model that sees one frame per tubelet."""
     source, target = cast(VideoMamba, source), cast(VideoMamba, target)
@@ -78,7 +94,7 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
         else:
             table = state["temporal_pos_embed"]
             state["temporal_pos_embed"] = resize_position(table, source.grid[:1], target.grid[:1])
-    return bidirectional.fresh_head(state, target)
+    return fresh_head(state, target)
 
 
-VIDEO_MAMBA = Family(VideoMamba, build, official_name, adapt=adapt)
+VIDEO_MAMBA = Family(VideoMamba, build, official_name, describe=describe, adapt=adapt)

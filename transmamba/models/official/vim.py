@@ -6,7 +6,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from transmamba.models.official.bidirectional import fresh_head, insert_row, official_name
+from transmamba.models.official.adapting import fresh_head, insert_row, told_classes, told_side
+from transmamba.models.official.bidirectional import official_name
 from transmamba.models.official.family import Family, State, read_config
 from transmamba.models.vim import Vim
 from transmamba.nn.position import resize_position
@@ -73,6 +74,14 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     )
 
 
+def describe(model: nn.Module, state: State) -> dict[str, Any]:
+    """Another number of classes, or a position table of another square image."""
+    model = cast(Vim, model)
+    told, embed = told_classes(model, state), model.patch_embed
+    side = told_side(state.get("pos_embed"), 1, model.patches)
+    return told if side is None else {**told, "img_size": (side - 1) * embed.stride + embed.patch_size}
+
+
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position table around the class token's row, which is the middle one."""
     source, target = cast(Vim, source), cast(Vim, target)
@@ -83,4 +92,4 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     return fresh_head({**state, "pos_embed": table}, target)
 
 
-VIM = Family(Vim, build, official_name, adapt=adapt)
+VIM = Family(Vim, build, official_name, describe=describe, adapt=adapt)

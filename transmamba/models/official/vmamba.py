@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
-from transmamba.models.official.bidirectional import fresh_head
+from transmamba.models.official.adapting import fresh_head, told_classes
 from transmamba.models.official.family import Family, State, read_config
 from transmamba.models.vmamba import VMamba, VMambaBlock, overlapping_stem
 from transmamba.nn.scan2d import Scan2dMixer
@@ -134,6 +134,11 @@ def modernise(state: State) -> State:
     }
 
 
+def describe(model: nn.Module, state: State) -> dict[str, Any]:
+    """Another number of classes."""
+    return told_classes(model, state, "classifier.head")
+
+
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Only the head can differ."""
     return fresh_head(state, target)
@@ -145,4 +150,4 @@ def _substitute(rules: tuple[tuple[str, str], ...], name: str) -> str:
     return name
 
 
-VMAMBA = Family(VMamba, build, official_name, official_shape, modernise, adapt)
+VMAMBA = Family(VMamba, build, official_name, official_shape, modernise, describe, adapt)

@@ -29,7 +29,7 @@ template <class F> struct BackwardTiles {
 
 template <class F, int G, int U> struct BackwardBlock {
   typedef Vec<F> V;
-  static constexpr int W = lanes<F>(), WIDTH = U * W;
+  static constexpr int W = lanes<F>(), WIDTH = U * W, LINES = (U * BYTES + 63) / 64;
   const Group<F> &group;
   const BackwardTiles<F> &tiles;
   int64_t column, chunk;
@@ -38,40 +38,46 @@ template <class F, int G, int U> struct BackwardBlock {
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
-  // Inlined by force: gcc drops calls of a function that only prefetches.
-  __attribute__((always_inline)) void look_ahead(int64_t t) const {
-    const Scan &s = group.s;
-    const int64_t channel = group.range.begin + column, parameter = group.ahead[group.line(0) + t];
-    prefetch<0>(s.dt, group.b, group.first, channel, parameter, WIDTH);
-    prefetch<1>(s.ddt, group.b, group.first, channel, parameter, WIDTH);
-    for (int g = 0; g < G; ++g) {
-      const int64_t row = group.ahead[g * s.chunk + t];
-      prefetch<0>(s.u, group.b, group.first + g, channel, row, WIDTH);
-      prefetch<0>(s.grad_y, group.b, group.first + g, channel, row, WIDTH);
-      prefetch<1>(s.du, group.b, group.first + g, channel, row, WIDTH);
-    }
+  Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
+    return {a, group.b, group.first + g, group.range.begin + column, rows};
   }
 
   // Bias and softplus; the tiles that gather sums start at zero.
   void prepare() {
-    const F *bias = group.bias + column;
-    V beyond{};
-    for (int64_t t = 0; t < group.steps; ++t) {
-      look_ahead(t);
+    // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
+    const Scan &s = group.s;
+    const bool smooth = s.softplus;
+    const int64_t steps = group.steps, *parameters = group.ahead + group.line(0);
+    const V limit = splat(group.limit);
+    F *dt_tile = tiles.dt, *slope_tile = tiles.slope, *da = tiles.da;
+    V beyond{}, bias[U];
+    for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
+    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
+    for (int64_t t = 0; t < steps; ++t) {
+      dt_ahead.touch(t);
+      ddt_ahead.touch(t);
       for (int i = 0; i < U; ++i) {
         const int64_t at = t * WIDTH + i * W;
-        V dt = load(tiles.dt + at) + load(bias + i * W), slope = splat((F)1);
-        if (group.s.softplus) dt = softplus<true>(dt, slope);
-        store(tiles.dt + at, dt);
-        store(tiles.slope + at, slope);
-        store(tiles.da + at, V{});
-        if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= splat(group.limit) ? beyond : splat((F)1);
-        for (int g = 0; g < G; ++g) store(tiles.dx + tile(g) + at, V{});
+        V dt = load(dt_tile + at) + bias[i], slope = splat((F)1);
+        if (smooth) dt = softplus<true>(dt, slope);
+        store(dt_tile + at, dt);
+        store(slope_tile + at, slope);
+        store(da + at, V{});
+        if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
       }
     }
-    F outside = 0;
-    for (int i = 0; i < W; ++i) outside += beyond[i];
-    bounded = ANY_EXPONENT || outside == 0;
+    for (int g = 0; g < G; ++g) {
+      const int64_t *rows = group.ahead + g * s.chunk;
+      const Ahead<LINES> u_ahead = ahead(s.u, g, rows), dy_ahead = ahead(s.grad_y, g, rows), du_ahead = ahead(s.du, g, rows);
+      F *dx = tiles.dx + tile(g);
+      for (int64_t t = 0; t < steps; ++t) {
+        u_ahead.touch(t);
+        dy_ahead.touch(t);
+        du_ahead.touch(t);
+        for (int i = 0; i < U; ++i) store(dx + t * WIDTH + i * W, V{});
+      }
+    }
+    bounded = ANY_EXPONENT || !any(beyond);
   }
 
   template <int S> void run(int64_t n) const {
@@ -81,45 +87,49 @@ template <class F, int G, int U> struct BackwardBlock {
 
   template <int S, bool BOUNDED> void recompute(int64_t n) const {
     const Scan &s = group.s;
-    const int64_t row = s.chunk * s.state;
+    const int64_t steps = group.steps, states = s.state, row = s.chunk * states, next = tile(1);
+    const uint8_t *reset = s.segments ? group.reset : nullptr;
+    const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
+    F *e_at = tiles.e, *h_at = tiles.h;
     V h[S][G][U], A[S][U];
-    F *e_row = tiles.e, *h_row = tiles.h;
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
         A[j][i] = load(group.A + (n + j) * group.pad + column + i * W);
         for (int g = 0; g < G; ++g) {
           const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
           h[j][g][i] = load_some<F>(from + (n + j) * s.channels + i * W, group.range.size() - column - i * W);
-          store(h_row + (j * G + g) * WIDTH + i * W, h[j][g][i]);
+          store(h_at + (j * G + g) * WIDTH + i * W, h[j][g][i]);
         }
       }
-    for (int64_t t = 0; t < group.steps; ++t) {
-      const F *B = group.B + t * s.state + n;
-      h_row += S * G * WIDTH;
+    for (int64_t t = 0; t < steps; ++t, B += states, dt_at += WIDTH, u_at += WIDTH, e_at += S * WIDTH) {
+      h_at += S * G * WIDTH;
       V dt[U], xu[G][U];
       for (int i = 0; i < U; ++i) {
-        dt[i] = load(tiles.dt + t * WIDTH + i * W);
-        for (int g = 0; g < G; ++g) xu[g][i] = dt[i] * load(tiles.u + tile(g) + t * WIDTH + i * W);
+        dt[i] = load(dt_at + i * W);
+        for (int g = 0; g < G; ++g) xu[g][i] = dt[i] * load(u_at + g * next + i * W);
       }
-      const bool reset = s.segments && group.reset[t];
+      const bool restart = reset && reset[t];
       for (int j = 0; j < S; ++j)
         for (int i = 0; i < U; ++i) {
           V e = exp2_product<BOUNDED>(dt[i], A[j][i]);
-          if (reset) e = h[j][0][i] = V{};
-          store(e_row + j * WIDTH + i * W, e);
+          if (restart) e = h[j][0][i] = V{};
+          store(e_at + j * WIDTH + i * W, e);
           for (int g = 0; g < G; ++g) {
             h[j][g][i] = e * h[j][g][i] + xu[g][i] * splat(B[g * row + j]);
-            store(h_row + (j * G + g) * WIDTH + i * W, h[j][g][i]);
+            store(h_at + (j * G + g) * WIDTH + i * W, h[j][g][i]);
           }
         }
-      e_row += S * WIDTH;
     }
   }
 
   template <int S> void sweep(int64_t n) const {
-    const Scan &s = group.s;
-    const int64_t pad = group.pad, every = s.state * pad, row = s.chunk * s.state;
-    F *state = group.state + n * pad + column;
+    const int64_t pad = group.pad, states = group.s.state, every = states * pad, row = group.s.chunk * states;
+    const int64_t next = tile(1), next_sums = sums(1), last = group.steps - 1;
+    F *state = group.state + n * pad + column, *da_at = tiles.da + last * WIDTH, *dx_at = tiles.dx + last * WIDTH;
+    F *dB_at = tiles.dB + (last * states + n) * W, *dC_at = tiles.dC + (last * states + n) * W;
+    const F *B = group.B + last * states + n, *C = group.C + last * states + n;
+    const F *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + last * WIDTH, *dy_at = tiles.dy + last * WIDTH;
+    const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * G * WIDTH;
     V dh[S][G][U], dA[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -127,36 +137,34 @@ template <class F, int G, int U> struct BackwardBlock {
         dA[j][i] = V{};
         for (int g = 0; g < G; ++g) dh[j][g][i] = load(state + g * every + j * pad + i * W);
       }
-    for (int64_t t = group.steps - 1; t >= 0; --t) {
-      const int64_t at = t * WIDTH, of = t * s.state + n;
-      const F *e = tiles.e + t * S * WIDTH, *before = tiles.h + t * S * G * WIDTH, *after = before + S * G * WIDTH;
+    for (int64_t t = last; t >= 0; --t) {
+      const F *after = before + S * G * WIDTH;
       V dt[U], da[U], xu[G][U], dy[G][U], dx[G][U];
       for (int i = 0; i < U; ++i) {
-        dt[i] = load(tiles.dt + at + i * W);
-        da[i] = load(tiles.da + at + i * W);
+        dt[i] = load(dt_at + i * W);
+        da[i] = load(da_at + i * W);
         for (int g = 0; g < G; ++g) {
-          xu[g][i] = dt[i] * load(tiles.u + tile(g) + at + i * W);
-          dy[g][i] = load(tiles.dy + tile(g) + at + i * W);
-          dx[g][i] = load(tiles.dx + tile(g) + at + i * W);
+          xu[g][i] = dt[i] * load(u_at + g * next + i * W);
+          dy[g][i] = load(dy_at + g * next + i * W);
+          dx[g][i] = load(dx_at + g * next + i * W);
         }
       }
       for (int j = 0; j < S; ++j) {
         V through[U] = {};  // sum over directions of the gradient of log e
         for (int g = 0; g < G; ++g) {
-          F *dB_at = tiles.dB + sums(g) + (of + j) * W, *dC_at = tiles.dC + sums(g) + (of + j) * W;
-          const V B = splat(group.B[g * row + of + j]), C = splat(group.C[g * row + of + j]);
-          V dB = load(dB_at), dC = load(dC_at);
+          F *dB_row = dB_at + g * next_sums + j * W, *dC_row = dC_at + g * next_sums + j * W;
+          V dB = load(dB_row), dC = load(dC_row);
           for (int i = 0; i < U; ++i) {
             const int64_t lane = (j * G + g) * WIDTH + i * W;
-            const V q = dy[g][i] * C + dh[j][g][i];
+            const V q = dy[g][i] * splat(C[g * row + j]) + dh[j][g][i];
             dC += dy[g][i] * load(after + lane);
             dB += q * xu[g][i];
-            dx[g][i] += q * B;
+            dx[g][i] += q * splat(B[g * row + j]);
             dh[j][g][i] = q * load(e + j * WIDTH + i * W);
             through[i] += dh[j][g][i] * load(before + lane);
           }
-          store(dB_at, dB);
-          store(dC_at, dC);
+          store(dB_row, dB);
+          store(dC_row, dC);
         }
         for (int i = 0; i < U; ++i) {
           da[i] += through[i] * A[j][i];
@@ -164,9 +172,12 @@ template <class F, int G, int U> struct BackwardBlock {
         }
       }
       for (int i = 0; i < U; ++i) {
-        store(tiles.da + at + i * W, da[i]);
-        for (int g = 0; g < G; ++g) store(tiles.dx + tile(g) + at + i * W, dx[g][i]);
+        store(da_at + i * W, da[i]);
+        for (int g = 0; g < G; ++g) store(dx_at + g * next + i * W, dx[g][i]);
       }
+      B -= states, C -= states, dB_at -= states * W, dC_at -= states * W;
+      dt_at -= WIDTH, u_at -= WIDTH, dy_at -= WIDTH, da_at -= WIDTH, dx_at -= WIDTH;
+      e -= S * WIDTH, before -= S * G * WIDTH;
     }
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -177,60 +188,80 @@ template <class F, int G, int U> struct BackwardBlock {
   }
 
   // The same two passes for one state and one direction, on the tensors where they lie.
-  template <class T> void recompute_single(Rows<T> dt_rows, Rows<T> u_rows) const {
-    const F *from = place<F>(group.s.saved, group.b, group.first, group.range.begin + column) + chunk * group.s.saved.row;
-    V h[U];
-    for (int i = 0; i < U; ++i) store(tiles.h + i * W, h[i] = load(from + i * W));
-    for (int64_t t = 0; t < group.steps; ++t) {
-      look_ahead(t);
-      const V B = splat(group.B[t]);
-      const bool reset = group.s.segments && group.reset[t];
+  template <class T> void recompute_single(const Rows<T> dt_rows, const Rows<T> u_rows) const {
+    const Scan &s = group.s;
+    const bool smooth = s.softplus;
+    const int64_t steps = group.steps, *parameters = group.ahead + group.line(0);
+    const uint8_t *reset = s.segments ? group.reset : nullptr;
+    const F *from = place<F>(s.saved, group.b, group.first, group.range.begin + column) + chunk * s.saved.row, *B = group.B;
+    F *dt_at = tiles.dt, *slope_at = tiles.slope, *e_at = tiles.e, *h_at = tiles.h;
+    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
+    const Ahead<LINES> u_ahead = ahead(s.u, 0, group.ahead);
+    V h[U], A[U], bias[U];
+    for (int i = 0; i < U; ++i) {
+      store(h_at + i * W, h[i] = load(from + i * W));
+      A[i] = load(group.A + column + i * W);
+      bias[i] = load(group.bias + column + i * W);
+    }
+    for (int64_t t = 0; t < steps; ++t, dt_at += WIDTH, slope_at += WIDTH, e_at += WIDTH) {
+      dt_ahead.touch(t);
+      ddt_ahead.touch(t);
+      u_ahead.touch(t);
+      h_at += WIDTH;
+      const T *dt_from = dt_rows.at(t), *u_from = u_rows.at(t);
       for (int i = 0; i < U; ++i) {
-        const int64_t at = t * WIDTH + i * W;
-        V dt = load_as(dt_rows.at(t) + i * W) + load(group.bias + column + i * W), slope = splat((F)1);
-        if (group.s.softplus) dt = softplus<true>(dt, slope);
-        V e = exp2_product<ANY_EXPONENT>(dt, load(group.A + column + i * W));
-        if (reset) e = h[i] = V{};
-        h[i] = e * h[i] + dt * load_as(u_rows.at(t) + i * W) * B;
-        store(tiles.dt + at, dt);
-        store(tiles.slope + at, slope);
-        store(tiles.e + at, e);
-        store(tiles.h + at + WIDTH, h[i]);
+        V dt = load_as(dt_from + i * W) + bias[i], slope = splat((F)1);
+        if (smooth) dt = softplus<true>(dt, slope);
+        V e = exp2_product<ANY_EXPONENT>(dt, A[i]);
+        if (reset && reset[t]) e = h[i] = V{};
+        h[i] = e * h[i] + dt * load_as(u_from + i * W) * splat(B[t]);
+        store(dt_at + i * W, dt);
+        store(slope_at + i * W, slope);
+        store(e_at + i * W, e);
+        store(h_at + i * W, h[i]);
       }
     }
   }
   template <class T>
-  void sweep_single(Rows<T> u_rows, Rows<T> dy_rows, Rows<F> du_rows, bool add_u, Rows<F> ddt_rows, bool add_dt) const {
+  void sweep_single(const Rows<T> u_rows, const Rows<T> dy_rows, const Rows<F> du_rows, bool add_u, const Rows<F> ddt_rows,
+                    bool add_dt) const {
+    const Scan &s = group.s;
+    const int64_t last = group.steps - 1;
+    const F *B = group.B, *C = group.C, *dt_at = tiles.dt + last * WIDTH, *slope_at = tiles.slope + last * WIDTH;
+    const F *e_at = tiles.e + last * WIDTH, *before = tiles.h + last * WIDTH;
+    F *state = group.state + column, *dB_at = tiles.dB + last * W, *dC_at = tiles.dC + last * W;
+    const Ahead<LINES> dy_ahead = ahead(s.grad_y, 0, group.ahead), du_ahead = ahead(s.du, 0, group.ahead);
     V dh[U], dA[U] = {}, dD[U] = {}, dbias[U] = {}, A[U], D[U];
-    F *state = group.state + column;
     for (int i = 0; i < U; ++i) {
       dh[i] = load(state + i * W);
       A[i] = load(group.A + column + i * W) * splat((F)LN2);
       D[i] = load(group.D + column + i * W);
     }
-    for (int64_t t = group.steps - 1; t >= 0; --t) {
-      const V B = splat(group.B[t]), C = splat(group.C[t]);
-      V dB = load(tiles.dB + t * W), dC = load(tiles.dC + t * W);
+    for (int64_t t = last; t >= 0; --t) {
+      dy_ahead.touch(t);
+      du_ahead.touch(t);
+      const T *u_from = u_rows.at(t), *dy_from = dy_rows.at(t);
+      F *du_to = du_rows.at(t), *ddt_to = ddt_rows.at(t);
+      V dB = load(dB_at), dC = load(dC_at);
       for (int i = 0; i < U; ++i) {
-        const int64_t at = t * WIDTH + i * W;
-        F *du_at = du_rows.at(t) + i * W, *ddt_at = ddt_rows.at(t) + i * W;
-        const V u = load_as(u_rows.at(t) + i * W), dy = load_as(dy_rows.at(t) + i * W), dt = load(tiles.dt + at);
-        const V q = dy * C + dh[i], dx = q * B;
-        dC += dy * load(tiles.h + at + WIDTH);
+        const V u = load_as(u_from + i * W), dy = load_as(dy_from + i * W), dt = load(dt_at + i * W);
+        const V q = dy * splat(C[t]) + dh[i], dx = q * splat(B[t]);
+        dC += dy * load(before + WIDTH + i * W);
         dB += q * (dt * u);
-        dh[i] = q * load(tiles.e + at);
-        const V through = dh[i] * load(tiles.h + at);
-        V du = dx * dt + dy * D[i], ddt = (dx * u + through * A[i]) * load(tiles.slope + at);
+        dh[i] = q * load(e_at + i * W);
+        const V through = dh[i] * load(before + i * W);
+        V du = dx * dt + dy * D[i], ddt = (dx * u + through * A[i]) * load(slope_at + i * W);
         dA[i] += through * dt;
         dD[i] += dy * u;
         dbias[i] += ddt;
-        if (add_u) du += load(du_at);
-        if (add_dt) ddt += load(ddt_at);
-        store(du_at, du);
-        store(ddt_at, ddt);
+        if (add_u) du += load(du_to + i * W);
+        if (add_dt) ddt += load(ddt_to + i * W);
+        store(du_to + i * W, du);
+        store(ddt_to + i * W, ddt);
       }
-      store(tiles.dB + t * W, dB);
-      store(tiles.dC + t * W, dC);
+      store(dB_at, dB);
+      store(dC_at, dC);
+      dt_at -= WIDTH, slope_at -= WIDTH, e_at -= WIDTH, before -= WIDTH, dB_at -= W, dC_at -= W;
     }
     for (int i = 0; i < U; ++i) {
       const int64_t to = column + i * W;
@@ -243,21 +274,23 @@ template <class F, int G, int U> struct BackwardBlock {
 
   // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da.
   void finish() {
-    const F *D = group.D + column;
+    const int64_t steps = group.steps, next = tile(1);
+    const F *dt_tile = tiles.dt, *slope_tile = tiles.slope, *u_tile = tiles.u, *dy_tile = tiles.dy;
+    F *da_tile = tiles.da, *dx_tile = tiles.dx;
     for (int i = 0; i < U; ++i) {
-      V dD[G] = {}, dbias{};
-      for (int64_t t = 0; t < group.steps; ++t) {
-        const int64_t at = t * WIDTH + i * W;
-        const V dt = load(tiles.dt + at);
-        V ddt = load(tiles.da + at) * splat((F)LN2);
+      V dD[G] = {}, dbias{}, D[G];
+      for (int g = 0; g < G; ++g) D[g] = load(group.D + g * group.pad + column + i * W);
+      for (int64_t at = i * W; at < steps * WIDTH; at += WIDTH) {
+        const V dt = load(dt_tile + at);
+        V ddt = load(da_tile + at) * splat((F)LN2);
         for (int g = 0; g < G; ++g) {
-          const V u = load(tiles.u + tile(g) + at), dy = load(tiles.dy + tile(g) + at), dx = load(tiles.dx + tile(g) + at);
-          store(tiles.dx + tile(g) + at, dx * dt + dy * load(D + g * group.pad + i * W));
+          const V u = load(u_tile + g * next + at), dy = load(dy_tile + g * next + at), dx = load(dx_tile + g * next + at);
+          store(dx_tile + g * next + at, dx * dt + dy * D[g]);
           ddt += dx * u;
           dD[g] += dy * u;
         }
-        ddt *= load(tiles.slope + at);
-        store(tiles.da + at, ddt);
+        ddt *= load(slope_tile + at);
+        store(da_tile + at, ddt);
         dbias += ddt;
       }
       const int64_t to = column + i * W;

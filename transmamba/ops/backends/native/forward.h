@@ -15,7 +15,7 @@ template <class F> struct ForwardTiles {
 // One chunk of one block of U vectors of channels, for the G directions of a group.
 template <class F, int G, int U> struct ForwardBlock {
   typedef Vec<F> V;
-  static constexpr int W = lanes<F>(), WIDTH = U * W;
+  static constexpr int W = lanes<F>(), WIDTH = U * W, LINES = (U * BYTES + 63) / 64;
   const Group<F> &group;
   const ForwardTiles<F> &tiles;
   int64_t column;  // first channel, counted from the part's
@@ -23,100 +23,111 @@ template <class F, int G, int U> struct ForwardBlock {
 
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
-  // Inlined by force: gcc drops calls of a function that only prefetches.
-  __attribute__((always_inline)) void look_ahead(int64_t t) const {
-    const Scan &s = group.s;
-    const int64_t channel = group.range.begin + column;
-    prefetch<0>(s.dt, group.b, group.first, channel, group.ahead[group.line(0) + t], WIDTH);
-    for (int g = 0; g < G; ++g) {
-      const int64_t row = group.ahead[g * s.chunk + t];
-      prefetch<0>(s.u, group.b, group.first + g, channel, row, WIDTH);
-      prefetch<1>(s.y, group.b, group.first + g, channel, row, WIDTH);
-    }
+  Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
+    return {a, group.b, group.first + g, group.range.begin + column, rows};
   }
 
   // Bias, softplus, and what does not depend on the state.
   template <class T> void prepare(Rows<T> dt_rows, const Rows<T> (&u_rows)[G]) {
-    const F *bias = group.bias + column, *D = group.D + column;
-    V beyond{}, unused{};
-    for (int64_t t = 0; t < group.steps; ++t) {
-      look_ahead(t);
+    // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
+    const Scan &s = group.s;
+    const bool smooth = s.softplus;
+    const int64_t steps = group.steps;
+    const V limit = splat(group.limit);
+    F *dt_tile = tiles.dt;
+    V beyond{}, unused{}, bias[U];
+    for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
+    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, group.ahead + group.line(0));
+    for (int64_t t = 0; t < steps; ++t) {
+      dt_ahead.touch(t);
       for (int i = 0; i < U; ++i) {
-        const int64_t at = t * WIDTH + i * W;
-        V dt = load_as(dt_rows.at(t) + i * W) + load(bias + i * W);
-        if (group.s.softplus) dt = softplus<false>(dt, unused);
-        store(tiles.dt + at, dt);
-        if (!ANY_EXPONENT) beyond = beyond_limit(dt, beyond);
-        for (int g = 0; g < G; ++g) {
-          const V u = load_as(u_rows[g].at(t) + i * W);
-          store(tiles.y + tile(g) + at, u * load(D + g * group.pad + i * W));
-          store(tiles.xu + tile(g) + at, u * dt);
+        V dt = load_as(dt_rows.at(t) + i * W) + bias[i];
+        if (smooth) dt = softplus<false>(dt, unused);
+        store(dt_tile + t * WIDTH + i * W, dt);
+        if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
+      }
+    }
+    for (int g = 0; g < G; ++g) {
+      const int64_t *rows = group.ahead + g * s.chunk;
+      const Ahead<LINES> u_ahead = ahead(s.u, g, rows), y_ahead = ahead(s.y, g, rows);
+      const Rows<T> from = u_rows[g];
+      F *xu = tiles.xu + tile(g), *y = tiles.y + tile(g);
+      V D[U];
+      for (int i = 0; i < U; ++i) D[i] = load(group.D + g * group.pad + column + i * W);
+      for (int64_t t = 0; t < steps; ++t) {
+        u_ahead.touch(t);
+        y_ahead.touch(t);
+        for (int i = 0; i < U; ++i) {
+          const V u = load_as(from.at(t) + i * W);
+          store(y + t * WIDTH + i * W, u * D[i]);
+          store(xu + t * WIDTH + i * W, u * load(dt_tile + t * WIDTH + i * W));
         }
       }
     }
     bounded = ANY_EXPONENT || !any(beyond);
   }
-  // All of it at once for one state: nothing is worth a tile then.
-  template <class T> void single(Rows<T> dt_rows, Rows<T> u_rows, Rows<F> y_rows, bool add) const {
-    V h[U], A[U], D[U], bias[U], unused{};
+
+  // All of it at once for one state and one direction: nothing is worth a tile then.
+  template <class T> void single(const Rows<T> dt_rows, const Rows<T> u_rows, const Rows<F> y_rows, bool add) const {
+    const Scan &s = group.s;
+    const bool smooth = s.softplus;
+    const int64_t steps = group.steps;
+    const uint8_t *reset = s.segments ? group.reset : nullptr;
+    const F *B = group.B, *C = group.C;
     F *state = group.state + column;
+    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, group.ahead + group.line(0));
+    const Ahead<LINES> u_ahead = ahead(s.u, 0, group.ahead), y_ahead = ahead(s.y, 0, group.ahead);
+    V h[U], A[U], D[U], bias[U], unused{};
     for (int i = 0; i < U; ++i) {
       h[i] = load(state + i * W);
       A[i] = load(group.A + column + i * W);
       D[i] = load(group.D + column + i * W);
       bias[i] = load(group.bias + column + i * W);
     }
-    for (int64_t t = 0; t < group.steps; ++t) {
-      look_ahead(t);
-      const V B = splat(group.B[t]), C = splat(group.C[t]);
-      const bool reset = group.s.segments && group.reset[t];
+    for (int64_t t = 0; t < steps; ++t) {
+      dt_ahead.touch(t);
+      u_ahead.touch(t);
+      y_ahead.touch(t);
+      const T *dt_at = dt_rows.at(t), *u_at = u_rows.at(t);
+      F *y_at = y_rows.at(t);
       for (int i = 0; i < U; ++i) {
-        V dt = load_as(dt_rows.at(t) + i * W) + bias[i];
-        const V u = load_as(u_rows.at(t) + i * W);
-        if (group.s.softplus) dt = softplus<false>(dt, unused);
-        if (reset) h[i] = V{};
-        h[i] = exp2_product<ANY_EXPONENT>(dt, A[i]) * h[i] + dt * u * B;
-        V y = h[i] * C + u * D[i];
-        if (add) y += load(y_rows.at(t) + i * W);
-        store(y_rows.at(t) + i * W, y);
+        V dt = load_as(dt_at + i * W) + bias[i];
+        const V u = load_as(u_at + i * W);
+        if (smooth) dt = softplus<false>(dt, unused);
+        if (reset && reset[t]) h[i] = V{};
+        h[i] = exp2_product<ANY_EXPONENT>(dt, A[i]) * h[i] + dt * u * splat(B[t]);
+        V y = h[i] * splat(C[t]) + u * D[i];
+        if (add) y += load(y_at + i * W);
+        store(y_at + i * W, y);
       }
     }
     for (int i = 0; i < U; ++i) store(state + i * W, h[i]);
   }
-  V beyond_limit(V dt, V beyond) const {
-    const V size = dt < 0 ? -dt : dt;
-    return size <= splat(group.limit) ? beyond : splat((F)1);
-  }
-  static bool any(V v) {
-    F sum = 0;
-    for (int i = 0; i < W; ++i) sum += v[i];
-    return sum > 0;
-  }
-
   template <int S> void run(int64_t n) const { bounded ? advance<S, true>(n) : advance<S, ANY_EXPONENT>(n); }
 
   // The recurrence of states [n, n + S).
   template <int S, bool BOUNDED> void advance(int64_t n) const {
-    const Scan &s = group.s;
-    const int64_t pad = group.pad, every = s.state * pad, row = s.chunk * s.state;
-    F *state = group.state + n * pad + column;
+    const int64_t pad = group.pad, states = group.s.state, every = states * pad, row = group.s.chunk * states;
+    const int64_t steps = group.steps, next = tile(1);
+    const uint8_t *reset = group.s.segments ? group.reset : nullptr;
+    const F *B = group.B + n, *C = group.C + n, *dt_at = tiles.dt, *xu_at = tiles.xu;
+    F *y_at = tiles.y, *state = group.state + n * pad + column;
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
         A[j][i] = load(group.A + (n + j) * pad + column + i * W);
         for (int g = 0; g < G; ++g) h[j][g][i] = load(state + g * every + j * pad + i * W);
       }
-    for (int64_t t = 0; t < group.steps; ++t) {
-      const F *B = group.B + t * s.state + n, *C = group.C + t * s.state + n;
+    for (int64_t t = 0; t < steps; ++t, B += states, C += states, dt_at += WIDTH, xu_at += WIDTH, y_at += WIDTH) {
       V dt[U], xu[G][U], y[G][U];
       for (int i = 0; i < U; ++i) {
-        dt[i] = load(tiles.dt + t * WIDTH + i * W);
+        dt[i] = load(dt_at + i * W);
         for (int g = 0; g < G; ++g) {
-          xu[g][i] = load(tiles.xu + tile(g) + t * WIDTH + i * W);
-          y[g][i] = load(tiles.y + tile(g) + t * WIDTH + i * W);
+          xu[g][i] = load(xu_at + g * next + i * W);
+          y[g][i] = load(y_at + g * next + i * W);
         }
       }
-      if (s.segments && group.reset[t])
+      if (reset && reset[t])
         for (int j = 0; j < S; ++j)
           for (int i = 0; i < U; ++i) h[j][0][i] = V{};
       for (int j = 0; j < S; ++j)
@@ -128,7 +139,7 @@ template <class F, int G, int U> struct ForwardBlock {
           }
         }
       for (int g = 0; g < G; ++g)
-        for (int i = 0; i < U; ++i) store(tiles.y + tile(g) + t * WIDTH + i * W, y[g][i]);
+        for (int i = 0; i < U; ++i) store(y_at + g * next + i * W, y[g][i]);
     }
     for (int j = 0; j < S; ++j)
       for (int g = 0; g < G; ++g)

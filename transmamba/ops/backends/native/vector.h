@@ -56,6 +56,12 @@ INLINE Vf larger(Vf a, Vf b) {
 INLINE Vf least(Vf a, Vf b) { return -larger(-a, -b); }
 INLINE Vf magnitude(Vf a) { return (Vf)((Vi)a & 0x7fffffff); }
 
+template <class V> INLINE bool any(V v) {
+  bool found = false;
+  for (unsigned i = 0; i < BYTES / sizeof v[0]; ++i) found |= v[i] != 0;
+  return found;
+}
+
 // ---- exponentials -------------------------------------------------------------------------------------------------
 
 // 2^f on [-1/2, 1/2], relative error 8e-8 and exactly 1 at 0: a decay close to 1 is applied thousands of times.

@@ -44,6 +44,7 @@ FEATURES = {
     "a multiple of the chunk": {"length": 32, "k": 1},
     "segments over several chunks": {"length": 19, "k": 1, "segments": True, "orders": False},
     "several blocks of channels": {"d": 67, "length": 3},
+    "several blocks with shared decay": {"d": 67, "length": 3, "own": "B C D", "step_parameters": True, "n": 7},
 }
 
 
@@ -133,6 +134,15 @@ def test_time_split_into_spans_changes_nothing(monkeypatch, options):
     monkeypatch.setattr(triton_tiles, "programs", lambda device: 1000)
     p = problem(**{"k": 1, "length": 67, "d": 3, "n": 2, **options})
     assert triton_tiles.cut(p, triton.CHUNK).grid[2] > 1
+    compare(p)
+
+
+@pytest.mark.parametrize("programs", [1, 2, 1000])
+def test_blocks_of_channels_taken_in_turn_change_nothing(monkeypatch, programs):
+    monkeypatch.setattr(triton_tiles, "programs", lambda device: programs)
+    monkeypatch.setattr(triton_tiles, "ENTRIES", 8)
+    p = problem(length=5, d=7, n=4, k=1)
+    assert triton_tiles.cut(p, triton.CHUNK).turns == {1: 4, 2: 2, 1000: 1}[programs]
     compare(p)
 
 

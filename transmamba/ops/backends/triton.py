@@ -159,7 +159,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     arguments |= {"saved": saved, "grad_y": grad_y, "grad_y_at": _strides(grad_y)}
     arguments |= {"du_at": _strides(parts.u), "ddt_at": _strides(parts.dt)}
     leave = _borders(p, tiles, arguments, Driver(grad_y, p.C, adjoint=True), grad_last)
-    launch(scan_backward, tiles.grid, p.u.device, arguments | {"leave": leave})
+    launch(scan_backward, tiles.backward_grid, p.u.device, arguments | {"leave": leave, "turns": tiles.turns})
     return Gradients(
         _over_directions(parts.u, p.u, p.u.shape[1]),
         _over_directions(parts.dt, p.dt, p.dt.shape[1]),
@@ -175,7 +175,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
 def _parts(p: Problem, tiles: Tiles) -> Gradients:
     """Where the backward kernel leaves its gradients, see there."""
     batch, directions, length, channels, states = p.sizes
-    decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.grid
+    decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.backward_grid
     dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))
     return Gradients(
         allocate(p.u, directions),

@@ -28,7 +28,7 @@ def scan_forward(
     PART steps are read at once, so that their loads are under way together.
     `enter` (b, k, spans, n, d) holds the states at the starts of the spans; None is zero.
     """
-    batch, k, k_decay, d = place(K, Q, W, SHARED)
+    batch, k, k_decay, d = place(tl.program_id(1), K, Q, W, SHARED)
     segment, segments = tl.program_id(2), tl.num_programs(2)
     n = tl.arange(0, N)
     on, on_decay, on_parameter, on_state = tile_masks(k, d, n, K, channels, states)

@@ -24,7 +24,7 @@ def summarise_spans(
 
     `x` and `M` are u and B, of the adjoint grad_y and C.
     """
-    batch, k, k_decay, d = place(K, Q, W, SHARED)
+    batch, k, k_decay, d = place(tl.program_id(1), K, Q, W, SHARED)
     segment, segments = tl.program_id(2), tl.num_programs(2)
     n = tl.arange(0, N)
     on, on_decay, on_parameter, on_state = tile_masks(k, d, n, K, channels, states)

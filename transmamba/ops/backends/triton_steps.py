@@ -15,9 +15,9 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def place(K, Q: tl.constexpr, W: tl.constexpr, SHARED: tl.constexpr):
-    """This program's batch entry, directions [1 or Q], directions of its decay [1], channels [Q or 1, W]."""
-    group, block = tl.program_id(0), tl.program_id(1)
+def place(block, K, Q: tl.constexpr, W: tl.constexpr, SHARED: tl.constexpr):
+    """Batch entry, directions [1 or Q], directions of the decay [1], channels [Q or 1, W] of a block of channels."""
+    group = tl.program_id(0)
     lane = tl.arange(0, W)[None, :]
     if SHARED:
         batch = group.to(tl.int64)

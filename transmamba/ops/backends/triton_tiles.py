@@ -19,6 +19,12 @@ class Tiles(NamedTuple):
     shared: bool
     span: int
     grid: tuple[int, int, int]
+    turns: int  # blocks of channels that a program of the backward takes one after another
+
+    @property
+    def backward_grid(self) -> tuple[int, int, int]:
+        """Fewer programs for the backward: each block taken in turn saves one partial sum of dB and dC."""
+        return self.grid[0], -(-self.grid[1] // self.turns), self.grid[2]
 
     @property
     def shape(self) -> dict[str, Any]:
@@ -33,7 +39,8 @@ def _power(x: int) -> int:
 def _shares_decay(p: Problem) -> bool:
     same_steps = p.step_parameters or p.orders is None
     one_decay = p.dt.shape[1] == 1 and p.A.shape[0] == 1 and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
-    return p.directions > 1 and one_decay and same_steps and p.segments is None
+    fits = 4 * _power(p.directions) * _power(p.A.shape[1]) <= ENTRIES
+    return p.directions > 1 and fits and one_decay and same_steps and p.segments is None
 
 
 def cut(p: Problem, chunk: int) -> Tiles:
@@ -43,8 +50,11 @@ def cut(p: Problem, chunk: int) -> Tiles:
     rows = _power(directions) if shared else 1
     width = max(1, min(ENTRIES // (rows * _power(states)), 64, _power(channels)))
     groups, blocks = batch if shared else batch * directions, -(-channels // width)
-    span = _span(chunk, length, programs(p.u.device) // (groups * blocks))
-    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, -(-length // span)))
+    wanted = programs(p.u.device)
+    span = _span(chunk, length, wanted // (groups * blocks))
+    spans = -(-length // span)
+    parts = -(-blocks // max(1, round(groups * blocks * spans / wanted)))
+    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, spans), -(-blocks // parts))
 
 
 def programs(device: torch.device) -> int:

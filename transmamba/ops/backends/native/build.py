@@ -34,7 +34,7 @@ def compiler() -> list[str] | None:
     return next((c for c in candidates if shutil.which(c[0])), None)
 
 
-def compile_library(target: Path = LIBRARY) -> None:
+def compile_library(target: Path) -> None:
     """Compile every instruction set of this machine's architecture and link them into `target`.
 
     Raises:
@@ -73,7 +73,7 @@ def get_build_hook() -> type:
             if self.target_name != "wheel":
                 return
             try:
-                compile_library()
+                compile_library(LIBRARY)
             except (RuntimeError, OSError) as error:
                 LIBRARY.unlink(missing_ok=True)
                 self.app.display_warning(f"transmamba is built without its native CPU scan: {error}")
@@ -87,6 +87,6 @@ def get_build_hook() -> type:
 
 if __name__ == "__main__":
     try:
-        compile_library()
+        compile_library(LIBRARY)
     except RuntimeError as error:
         sys.exit(str(error))

@@ -10,7 +10,7 @@ from transmamba.models import Backbone, MambaLM, mamba_sizes
 from transmamba.models.official.checkpoint import read_checkpoint
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, lm_name
-from transmamba.nn import Mamba2Mixer, MambaMixer
+from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.ops import use_backend
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -18,6 +18,7 @@ GOLDEN = pytest.mark.parametrize("case", ["mamba_lm_a", "mamba_lm_b_mamba2"])
 KINDS = {
     "mamba": {},
     "mamba2": {"mixer": partial(Mamba2Mixer, d_state=5, head_dim=4), "tied": False},
+    "mamba3": {"mixer": partial(Mamba3Mixer, d_state=4, head_dim=4)},
     "mamba, mlp": {"d_intermediate": 9},
 }
 kinds = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
@@ -158,6 +159,15 @@ def test_layers_are_the_stream_after_each_block(options):
     last, (middle,) = model.forward_intermediates(ids, [-2])
     torch.testing.assert_close((last, middle), (features.last, features.layers[1]))
     assert isinstance(model, Backbone) and features.grid == (7,)
+
+
+@kinds
+def test_packed_texts_do_not_see_each_other(options):
+    model, ids, seq_idx = tiny(**options), torch.randint(19, (1, 8)), torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    alone = torch.cat([model(ids[:, :3]), model(ids[:, 3:])], 1)
+    torch.testing.assert_close(model(ids, seq_idx=seq_idx), alone)
+    features = model.forward_features(ids, directions=True, seq_idx=seq_idx)
+    torch.testing.assert_close(model.head(features.last), alone)
 
 
 @kinds

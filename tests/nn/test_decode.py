@@ -3,13 +3,15 @@
 import pytest
 import torch
 
-from transmamba.nn import HeadSSM, Mamba2Mixer, MambaMixer
+from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer
+from transmamba.ops import scan_order
 
 DIM = 6
 MIXERS = {
     "mamba": lambda: MambaMixer(DIM, 5, d_conv=3),
     "mamba, wide kernel": lambda: MambaMixer(DIM, 5, d_conv=7, bias=True, conv_bias=False),
     "mamba2": lambda: Mamba2Mixer(DIM, 5, head_dim=4),
+    "mamba3": lambda: Mamba3Mixer(DIM, 5, head_dim=2, groups=3),
     "mamba2, groups": lambda: Mamba2Mixer(
         DIM, bias=True, ssm=HeadSSM(6, 2, d_state=3, groups=3, channel_skip=True, dt_limit=(0.1, 0.4), chunk_size=4)
     ),
@@ -49,7 +51,18 @@ def test_padding_on_either_side_leaves_the_cache_as_it_is(build, side):
     y, cache = mixer.prefill(x, mask)
     for b in range(3):
         alone, after = mixer.prefill(x[b, mask[b]][None])
-        torch.testing.assert_close((y[b, mask[b]], cache.conv[b], cache.state[b]), (alone[0], after[0][0], after[1][0]))
+        torch.testing.assert_close((y[b, mask[b]], *(x[b] for x in cache)), (alone[0], *(x[0] for x in after)))
+
+
+@mixers
+@pytest.mark.parametrize("order", ["forward", "backward"])
+def test_packed_sequences_are_mixed_as_if_alone(build, order):
+    mixer, lengths, x = build().double(), (4, 1, 6), torch.randn(2, 11, DIM, dtype=torch.float64)
+    seq_idx = torch.repeat_interleave(torch.tensor([3, 0, 3]), torch.tensor(lengths)).expand(2, -1)
+    packed = mixer(x, [scan_order(order, 11)], seq_idx=seq_idx)
+    alone = [mixer(part, [scan_order(order, part.shape[1])]) for part in x.split(lengths, 1)]
+    torch.testing.assert_close(packed, torch.cat(alone, 1))
+    torch.testing.assert_close(mixer.forward_directions(x, [scan_order(order, 11)], seq_idx=seq_idx)[0], packed)
 
 
 @mixers
@@ -66,7 +79,7 @@ def test_the_state_stays_float32_in_a_bfloat16_mixer(build):
     mixer = build().bfloat16()
     y, cache = mixer.prefill(torch.randn(2, 5, DIM, dtype=torch.bfloat16))
     step, cache = mixer.step(y[:, -1], cache)
-    assert (y.dtype, step.dtype, cache.conv.dtype, cache.state.dtype) == (*(torch.bfloat16,) * 3, torch.float32)
+    assert (y.dtype, step.dtype, cache.state.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
 
 
 def test_decoding_needs_one_direction():

@@ -102,5 +102,5 @@ def test_impossible_sizes_are_refused(build, message):
 
 
 def test_one_order_at_most():
-    with pytest.raises(ValueError, match="a Mamba-2 mixer has 1 direction, got 2 scan orders"):
+    with pytest.raises(ValueError, match="a mixer of 1 direction got 2 scan orders"):
         Mamba2Mixer(8, head_dim=4)(torch.zeros(1, 3, 8), [scan_order("forward", 3)] * 2)

@@ -5,33 +5,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
-from transmamba.nn import MambaMixer, MixerCache, RMSNorm
-from transmamba.ops import scan_order
+from transmamba.nn import GatedMlp, MambaMixer, MixerCache, RMSNorm
+from transmamba.ops import TrapezoidState, scan_order
 
-Cache = tuple[MixerCache, ...]
-
-
-class GatedMlp(nn.Module):
-    """fc2(value silu(gate)) with value and gate the halves of fc1; the hidden width is a multiple of 128."""
-
-    def __init__(self, dim: int, hidden_dim: int) -> None:
-        super().__init__()
-        hidden_dim = -(-hidden_dim // 128) * 128
-        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
-
-    @typed
-    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
-        value, gate = self.fc1(x).chunk(2, -1)
-        return self.fc2(value * F.silu(gate))
+LayerCache = MixerCache | TrapezoidState
+Cache = tuple[LayerCache, ...]
 
 
 class MambaLMBlock(nn.Module):
@@ -46,22 +30,25 @@ class MambaLMBlock(nn.Module):
 
     @typed
     def forward(
-        self, x: Float[Tensor, "batch token dim"], mask: Bool[Tensor, "batch token"] | None = None
+        self,
+        x: Float[Tensor, "batch token dim"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """The stream after the block."""
-        return self._feed_forward(x + self.mixer(self.norm1(x), None, mask))
+        return self._feed_forward(x + self.mixer(self.norm1(x), None, mask, seq_idx))
 
-    def forward_directions(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward_directions(self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
         """The stream after the block, and the mixer's output by direction, (direction, batch, token, dim)."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), None, mask)
+        mixed, parts = self.mixer.forward_directions(self.norm1(x), None, mask, seq_idx)
         return self._feed_forward(x + mixed), parts
 
-    def prefill(self, x: Tensor, mask: Tensor | None, cache: MixerCache | None) -> tuple[Tensor, MixerCache]:
+    def prefill(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
         """What `forward` gives, going on from `cache`, and the cache after the tokens."""
         mixed, cache = self.mixer.prefill(self.norm1(x), mask, cache)
         return self._feed_forward(x + mixed), cache
 
-    def step(self, x: Tensor, cache: MixerCache) -> tuple[Tensor, MixerCache]:
+    def step(self, x: Tensor, cache: LayerCache) -> tuple[Tensor, LayerCache]:
         """One token (batch, dim) after those of `cache`."""
         mixed, cache = self.mixer.step(self.norm1(x), cache)
         return self._feed_forward(x + mixed), cache
@@ -71,7 +58,7 @@ class MambaLMBlock(nn.Module):
 
 
 class MambaLM(nn.Module):
-    """A language model of Mamba or Mamba-2 blocks.
+    """A language model of Mamba, Mamba-2 or Mamba-3 blocks.
 
     Args:
         vocab_size: number of tokens; the tables have a few more rows, up to a multiple of `vocab_multiple`.
@@ -135,26 +122,39 @@ class MambaLM(nn.Module):
 
     @typed
     def forward(
-        self, ids: Int[Tensor, "batch token"], mask: Bool[Tensor, "batch token"] | None = None
+        self,
+        ids: Int[Tensor, "batch token"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token vocabulary"]:
-        """Logits of the token after each token. True in `mask` marks a real token."""
+        """Logits of the token after each token.
+
+        Args:
+            ids: tokens.
+            mask: True marks a real token.
+            seq_idx: number of the packed text each token belongs to; texts do not see each other.
+        """
         x = self._embed(ids)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, seq_idx)
         return self.head(self.norm(x))
 
     @typed
     def forward_features(
-        self, ids: Int[Tensor, "batch token"], directions: bool = False, mask: Bool[Tensor, "batch token"] | None = None
+        self,
+        ids: Int[Tensor, "batch token"],
+        directions: bool = False,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
         """Tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
         x, layers, shares = self._embed(ids), [], []
         for block in self.blocks:
             if directions:
-                x, parts = block.forward_directions(x, mask)
+                x, parts = block.forward_directions(x, mask, seq_idx)
                 shares.append(tuple(parts))
             else:
-                x = block(x, mask)
+                x = block(x, mask, seq_idx)
             layers.append(x)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
         by_direction = tuple(zip(*shares, strict=True))

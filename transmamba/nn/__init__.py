@@ -1,6 +1,7 @@
 """Modules that networks are built from."""
 
 from transmamba.nn.block import DropPath as DropPath
+from transmamba.nn.block import GatedMlp as GatedMlp
 from transmamba.nn.block import MambaBlock as MambaBlock
 from transmamba.nn.block import Mlp as Mlp
 from transmamba.nn.cache import MixerCache as MixerCache
@@ -9,11 +10,21 @@ from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
 from transmamba.nn.mamba2 import HeadSSM as HeadSSM
 from transmamba.nn.mamba2 import Mamba2Mixer as Mamba2Mixer
+from transmamba.nn.mamba3 import Mamba3Mixer as Mamba3Mixer
 from transmamba.nn.mixer import MambaMixer as MambaMixer
 from transmamba.nn.mixer import ScanBranch as ScanBranch
 from transmamba.nn.norm import GatedRMSNorm as GatedRMSNorm
 from transmamba.nn.norm import RMSNorm as RMSNorm
 from transmamba.nn.norm import UnitRMSNorm as UnitRMSNorm
+from transmamba.nn.position import resize_position as resize_position
+from transmamba.nn.scan2d import Scan2dMixer as Scan2dMixer
+from transmamba.nn.scan2d import StackedSSM as StackedSSM
+from transmamba.nn.snake import SnakeMixer as SnakeMixer
+from transmamba.nn.snake import moves_between as moves_between
 from transmamba.nn.ssm import ScanParameters as ScanParameters
 from transmamba.nn.ssm import SelectiveSSM as SelectiveSSM
 from transmamba.nn.ssm import scan_directions as scan_directions
+from transmamba.nn.stem import ConvNorm as ConvNorm
+from transmamba.nn.stem import ConvStem as ConvStem
+from transmamba.nn.stem import PatchMerging as PatchMerging
+from transmamba.nn.tubelet import TubeletEmbed as TubeletEmbed

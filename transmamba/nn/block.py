@@ -27,6 +27,22 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
+class GatedMlp(nn.Module):
+    """fc2(value silu(gate)) with value and gate the halves of fc1; the hidden width is a multiple of 128."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        hidden_dim = -(-hidden_dim // 128) * 128
+        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Each token by itself."""
+        value, gate = self.fc1(x).chunk(2, -1)
+        return self.fc2(value * F.silu(gate))
+
+
 class DropPath(nn.Module):
     """Drop a residual branch for whole samples while training, and scale the others up.
 

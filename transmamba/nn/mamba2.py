@@ -1,10 +1,11 @@
 """The Mamba-2 mixer: one projection for everything, heads with scalar decay, gated norm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import typed
@@ -67,6 +68,7 @@ class HeadSSM(nn.Module):
         dt: Float[Tensor, "batch token head"],
         mask: Bool[Tensor, "batch token"] | None = None,
         initial_state: Float[Tensor, "batch head channel state"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token inner"], Float[Tensor, "batch head channel state"]]:
         """Scan the tokens; x, B and C come side by side. Outputs and the state after the last token."""
         y, last_state = ssd_scan(
@@ -75,6 +77,7 @@ class HeadSSM(nn.Module):
             dt_softplus=True,
             dt_limit=self.dt_limit,
             initial_state=initial_state,
+            seq_idx=seq_idx,
             mask=mask,
             chunk_size=self.chunk_size,
             return_last_state=True,
@@ -151,6 +154,7 @@ class Mamba2Mixer(nn.Module):
         x: Float[Tensor, "batch token dim"],
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """Mix the tokens.
 
@@ -158,25 +162,22 @@ class Mamba2Mixer(nn.Module):
             x: tokens.
             orders: the one scan order; None is forward.
             mask: True marks a real token; padded ones influence no other.
+            seq_idx: number of the packed sequence each token belongs to; they do not see each other.
 
         Raises:
             ValueError: there is more than one order.
         """
-        if orders is None:
-            return self.prefill(x, mask)[0]
-        if len(orders) != 1:
-            raise ValueError(f"a Mamba-2 mixer has 1 direction, got {len(orders)} scan orders")
-        mask_scan = None if mask is None else mask[:, orders[0].index]
-        return permute_tokens(self.prefill(permute_tokens(x, orders[0]), mask_scan)[0], orders[0].undo())
+        return mix_along(self._mix, x, orders, mask, seq_idx)
 
     def forward_directions(
         self,
         x: Float[Tensor, "batch token dim"],
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """What `forward` gives, and the part of it that is not the bias of `out_proj` as that of the one direction."""
-        mixed = self(x, orders, mask)
+        mixed = self(x, orders, mask, seq_idx)
         part = mixed if self.out_proj.bias is None else mixed - self.out_proj.bias
         return mixed, part[None]
 
@@ -190,14 +191,7 @@ class Mamba2Mixer(nn.Module):
 
         Padding may stand on either side, but a continued sequence is not to be padded in between.
         """
-        cache = self.empty_cache(len(x)) if cache is None else cache
-        z, xBC, dt = self._project(x)
-        xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
-        bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
-        before = cache.before.to(xBC.dtype)
-        convolved = causal_conv1d(xBC, self.conv1d.weight[None, :, 0], bias, initial_tokens=before)[:, 0]
-        y, state = self.ssm(F.silu(convolved), dt, mask, cache.state)
-        return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
+        return self._mix(x, mask, cache=cache)
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
         """One token after those of `cache`, which is not written to."""
@@ -213,7 +207,41 @@ class Mamba2Mixer(nn.Module):
         state = ssm.A_log.new_zeros(batch_size, ssm.heads, ssm.head_dim, ssm.d_state, dtype=dtype)
         return MixerCache(kernel.new_zeros(batch_size, len(kernel), kernel.shape[-1]), state)
 
+    def _mix(
+        self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: MixerCache | None = None
+    ) -> tuple[Tensor, MixerCache]:
+        cache = self.empty_cache(len(x)) if cache is None else cache
+        z, xBC, dt = self._project(x)
+        xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
+        bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
+        before = cache.before.to(xBC.dtype)
+        convolved = causal_conv1d(xBC, self.conv1d.weight[None, :, 0], bias, seq_idx=seq_idx, initial_tokens=before)[
+            :, 0
+        ]
+        y, state = self.ssm(F.silu(convolved), dt, mask, cache.state, seq_idx)
+        return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
+
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         d_inner = self.out_proj.in_features
         z, xBC, dt = self.in_proj(x).split([d_inner, len(self.conv1d.weight), self.ssm.heads], -1)
         return z, xBC, dt
+
+
+def mix_along(
+    mix: Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Any]],
+    x: Tensor,
+    orders: Sequence[ScanOrder] | None,
+    mask: Tensor | None,
+    seq_idx: Tensor | None,
+) -> Tensor:
+    """What `mix(x, mask, seq_idx)` gives when the tokens come in the one order; forward by default.
+
+    Raises:
+        ValueError: there is more than one order.
+    """
+    if orders is None:
+        return mix(x, mask, seq_idx)[0]
+    if len(orders) != 1:
+        raise ValueError(f"a mixer of 1 direction got {len(orders)} scan orders")
+    by_step = [None if t is None else t[:, orders[0].index] for t in (mask, seq_idx)]
+    return permute_tokens(mix(permute_tokens(x, orders[0]), *by_step)[0], orders[0].undo())

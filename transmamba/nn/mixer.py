@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import typed
@@ -80,6 +80,7 @@ class MambaMixer(nn.Module):
         x: Float[Tensor, "batch token dim"],
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """Mix the tokens.
 
@@ -87,11 +88,12 @@ class MambaMixer(nn.Module):
             x: tokens.
             orders: one scan order per direction. None is forward for one direction, forward and backward for two.
             mask: True marks a real token; padded ones influence no other and come out as the bias of `out_proj`.
+            seq_idx: number of the packed sequence each token belongs to; they do not see each other.
 
         Raises:
             ValueError: there is not one order per direction.
         """
-        scanned = self._scan(x, orders, mask)
+        scanned = self._scan(x, orders, mask, seq_idx=seq_idx)
         return self.out_proj(scanned.y * scanned.gate)
 
     def forward_directions(
@@ -99,12 +101,13 @@ class MambaMixer(nn.Module):
         x: Float[Tensor, "batch token dim"],
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
 
         The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
         """
-        scanned = self._scan(x, orders, mask, merge=False)
+        scanned = self._scan(x, orders, mask, seq_idx=seq_idx, merge=False)
         parts = F.linear(
             rearrange(scanned.y * scanned.gate[:, None], "batch direction token inner -> direction batch token inner"),
             self.out_proj.weight,
@@ -162,6 +165,7 @@ class MambaMixer(nn.Module):
         orders: Sequence[ScanOrder] | None,
         mask: Tensor | None,
         *,
+        seq_idx: Tensor | None = None,
         merge: bool = True,
         cache: MixerCache | None = None,
     ) -> "_Scanned":
@@ -170,15 +174,21 @@ class MambaMixer(nn.Module):
         u = u if mask is None else u.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
         biases = [branch.conv1d.bias for branch in self.branches if branch.conv1d.bias is not None]
+        bias = torch.stack(biases) if biases else None
         before = None if cache is None else cache.before.to(u.dtype)
-        convolved = causal_conv1d(
-            u, weight, torch.stack(biases) if biases else None, orders=orders, initial_tokens=before
-        )
+        convolved = causal_conv1d(u, weight, bias, orders=orders, seq_idx=seq_idx, initial_tokens=before)
         inputs = F.silu(convolved).unbind(1)
         parameters = [branch.ssm.scan_parameters(u_k) for branch, u_k in zip(self.branches, inputs, strict=True)]
         start = None if cache is None else cache.state[:, None]
         y, last_state = scan_directions(
-            inputs, parameters, orders, mask=mask, merge=merge, initial_state=start, return_last_state=True
+            inputs,
+            parameters,
+            orders,
+            mask=mask,
+            seq_idx=seq_idx,
+            merge=merge,
+            initial_state=start,
+            return_last_state=True,
         )
         gate = F.silu(gate)
         return _Scanned(y, gate / len(self.branches) if self.average else gate, u, last_state)

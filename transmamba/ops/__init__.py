@@ -13,3 +13,6 @@ from transmamba.ops.ssd import ssd_scan as ssd_scan
 from transmamba.ops.ssd import ssd_step as ssd_step
 from transmamba.ops.step import conv_step as conv_step
 from transmamba.ops.step import selective_step as selective_step
+from transmamba.ops.trapezoid import TrapezoidState as TrapezoidState
+from transmamba.ops.trapezoid import trapezoidal_scan as trapezoidal_scan
+from transmamba.ops.trapezoid import trapezoidal_step as trapezoidal_step

@@ -80,7 +80,7 @@ def ssd_scan(
             steps = steps.masked_fill(~mask[..., None], 0.0)
             inputs = inputs.masked_fill(~mask[..., None, None], 0.0)
         state = None if initial_state is None else initial_state.to(compute)
-        y, last_state = _scan_chunks(
+        y, last_state = scan_chunks(
             inputs * steps[..., None], steps * A, B.to(compute), C.to(compute), state, seq_idx, chunk_size
         )
         if D is not None:
@@ -140,7 +140,7 @@ def _step_sizes(dt: Tensor, dt_bias: Tensor | None, softplus: bool, limits: Limi
     return dt if limits == (0.0, float("inf")) else dt.clamp(*limits)
 
 
-def _scan_chunks(
+def scan_chunks(
     x: Tensor,
     rate: Tensor,
     B: Tensor,

@@ -1,0 +1,158 @@
+"""The Mamba-3 mixer (single input, single output): no convolution, trapezoidal rule, rotating states."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.nn.mamba2 import mix_along
+from transmamba.nn.norm import RMSNorm
+from transmamba.nn.ssm import init_step_bias
+from transmamba.ops import ScanOrder, TrapezoidState, trapezoidal_scan, trapezoidal_step
+
+ScanInputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # x, dt, A, B, C, blend, theta
+
+
+def heavy_tail(x: Tensor) -> Tensor:
+    """1 + x for positive x, 1 / (1 - x) for negative: positive, and flatter than softplus on the left."""
+    return x.clamp_min(0) + 1 / (1 - x.clamp_max(0))
+
+
+class Mamba3Mixer(nn.Module):
+    """in_proj -> norm, bias and rotation of B and C -> trapezoidal scan by heads -> gate -> out_proj.
+
+    The decay A = -max(decay(.), 1e-4), the step size, the blend of the trapezoid's ends and the speeds of rotation
+    all come from the token.
+
+    Args:
+        d_model: width of the tokens.
+        d_state: states per channel.
+        head_dim: channels per head.
+        expand: inner width as a multiple of `d_model`.
+        groups: groups of heads that share B and C before their biases.
+        rotary_fraction: share of the states that rotate.
+        decay: from a projection to a positive decay rate; softplus in the paper, `heavy_tail` in mamba_ssm since June
+            2026.
+
+    Raises:
+        ValueError: `head_dim` does not divide the inner width, the groups do not divide the heads, or nothing rotates.
+
+    Reference:
+        Mamba-3, arXiv 2603.15569; parameter names as in mamba_ssm. The form with several inputs and outputs is not
+        built here.
+
+    Example:
+        >>> Mamba3Mixer(8, 4, head_dim=4)(torch.zeros(2, 7, 8)).shape
+        torch.Size([2, 7, 8])
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 128,
+        *,
+        head_dim: int = 64,
+        expand: int = 2,
+        groups: int = 1,
+        rotary_fraction: float = 0.5,
+        decay: Callable[[Tensor], Tensor] = heavy_tail,
+    ) -> None:
+        super().__init__()
+        d_inner = expand * d_model
+        heads, pairs = d_inner // head_dim, int(d_state * rotary_fraction) // 2
+        if heads * head_dim != d_inner or heads % groups or not 0 < 2 * pairs <= d_state:
+            raise ValueError(
+                f"expected heads that fill {d_inner} channels, groups that divide them and some pairs of rotating "
+                f"states, got {heads} heads of {head_dim} channels, {groups} groups, {pairs} pairs of {d_state} states"
+            )
+        self.heads, self.groups, self.decay = heads, groups, decay
+        self.sizes = (d_inner, d_inner, groups * d_state, groups * d_state, heads, heads, heads, pairs)
+        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=False)
+        self.B_norm, self.C_norm = RMSNorm(d_state), RMSNorm(d_state)
+        self.B_bias, self.C_bias = (nn.Parameter(torch.empty(heads, 1, d_state)) for _ in range(2))
+        self.dt_bias, self.D = (nn.Parameter(torch.empty(heads)) for _ in range(2))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values of what this module itself owns anew."""
+        for parameter in (self.B_bias, self.C_bias, self.D):
+            nn.init.ones_(parameter)
+        init_step_bias(self.dt_bias, 1e-3, 1e-1)
+
+    @typed
+    def forward(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
+    ) -> Float[Tensor, "batch token dim"]:
+        """Mix the tokens along the one order, forward by default.
+
+        True in `mask` marks a real token; where `seq_idx` changes, another packed sequence begins.
+
+        Raises:
+            ValueError: there is more than one order.
+        """
+        return mix_along(self._mix, x, orders, mask, seq_idx)
+
+    def forward_directions(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        seq_idx: Int[Tensor, "batch token"] | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
+        """What `forward` gives, twice: all of it is the part of the one direction."""
+        mixed = self(x, orders, mask, seq_idx)
+        return mixed, mixed[None]
+
+    def prefill(
+        self,
+        x: Float[Tensor, "batch token dim"],
+        mask: Bool[Tensor, "batch token"] | None = None,
+        cache: TrapezoidState | None = None,
+    ) -> tuple[Float[Tensor, "batch token dim"], TrapezoidState]:
+        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+
+        Padding may stand on either side, but a continued sequence is not to be padded in between.
+        """
+        return self._mix(x, mask, cache=cache)
+
+    def step(
+        self, x: Float[Tensor, "batch dim"], cache: TrapezoidState
+    ) -> tuple[Float[Tensor, "batch dim"], TrapezoidState]:
+        """One token after those of `cache`, which is not written to."""
+        gate, inputs = self._project(x)
+        y, cache = trapezoidal_step(cache, *inputs, self.D)
+        return self.out_proj((y * gate).flatten(1)), cache
+
+    def empty_cache(self, batch_size: int) -> TrapezoidState:
+        """The cache before the first token."""
+        nothing = self.in_proj.weight.new_zeros(batch_size, 0, self.in_proj.in_features)
+        return self.prefill(nothing)[1]
+
+    def _mix(
+        self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: TrapezoidState | None = None
+    ) -> tuple[Tensor, TrapezoidState]:
+        gate, inputs = self._project(x)
+        y, cache = trapezoidal_scan(*inputs, self.D, initial=cache, mask=mask, seq_idx=seq_idx)
+        return self.out_proj((y * gate).flatten(2)), cache
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ScanInputs]:
+        z, u, B, C, dt, rate, blend, theta = self.in_proj(x).split(self.sizes, -1)
+        z, u = (t.unflatten(-1, (self.heads, -1)) for t in (z, u))
+        B, C = self._by_head(B, self.B_norm, self.B_bias), self._by_head(C, self.C_norm, self.C_bias)
+        dt, rate, blend, theta = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (dt, rate, blend, theta))
+        theta = (torch.pi * theta.tanh()).unsqueeze(-2).expand(*theta.shape[:-1], self.heads, -1)
+        A = -self.decay(rate).clamp_min(1e-4)
+        return F.silu(z), (u, F.softplus(dt + self.dt_bias), A, B, C, blend.sigmoid(), theta)
+
+    def _by_head(self, x: Tensor, norm: nn.Module, bias: Tensor) -> Tensor:
+        """B or C of every head, (..., head, state)."""
+        grouped = norm(x.unflatten(-1, (self.groups, -1)))
+        return grouped.repeat_interleave(self.heads // self.groups, -2) + bias[:, 0]

@@ -300,7 +300,7 @@ def test_bad_eps_is_refused(eps):
         AdaptiveLayerDistill(eps=eps)
 
 
-@pytest.mark.parametrize("name", ["similarity", "weighting", "weight_scope", "scale"])
+@pytest.mark.parametrize("name", ["similarity", "weighting", "weight_scope", "scale", "teacher_layers"])
 def test_unknown_choices_are_refused(name):
     with pytest.raises(ValueError, match=f"unknown {name} 'other': expected one of"):
         AdaptiveLayerDistill(**{name: "other"})
@@ -340,7 +340,7 @@ def test_wrong_layer_is_named_on_every_call(layer, error, message):
             AdaptiveLayerDistill()(wrong(layer=layer), torch.randn(2, 5, 11))
 
 
-def test_item_that_is_no_tensor_is_refused(monkeypatch):
+def test_item_that_is_no_tensor_is_refused():
     from transmamba.distill.layers import check_layers
 
     with pytest.raises(TypeError, match=r"student layer 1 is a NoneType: expected a tensor \[batch tokens channels\]"):

@@ -58,6 +58,20 @@ def test_maps_become_tokens_in_raster_order(layout):
     assert torch.equal(flatten_map(rearrange(tokens, pattern, h=3), layout), tokens)
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: drop_tokens(x, 1, "left"),
+        lambda x: flatten_map(x, "channels_middle"),
+        lambda x: resize_tokens(x, (9,), (5,), "linear"),
+        lambda x: align_tokens(x, x, resize="both"),
+    ],
+)
+def test_unknown_choices_are_refused_at_the_border(call):
+    with pytest.raises(TypeError, match="Literal|left|channels_middle|linear|both"):
+        call(torch.randn(2, 9, 3))
+
+
 def test_map_without_grid_is_refused():
     with pytest.raises(ValueError, match=r"map has shape \(2, 3\): expected a batch, a channel and at least one grid"):
         flatten_map(torch.randn(2, 3))

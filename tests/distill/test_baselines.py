@@ -190,6 +190,11 @@ def test_unknown_criterion_is_refused(loss):
         loss("l1")
 
 
+def test_unknown_teacher_layers_are_refused():
+    with pytest.raises(ValueError, match=r"unknown teacher_layers 'first': expected proportional, or one index per"):
+        LayerwiseDistill(teacher_layers="first")
+
+
 def test_features_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"student layer 0 has 3 channels, teacher 7: calibrate first"):
         LastFeatureDistill()(torch.randn(2, 5, 3), torch.randn(2, 5, 7))

@@ -102,6 +102,8 @@ class AdaptiveLayerDistill(nn.Module):
         _check_choice("similarity", similarity, ("token", "flatten", "pooled"))
         _check_choice("weight_scope", weight_scope, ("batch", "sample"))
         _check_choice("scale", scale, ("sum1", "mean_N"))
+        if isinstance(teacher_layers, str):
+            _check_choice("teacher_layers", teacher_layers, ("last", "matched"))
         if isinstance(weighting, str):
             _check_choice("weighting", weighting, ("ratio", "neg_cos", "ratio_raw", "uniform", "linear"))
         self.similarity: Similarity = similarity

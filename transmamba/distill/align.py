@@ -54,8 +54,6 @@ def drop_tokens(
         if special % 2:
             raise ValueError(f"{special} special tokens cannot stand at both ends in equal numbers: list their indices")
         return x[:, special // 2 : tokens - special // 2]
-    if position != "middle":
-        raise ValueError(f"unknown position {position!r}: expected front, back, middle or both")
     before = (tokens - special) // 2
     return torch.cat([x[:, :before], x[:, before + special :]], 1) if special else x
 
@@ -77,7 +75,7 @@ def flatten_map(
     """A feature map [B, D, H, W] or [B, H, W, D] (any number of grid axes) as tokens in raster order.
 
     Raises:
-        ValueError: there is no grid axis, or the layout is unknown.
+        ValueError: there is no grid axis.
 
     Example:
         >>> flatten_map(torch.zeros(2, 3, 5, 7)).shape
@@ -87,9 +85,7 @@ def flatten_map(
         raise ValueError(f"map has shape {tuple(x.shape)}: expected a batch, a channel and at least one grid axis")
     if layout == "channels_first":
         return x.flatten(2).transpose(1, 2)
-    if layout == "channels_last":
-        return x.flatten(1, -2)
-    raise ValueError(f"unknown layout {layout!r}: expected channels_first or channels_last")
+    return x.flatten(1, -2)
 
 
 @typed
@@ -124,8 +120,6 @@ def resize_tokens(
         raise ValueError(f"cannot resize grid {grid} to {target}: expected 1 to 3 axes, as many on both sides")
     if interpolation == "bicubic" and len(grid) != 2:
         raise ValueError(f"bicubic interpolation needs a 2-D grid, got {grid}: use bilinear")
-    if interpolation not in ("bilinear", "bicubic", "area", "nearest"):
-        raise ValueError(f"unknown interpolation {interpolation!r}: expected bilinear, bicubic, area or nearest")
     if grid == target:
         return x
     smooth = interpolation in ("bilinear", "bicubic")

@@ -191,7 +191,7 @@ class LayerwiseDistill(nn.Module):
         teacher_layers: "proportional" depth, or one teacher index per student layer.
 
     Raises:
-        ValueError: the criterion is unknown.
+        ValueError: the criterion or `teacher_layers` is unknown.
 
     Example:
         >>> layers = [torch.ones(2, 5, 3)] * 4
@@ -204,6 +204,10 @@ class LayerwiseDistill(nn.Module):
     ) -> None:
         super().__init__()
         _check_criterion(criterion)
+        if isinstance(teacher_layers, str) and teacher_layers != "proportional":
+            raise ValueError(
+                f"unknown teacher_layers {teacher_layers!r}: expected proportional, or one index per layer"
+            )
         self.criterion: Criterion = criterion
         self.teacher_layers = teacher_layers
 

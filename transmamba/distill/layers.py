@@ -38,18 +38,12 @@ def check_layers(
         name: which student this is.
 
     Raises:
-        ValueError: `student` or `teacher` is empty, their numbers differ, or a layer differs from its teacher along
-            one of `axes`.
+        ValueError: `student` or `teacher` is empty, or a layer differs from its teacher along one of `axes`.
         TypeError: a layer is not a floating tensor.
     """
     for side, layers in ((name, student), ("teacher", teacher)):
         if len(layers) == 0:
             raise ValueError(f"{side} is empty: expected at least one layer")
-    if len(teacher) not in (1, len(student)):
-        raise ValueError(
-            f"{len(student)} {name} layers, {len(teacher)} teacher layers: choose one teacher layer for each, "
-            f"match_layers({len(student)}, {len(teacher)}, 'proportional')"
-        )
     for number, layer in enumerate(teacher):
         _check_feature(layer, "teacher" if len(teacher) == 1 else f"teacher of {name} layer {number}", axes)
     for number, layer in enumerate(student):

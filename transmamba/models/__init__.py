@@ -25,6 +25,8 @@ from transmamba.models.plain_mamba import plain_mamba_l2 as plain_mamba_l2
 from transmamba.models.plain_mamba import plain_mamba_l3 as plain_mamba_l3
 from transmamba.models.plain_mamba import plain_mamba_small as plain_mamba_small
 from transmamba.models.plain_mamba import plain_mamba_tiny as plain_mamba_tiny
+from transmamba.models.stack import BlockStack as BlockStack
+from transmamba.models.stack import recompute_blocks as recompute_blocks
 from transmamba.models.video_mamba import VideoMamba as VideoMamba
 from transmamba.models.video_mamba import video_mamba_base as video_mamba_base
 from transmamba.models.video_mamba import video_mamba_middle as video_mamba_middle

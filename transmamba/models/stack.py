@@ -54,6 +54,22 @@ class BlockStack(nn.ModuleList):
         return block(*arguments)
 
 
+def recompute_blocks(model: nn.Module, enabled: bool = True) -> None:
+    """Let the backward of a backbone recompute the inside of its blocks: less memory, one more forward.
+
+    Raises:
+        ValueError: the model has no `BlockStack`.
+
+    Example:
+        >>> recompute_blocks(nn.Sequential(BlockStack()))
+    """
+    stacks = [module for module in model.modules() if isinstance(module, BlockStack)]
+    if not stacks:
+        raise ValueError(f"{type(model).__name__} has no BlockStack: wrap its blocks with torch.utils.checkpoint")
+    for stack in stacks:
+        stack.recompute = enabled
+
+
 def drop_path_rates(rate: float, depth: int) -> list[float]:
     """Rates from zero at the first block to `rate` at the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]

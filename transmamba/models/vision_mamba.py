@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import BlockStack, init_linear, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
-from transmamba.ops import permute_tokens, scan_orders
+from transmamba.ops import scan_orders
 
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
 
@@ -60,36 +62,25 @@ class VisionMamba(nn.Module):
         self.pos_embed = init_position(self.grid[0] * self.grid[1], dim)
         self.order_specs = tuple(orders)
         scan_orders(self.order_specs, self.grid)  # a wrong order fails here, not at the first forward
-        self.blocks: Sequence[MambaBlock] = nn.ModuleList(  # type: ignore[assignment]
+        self.blocks = BlockStack(
             MambaBlock(dim, MambaMixer(dim, d_state, directions=len(orders)), mlp=mlp) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        init_linear(self.head)
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
-        tokens, orders = self._embed(x), scan_orders(self.order_specs, self.grid, x.device)
-        for block in self.blocks:
-            tokens = block(tokens, orders)
-        return self.head(self.norm(tokens).mean(1))
+        orders = scan_orders(self.order_specs, self.grid, x.device)
+        return self.head(self.norm(self.blocks(self._embed(x), orders)).mean(1))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
         """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
-        tokens, orders = self._embed(x), scan_orders(self.order_specs, self.grid, x.device)
-        layers, shares = [], []
-        for block in self.blocks:
-            if directions:
-                tokens, parts = block.forward_directions(tokens, orders)
-                shares.append([permute_tokens(part, order) for part, order in zip(parts, orders, strict=True)])
-            else:
-                tokens = block(tokens, orders)
-            layers.append(tokens)
-        by_direction = tuple(zip(*shares, strict=True))
-        return Features(self.norm(tokens), tuple(layers), self.grid, by_direction, tuple(orders))
+        orders = scan_orders(self.order_specs, self.grid, x.device)
+        layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders))
 
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
@@ -101,6 +92,13 @@ class VisionMamba(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        reset_children(self)
+        self.pos_embed.copy_(init_position(*self.pos_embed.shape[1:]))
+        init_linear(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import reset_children
 from transmamba.nn import Mlp, PatchEmbed, init_position
 
 
@@ -134,6 +135,16 @@ class ViT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not shrink."""
         return {"pos_embed", "cls_token", "dist_token"}
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew."""
+        reset_children(self)
+        self.pos_embed.copy_(init_position(*self.pos_embed.shape[1:]))
+        for token in (self.cls_token, self.dist_token):
+            if token is not None:
+                nn.init.zeros_(token)
+        self.apply(init_transformer)
 
 
 def init_transformer(module: nn.Module) -> None:

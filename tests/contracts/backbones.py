@@ -1,0 +1,91 @@
+"""The backbones that keep the contract, tiny; one of your own joins by one line of `BACKBONES`.
+
+`python -m tests.contracts.backbones` writes the names and shapes of their parameters anew.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from transmamba.models import SNAKES, PlainMamba, VideoMamba, Vim, VisionMamba, ViT, vmamba_v0, vmamba_v2
+from transmamba.nn import MambaMixer, Scan2dMixer, SnakeMixer
+
+SNAPSHOT = Path(__file__).parent / "state_keys.json"
+CLASSES = 5
+
+
+class Entry(NamedTuple):
+    """How a backbone is built, and what it takes."""
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]  # of one input
+    any_size: bool = False  # takes inputs of other sizes
+    scans: bool = True  # is made of scans
+    float32_residual: bool = False  # keeps its stream in float32
+
+
+def _sizes(**options):
+    return {"dim": 12, "depth": 2, "num_classes": CLASSES, **options}
+
+
+BACKBONES = {
+    "vision_mamba": Entry(lambda: VisionMamba((12, 20), 4, d_state=3, **_sizes(orders=SNAKES)), (3, 12, 20)),
+    "vim": Entry(lambda: Vim((12, 20), 4, d_state=3, **_sizes()), (3, 12, 20), float32_residual=True),
+    "video_mamba": Entry(
+        lambda: VideoMamba((8, 12), 4, num_frames=3, **_sizes()), (3, 3, 8, 12), float32_residual=True
+    ),
+    "video_mamba_image": Entry(lambda: VideoMamba((8, 12), 4, **_sizes()), (3, 8, 12), float32_residual=True),
+    "plain_mamba": Entry(lambda: PlainMamba((12, 20), 4, d_state=3, **_sizes(convolved=(0,))), (3, 12, 20), True),
+    "vmamba_v0": Entry(lambda: vmamba_v0((8, 12), (1, 2), d_state=3, num_classes=CLASSES), (3, 24, 40), True),
+    "vmamba_v2": Entry(lambda: vmamba_v2((8, 12), (1, 2), num_classes=CLASSES), (3, 24, 40), True),
+    "vit": Entry(lambda: ViT((8, 12), 4, heads=3, **_sizes()), (3, 8, 12), scans=False),
+}
+SCANNING = [name for name, entry in BACKBONES.items() if entry.scans]
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The backbone in evaluation mode, its classes told apart by more than rounding, and a batch for it."""
+    entry = BACKBONES[name]
+    model = entry.build().eval()
+    with torch.no_grad():
+        model.head.weight.normal_()
+    return model, torch.randn(2, *entry.shape)
+
+
+def mixers(model: nn.Module) -> list[nn.Module]:
+    """The mixers of all blocks, first to last."""
+    return [module.mixer for module in model.modules() if hasattr(module, "mixer")]
+
+
+def turned(mixer: nn.Module) -> nn.Module:
+    """The mixer that sees a grid with an odd number of lines turned by half a turn as `mixer` sees the grid."""
+    mixer = copy.deepcopy(mixer)
+    with torch.no_grad():
+        if isinstance(mixer, MambaMixer):  # orders come in pairs, one the reverse of the other
+            branches = list(mixer.branches)
+            mixer.branches = nn.ModuleList(branches[k ^ 1] for k in range(len(branches)))
+        elif isinstance(mixer, Scan2dMixer):  # rows, columns, and both reversed
+            mixer.conv2d.weight.copy_(mixer.conv2d.weight.flip(-1, -2))
+            for parameter in mixer.ssm.parameters():
+                parameter.copy_(parameter[[2, 3, 0, 1]])
+        elif isinstance(mixer, SnakeMixer):  # right and left, up and down
+            mixer.conv2d.weight.copy_(mixer.conv2d.weight.flip(-1, -2))
+            mixer.move_B.copy_(mixer.move_B[[0, 2, 1, 4, 3]])
+    return mixer
+
+
+def state_keys() -> dict[str, dict[str, list[int]]]:
+    """Name and shape of every tensor in the state dict of every backbone."""
+    return {
+        name: {key: list(value.shape) for key, value in entry.build().state_dict().items()}
+        for name, entry in BACKBONES.items()
+    }
+
+
+if __name__ == "__main__":
+    SNAPSHOT.write_text(json.dumps(state_keys(), indent=1) + "\n")

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from transmamba.nn import DropPath, MambaBlock, MambaMixer, Mlp
+from transmamba.nn import DropPath, GatedMlp, MambaBlock, MambaMixer, Mlp
 from transmamba.ops import scan_orders
 
 
@@ -57,3 +57,10 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 def test_impossible_rate_is_refused(rate):
     with pytest.raises(ValueError, match=r"drop path rate must be in \[0, 1\), got"):
         DropPath(rate)
+
+
+def test_gated_mlp_takes_value_then_gate_at_a_rounded_width():
+    mlp, x = GatedMlp(5, 130), torch.randn(2, 3, 5)
+    assert mlp.fc2.in_features == 256
+    value, gate = x @ mlp.fc1.weight[:256].T, x @ mlp.fc1.weight[256:].T
+    torch.testing.assert_close(mlp(x), (value * gate * gate.sigmoid()) @ mlp.fc2.weight.T)

@@ -20,6 +20,8 @@ def numbered(*names):
         (1, "middle", [0, 1, 2, 4, 5, 6]),
         (2, "both", [1, 2, 3, 4, 5]),
         ([0, 3, -1], "front", [1, 2, 4, 5]),
+        ([-1, 6, 5], "front", [0, 1, 2, 3, 4]),
+        ((), "front", [0, 1, 2, 3, 4, 5, 6]),
     ],
 )
 def test_special_tokens_go(special, position, kept):
@@ -43,6 +45,7 @@ def test_dropping_from_the_ends_copies_nothing():
         (7, "front", r"cannot drop 7 of 7 tokens"),
         (-1, "front", r"cannot drop -1 of 7 tokens"),
         (1, "both", r"1 special tokens cannot stand at both ends in equal numbers: list their indices"),
+        (range(7), "front", r"cannot drop 7 of 7 tokens"),
         ([9], "front", r"special token 9 is out of range: there are 7 tokens"),
     ],
 )

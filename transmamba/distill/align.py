@@ -5,6 +5,7 @@ A position in the token axis must mean the same place on both sides before any l
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -41,31 +42,31 @@ def drop_tokens(
         >>> drop_tokens(torch.arange(5.0).view(1, 5, 1), 1, "middle").flatten()
         tensor([0., 1., 3., 4.])
     """
-    tokens = x.shape[1]
+    gone = _special_tokens(x.shape[1], special, position)
+    edges = [-1, *gone, x.shape[1]]
+    # slices and not an index: at the ends they are views, and no index travels to the device
+    pieces = [x[:, before + 1 : after] for before, after in pairwise(edges) if after > before + 1]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+
+
+def _special_tokens(tokens: int, special: int | Sequence[int], position: Position) -> list[int]:
+    """The special tokens in ascending order."""
     if not isinstance(special, int):
-        return _drop_listed(x, special)
-    if not 0 <= special < max(tokens, 1):
-        raise ValueError(f"cannot drop {special} of {tokens} tokens")
-    if position == "front":
-        return x[:, special:]
-    if position == "back":
-        return x[:, : tokens - special]
-    if position == "both":
+        for index in special:
+            if not -tokens <= index < tokens:
+                raise ValueError(f"special token {index} is out of range: there are {tokens} tokens")
+        gone = sorted({index % tokens for index in special})
+    elif position == "both":
         if special % 2:
             raise ValueError(f"{special} special tokens cannot stand at both ends in equal numbers: list their indices")
-        return x[:, special // 2 : tokens - special // 2]
-    before = (tokens - special) // 2
-    return torch.cat([x[:, :before], x[:, before + special :]], 1) if special else x
-
-
-def _drop_listed(x: Tensor, indices: Sequence[int]) -> Tensor:
-    tokens = x.shape[1]
-    for index in indices:
-        if not -tokens <= index < tokens:
-            raise ValueError(f"special token {index} is out of range: there are {tokens} tokens")
-    gone = {index % tokens for index in indices}
-    kept = torch.tensor([token for token in range(tokens) if token not in gone], device=x.device)
-    return x.index_select(1, kept)
+        gone = [*range(special // 2), *range(tokens - special // 2, tokens)]
+    else:
+        first = {"front": 0, "middle": (tokens - special) // 2, "back": tokens - special}[position]
+        gone = list(range(first, first + special))
+    count = special if isinstance(special, int) else len(gone)
+    if not 0 <= count < tokens:
+        raise ValueError(f"cannot drop {count} of {tokens} tokens")
+    return gone
 
 
 @typed

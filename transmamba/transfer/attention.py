@@ -106,7 +106,7 @@ def _layer(
         Write(
             prefix + name,
             origin,
-            partial(lambda leaf: tensors()[leaf], name),
+            partial(lambda leaf: iter([tensors()[leaf]]), name),
             tuple(mixer[name].shape),
             (None,) * mixer[name].dim(),
             False,

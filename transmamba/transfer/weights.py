@@ -146,7 +146,9 @@ def prepare_ssm(
 def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The norms before the mixers as they will be."""
     norms = {name: tensor.detach() for name, tensor in target.items() if ".norm1." in name}
-    norms.update({write.student: write.values() for write in writes if write.student in norms and write.whole})
+    norms.update(
+        {write.student: torch.cat(list(write.blocks())) for write in writes if write.student in norms and write.whole}
+    )
     return {name: norm.float().cpu() for name, norm in norms.items()}
 
 

@@ -1,7 +1,7 @@
 """One checked copy: which entries of a teacher tensor go to which entries of a student tensor."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +13,8 @@ from transmamba.transfer.resizing import Resize, resize
 from transmamba.transfer.selection import Geometry, student_shape, teacher_shape
 from transmamba.transfer.tensors import read
 
+BLOCK = 2**18  # numbers picked at a time
+
 
 class Step(NamedTuple):
     """One dimension: the teacher's entries (None: all), what is done to them, the student's entries (None: all)."""
@@ -23,11 +25,11 @@ class Step(NamedTuple):
 
 
 class Write(NamedTuple):
-    """A write that has been checked; `values` makes its numbers only when they are needed."""
+    """A write that has been checked; `blocks` makes its numbers only when they are needed, some rows at a time."""
 
     student: str
     teacher: str
-    values: Callable[[], Tensor]
+    blocks: Callable[[], Iterator[Tensor]]
     shape: tuple[int, ...]
     target: tuple[Tensor | None, ...]
     exact: bool
@@ -41,18 +43,15 @@ class Write(NamedTuple):
 
     def apply(self, tensor: Tensor) -> None:
         """Write into the student's tensor in its own dtype, on its own device."""
-        values = self.values()
-        if self.whole:
-            tensor.copy_(values.reshape(tensor.shape))
-            return
-        tensor = tensor.view(self.shape)
-        ranges = (
-            torch.arange(size) if index is None else index for index, size in zip(self.target, self.shape, strict=True)
-        )
-        place = [index.to(tensor.device) for index in ranges]
-        shape = [len(index) for index in place]
-        grid = [index.view([-1 if dim == axis else 1 for dim in range(len(place))]) for axis, index in enumerate(place)]
-        tensor.index_put_(tuple(grid), values.to(tensor.device, tensor.dtype).reshape(shape))
+        tensor, start = tensor.view(self.shape), 0
+        place = _ranges(self.target, self.shape, tensor.device)
+        for block in self.blocks():
+            end = start + len(block)
+            if self.whole:
+                tensor[start:end].copy_(block)
+            else:
+                tensor.index_put_(_grid([place[0][start:end], *place[1:]]), block.to(tensor.device, tensor.dtype))
+            start = end
 
 
 def plan_write(
@@ -63,6 +62,8 @@ def plan_write(
     Raises:
         ValueError: the shapes cannot be brought together.
     """
+    if not copy.axes:
+        raise ValueError(f"plan for {copy.student}: no axes; exclude scalars, there is nothing to choose in them")
     shape, wanted = teacher_shape(copy, teacher), student_shape(copy, student)
     steps: list[Step] = []
     for dim, axis in enumerate(copy.axes):
@@ -73,19 +74,41 @@ def plan_write(
     factor = _factor(copy, shape, wanted) if rescale == "sqrt" else 1.0
     exact = factor == 1.0 and all(step == Step(None, None) for step in steps)
 
-    def values() -> Tensor:
+    def blocks() -> Iterator[Tensor]:
         tensor = read(teacher, copy.teacher).reshape(shape)
-        for dim, step in enumerate(steps):
-            if step.resize is not None:
-                tensor = step.resize(tensor, dim)
-            elif step.source is not None:
-                tensor = tensor.index_select(dim, step.source.to(tensor.device))
-        return tensor if factor == 1.0 else tensor * factor
+        for block in _pick(tensor, [step.source for step in steps]):
+            for dim, step in enumerate(steps):
+                block = block if step.resize is None else step.resize(block, dim)
+            yield block if factor == 1.0 else block * factor
 
     target = tuple(step.target for step in steps)
     count = math.prod(size if index is None else len(index) for index, size in zip(target, wanted, strict=True))
     change = f"{shape} -> {tuple(student.shape)}" + (f", times {factor:.4g}" if factor != 1.0 else "")
-    return Write(copy.student, copy.teacher, values, wanted, target, exact, count, change)
+    return Write(copy.student, copy.teacher, blocks, wanted, target, exact, count, change)
+
+
+def _pick(tensor: Tensor, index: list[Tensor | None]) -> Iterator[Tensor]:
+    """The chosen entries of every axis, some rows at a time: a copy of all would double the student's tensor."""
+    if all(entries is None for entries in index):
+        yield tensor
+        return
+    everything = _ranges(index, tensor.shape, tensor.device)
+    width = math.prod(len(entries) for entries in everything[1:])
+    for rows in everything[0].split(max(1, BLOCK // max(1, width))):
+        yield tensor[_grid([rows, *everything[1:]])]
+
+
+def _ranges(index: Sequence[Tensor | None], shape: Sequence[int], device: torch.device) -> list[Tensor]:
+    return [
+        torch.arange(size, device=device) if entries is None else entries.to(device)
+        for entries, size in zip(index, shape, strict=True)
+    ]
+
+
+def _grid(index: list[Tensor]) -> tuple[Tensor, ...]:
+    """One index per axis, shaped so that together they name a block."""
+    dims = range(len(index))
+    return tuple(entries.view([-1 if dim == axis else 1 for dim in dims]) for axis, entries in enumerate(index))
 
 
 def _step(copy: Copy, dim: int, axis: Axis, teacher: int, student: int, geometry: Geometry) -> Step | str:
@@ -101,7 +124,7 @@ def _step(copy: Copy, dim: int, axis: Axis, teacher: int, student: int, geometry
     theirs, ours = factor_sizes(their_axis, teacher, geometry.teacher), factor_sizes(axis, student, geometry.student)
     if theirs is None or ours is None:
         blocks = len(axis.terms) if copy.term is not None and dim == 0 else 1
-        if student == teacher * blocks and len(set(axis.terms)) in (1, len(axis.terms) // blocks):
+        if student == teacher * blocks and (blocks == 1 or len(set(axis.terms)) == 1):
             return Step(None, None if blocks == 1 else torch.arange(teacher) + (copy.term or 0) * teacher)
         raise ValueError(
             f"{names[1]} has {student} entries on axis {axis.word!r}, {names[0]} {teacher}, and the shapes do not tell"

@@ -81,7 +81,11 @@ def test_no_module_hides_behind_a_function_of_its_name():
 
 
 def test_import_loads_no_optional_package():
-    script = f"import sys, torch; before = set(sys.modules); import transmamba; print(*({LAZY!r} & (set(sys.modules) - before)))"
+    script = f"""
+import sys, torch
+before = set(sys.modules)
+import transmamba
+print(*({LAZY!r} & (set(sys.modules) - before)))"""
     loaded = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, cwd=ROOT)
     assert loaded.stdout.split() == []
 

@@ -1,0 +1,54 @@
+"""Every notebook runs, with its knobs shrunk; the paired script and the notebook say the same."""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).parent.parent / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+# knobs of the first code cell, by notebook; a knob that is not found fails
+KNOBS = {
+    "01_transfer": {"SEEDS": 1, "TEACHER_STEPS": 5, "TUNING_STEPS": 2, "STUDENT_STEPS": 10, "BATCH": 8},
+}
+
+
+def shrink(source, knobs):
+    for name, value in knobs.items():
+        source, found = re.subn(rf"^{name} = .*$", f"{name} = {value}", source, flags=re.MULTILINE)
+        assert found == 1, f"knob {name} is not in the first code cell"
+    return source
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_every_notebook_has_its_knobs():
+    assert {path.stem for path in NOTEBOOKS} == set(KNOBS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_runs(path):
+    notebook = nbformat.read(path, as_version=4)
+    first = code_cells(notebook)[0]
+    first.source = shrink(first.source, KNOBS[path.stem])
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_script_and_notebook_agree(path):
+    script = jupytext.read(path.with_suffix(".py"))
+    notebook = nbformat.read(path, as_version=4)
+    assert [(c.cell_type, c.source) for c in script.cells] == [(c.cell_type, c.source) for c in notebook.cells]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_cells_are_short_and_outputs_are_shipped(path):
+    cells = code_cells(nbformat.read(path, as_version=4))
+    assert all(len(cell.source.splitlines()) <= 15 for cell in cells)
+    assert any(cell.outputs for cell in cells)
+    assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)

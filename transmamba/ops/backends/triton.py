@@ -159,7 +159,9 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     arguments |= {"saved": saved, "grad_y": grad_y, "grad_y_at": _strides(grad_y)}
     arguments |= {"du_at": _strides(parts.u), "ddt_at": _strides(parts.dt)}
     leave = _borders(p, tiles, arguments, Driver(grad_y, p.C, adjoint=True), grad_last)
-    launch(scan_backward, tiles.backward_grid, p.u.device, arguments | {"leave": leave, "turns": tiles.turns})
+    for turn in range(tiles.turns):
+        taken = {"leave": leave, "turn": turn, "ADD": turn > 0}
+        launch(scan_backward, tiles.backward_grid, p.u.device, arguments | taken)
     return Gradients(
         _over_directions(parts.u, p.u, p.u.shape[1]),
         _over_directions(parts.dt, p.dt, p.dt.shape[1]),

@@ -54,99 +54,97 @@ def scan_backward(
     u, dt, A, B, C, D, bias, orders, restart, saved, leave, grad_y,
     du, ddt, dA, dB, dC, dD, dbias, dstart,
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, grad_y_at, du_at, ddt_at,
-    K, L, channels, states, span, turns,
+    K, L, channels, states, span, turn,
     CHUNK: tl.constexpr, PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
-    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """Write du per direction, ddt per direction of the decay, and partial sums of all other gradients.
 
-    dB and dC (parts, b, k, l, n) are partial in the channels, of which a program takes `turns` blocks in turn;
-    dA (spans, b, 1|k, n, d), dD (spans, b, k, d) and dbias (spans, b, 1|k, d) are partial in time and batch.
-    `leave` (b, k, spans, n, d) holds the adjoints of the states at the ends of the spans; None is zero. The states
-    of PART steps at a time are recomputed from the checkpoint before them and held in registers.
+    dB and dC (parts, b, k, l, n) are partial in the channels: a launch takes one block for each part, and launches
+    after the first ADD to it. dA (spans, b, 1|k, n, d), dD (spans, b, k, d) and dbias (spans, b, 1|k, d) are partial
+    in time and batch. `leave` (b, k, spans, n, d) holds the adjoints of the states at the ends of the spans; None is
+    zero. The states of PART steps at a time are recomputed from the checkpoint before them and held in registers.
     """
     batches = tl.num_programs(0) // (1 if SHARED else K)
     segment, segments = tl.program_id(2), tl.num_programs(2)
-    for turn in range(0, turns):
-        batch, k, k_decay, d = place(tl.program_id(1) * turns + turn, K, Q, W, SHARED)
-        n = tl.arange(0, N)
-        on, on_decay, on_parameter, on_state = tile_masks(k, d, n, K, channels, states)
-        on_A = on_decay[:, None, :] & (n < states)[None, :, None]
-        nd = (n * channels)[None, :, None] + d[:, None, :]
-        bk = batch * K + k
-        size = states * channels
-        A2, shift, skip = load_constants(A, bias, D, A_at, bias_at, D_at, k, k_decay, d, nd, on, on_decay, on_A)
-        u_of, du_of, grad_y_of = (
-            rows(u, u_at, batch, k, d),
-            rows(du, du_at, batch, k, d),
-            rows(grad_y, grad_y_at, batch, k, d),
-        )
-        dt_of, ddt_of = rows(dt, dt_at, batch, k_decay, d), rows(ddt, ddt_at, batch, k_decay, d)
-        B_of, C_of = rows(B, B_at, batch, k, n[None, :]), rows(C, C_at, batch, k, n[None, :])
-        part = (tl.program_id(1) * batches * K + bk) * L
+    batch, k, k_decay, d = place(tl.program_id(1) + turn * tl.num_programs(1), K, Q, W, SHARED)
+    n = tl.arange(0, N)
+    on, on_decay, on_parameter, on_state = tile_masks(k, d, n, K, channels, states)
+    on_A = on_decay[:, None, :] & (n < states)[None, :, None]
+    nd = (n * channels)[None, :, None] + d[:, None, :]
+    bk = batch * K + k
+    size = states * channels
+    A2, shift, skip = load_constants(A, bias, D, A_at, bias_at, D_at, k, k_decay, d, nd, on, on_decay, on_A)
+    u_of, du_of, grad_y_of = (
+        rows(u, u_at, batch, k, d),
+        rows(du, du_at, batch, k, d),
+        rows(grad_y, grad_y_at, batch, k, d),
+    )
+    dt_of, ddt_of = rows(dt, dt_at, batch, k_decay, d), rows(ddt, ddt_at, batch, k_decay, d)
+    B_of, C_of = rows(B, B_at, batch, k, n[None, :]), rows(C, C_at, batch, k, n[None, :])
+    part = (tl.program_id(1) * batches * K + bk) * L
 
-        g = tl.zeros(on_state.shape, tl.float32)
-        if leave is not None:
-            g += tl.load(leave + ((bk * segments + segment) * size)[:, None, None] + nd, mask=on_state, other=0.0)
-        dA_sum = tl.zeros(on_A.shape, tl.float32)
-        dD_sum = tl.zeros(on.shape, tl.float32)
-        dbias_sum = tl.zeros(on_decay.shape, tl.float32)
+    g = tl.zeros(on_state.shape, tl.float32)
+    if leave is not None:
+        g += tl.load(leave + ((bk * segments + segment) * size)[:, None, None] + nd, mask=on_state, other=0.0)
+    dA_sum = tl.zeros(on_A.shape, tl.float32)
+    dD_sum = tl.zeros(on.shape, tl.float32)
+    dbias_sum = tl.zeros(on_decay.shape, tl.float32)
 
-        begin = segment * span // PART
-        end = tl.cdiv(tl.minimum((segment + 1) * span, L), PART)
-        for back in range(0, end - begin):
-            start = (end - 1 - back) * PART
-            chunk = start // CHUNK
-            mark = (bk * tl.cdiv(L, CHUNK) + chunk) * size
-            h = tl.load(saved + mark[:, None, None] + nd, mask=on_state, other=0.0)
-            for before in range(chunk * CHUNK, start, PART):
-                h = replay(
-                    h, before, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
-                    bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, STEP_PARAMETERS,
-                )[PART]  # fmt: skip
-            held = replay(
-                h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
+    begin = segment * span // PART
+    end = tl.cdiv(tl.minimum((segment + 1) * span, L), PART)
+    for back in range(0, end - begin):
+        start = (end - 1 - back) * PART
+        chunk = start // CHUNK
+        mark = (bk * tl.cdiv(L, CHUNK) + chunk) * size
+        h = tl.load(saved + mark[:, None, None] + nd, mask=on_state, other=0.0)
+        for before in range(chunk * CHUNK, start, PART):
+            h = replay(
+                h, before, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, STEP_PARAMETERS,
+            )[PART]  # fmt: skip
+        held = replay(
+            h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
+        )  # fmt: skip
+        for i in tl.static_range(PART):
+            u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
+                start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
             )  # fmt: skip
-            for i in tl.static_range(PART):
-                u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
-                    start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
-                    bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
-                )  # fmt: skip
-                C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
-                grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)
-                row = ((part + tokens[2]) * states)[:, None] + n[None, :]
-                dB_before = tl.load(dB + row, mask=on_parameter & exists & (turn > 0), other=0.0)
-                dC_before = tl.load(dC + row, mask=on_parameter & exists & (turn > 0), other=0.0)
-                kept = decay_of(dt_t, A2, fresh, restart)
-                carried = kept * held[PART - 1 - i]
-                input_t = (dt_t * u_t)[:, None, :]
-                g += C_t[:, :, None] * grad_y_t[:, None, :]
-                dC_t = over_channels((carried + input_t * B_t[:, :, None]) * grad_y_t[:, None, :], SHARED)
-                dB_t = over_channels(g * input_t, SHARED)
-                through_B = tl.sum(g * B_t[:, :, None], axis=1)
-                through_decay = over_rows(g * carried, SHARED)
-                ddt_t = tl.sum(through_decay * A2, axis=1) / LOG2E + over_rows(through_B * u_t, SHARED)
-                ddt_t = tl.where(exists, ddt_t * slope, 0.0)
-                dA_sum += through_decay * dt_t[:, None, :]
-                dD_sum += grad_y_t * u_t
-                dbias_sum += ddt_t
-                g *= kept
-                tl.store(dB + row, dB_t + dB_before, mask=on_parameter & exists)
-                tl.store(dC + row, dC_t + dC_before, mask=on_parameter & exists)
-                du_t = dt_t * through_B + skip * grad_y_t
-                tl.store(du_of + (tokens[0] * du_at[2])[:, None], du_t.to(du.dtype.element_ty), mask=on & exists)
-                ddt_row = ddt_of + (tokens[1] * ddt_at[2])[:, None]
-                tl.store(ddt_row, ddt_t.to(ddt.dtype.element_ty), mask=on_decay & exists)
+            C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
+            grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)
+            row = ((part + tokens[2]) * states)[:, None] + n[None, :]
+            kept = decay_of(dt_t, A2, fresh, restart)
+            carried = kept * held[PART - 1 - i]
+            input_t = (dt_t * u_t)[:, None, :]
+            g += C_t[:, :, None] * grad_y_t[:, None, :]
+            dC_t = over_channels((carried + input_t * B_t[:, :, None]) * grad_y_t[:, None, :], SHARED)
+            dB_t = over_channels(g * input_t, SHARED)
+            through_B = tl.sum(g * B_t[:, :, None], axis=1)
+            through_decay = over_rows(g * carried, SHARED)
+            ddt_t = tl.sum(through_decay * A2, axis=1) / LOG2E + over_rows(through_B * u_t, SHARED)
+            ddt_t = tl.where(exists, ddt_t * slope, 0.0)
+            dA_sum += through_decay * dt_t[:, None, :]
+            dD_sum += grad_y_t * u_t
+            dbias_sum += ddt_t
+            g *= kept
+            if ADD:
+                dB_t += tl.load(dB + row, mask=on_parameter & exists, other=0.0)
+                dC_t += tl.load(dC + row, mask=on_parameter & exists, other=0.0)
+            tl.store(dB + row, dB_t, mask=on_parameter & exists)
+            tl.store(dC + row, dC_t, mask=on_parameter & exists)
+            du_t = dt_t * through_B + skip * grad_y_t
+            tl.store(du_of + (tokens[0] * du_at[2])[:, None], du_t.to(du.dtype.element_ty), mask=on & exists)
+            ddt_row = ddt_of + (tokens[1] * ddt_at[2])[:, None]
+            tl.store(ddt_row, ddt_t.to(ddt.dtype.element_ty), mask=on_decay & exists)
 
-        once = segment * batches + batch
-        k_decays = 1 if SHARED else K
-        tl.store(dA + ((once * k_decays + k_decay) * size)[:, None, None] + nd, dA_sum, mask=on_A)
-        if dD is not None:
-            tl.store(dD + ((once * K + k) * channels)[:, None] + d, dD_sum, mask=on)
-        if dbias is not None:
-            tl.store(dbias + ((once * k_decays + k_decay) * channels)[:, None] + d, dbias_sum, mask=on_decay)
-        if segment == 0:
-            tl.store(dstart + (bk * size)[:, None, None] + nd, g, mask=on_state)
-        # the next turn adds to dB and dC, from other lanes
-        tl.debug_barrier()
+    once = segment * batches + batch
+    k_decays = 1 if SHARED else K
+    tl.store(dA + ((once * k_decays + k_decay) * size)[:, None, None] + nd, dA_sum, mask=on_A)
+    if dD is not None:
+        tl.store(dD + ((once * K + k) * channels)[:, None] + d, dD_sum, mask=on)
+    if dbias is not None:
+        tl.store(dbias + ((once * k_decays + k_decay) * channels)[:, None] + d, dbias_sum, mask=on_decay)
+    if segment == 0:
+        tl.store(dstart + (bk * size)[:, None, None] + nd, g, mask=on_state)

@@ -19,11 +19,11 @@ class Tiles(NamedTuple):
     shared: bool
     span: int
     grid: tuple[int, int, int]
-    turns: int  # blocks of channels that a program of the backward takes one after another
+    turns: int  # launches of the backward, each of some of the blocks of channels
 
     @property
     def backward_grid(self) -> tuple[int, int, int]:
-        """Fewer programs for the backward: each block taken in turn saves one partial sum of dB and dC."""
+        """Programs of one launch of the backward: what fills the GPU, as each has its own sums of dB and dC."""
         return self.grid[0], -(-self.grid[1] // self.turns), self.grid[2]
 
     @property
@@ -44,7 +44,7 @@ def _shares_decay(p: Problem) -> bool:
 
 
 def cut(p: Problem, chunk: int) -> Tiles:
-    """Tiles of ENTRIES states, 16 per lane: as many as the backward can hold without spilling registers."""
+    """Tiles of ENTRIES states, 16 per lane: as many as the registers of the backward allow."""
     batch, directions, length, channels, states = p.sizes
     shared = _shares_decay(p)
     rows = _power(directions) if shared else 1

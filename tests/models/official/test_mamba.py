@@ -3,7 +3,7 @@ import torch
 
 from tests.golden import golden
 from transmamba.models.official import from_official, to_official
-from transmamba.nn import Mamba2Mixer, MambaMixer
+from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 CASES = ["mamba_lm_a", "mamba_lm_b_mamba2", "mamba_block_a", "mamba_block_b", "mamba2_block_a", "mamba2_block_b"]
 
@@ -43,10 +43,22 @@ def test_only_names_that_change_nothing_are_passed_over():
     load("mamba_lm_a", fused_add_norm=False, residual_in_fp32=False)
     with pytest.raises(ValueError, match="rms_norm=False: expected True; extra=3: unknown"):
         load("mamba_lm_a", rms_norm=False, extra=3)
-    with pytest.raises(ValueError, match="layer='Mamba3': expected Mamba1 or Mamba2"):
-        load("mamba_lm_a", ssm_cfg={"layer": "Mamba3"})
+    with pytest.raises(ValueError, match="layer='Mamba9': expected one of Mamba1, Mamba2, Mamba3"):
+        load("mamba_lm_a", ssm_cfg={"layer": "Mamba9"})
     with pytest.raises(ValueError, match="d_ssm=16: expected None"):
         load("mamba2_block_a", d_ssm=16)
+
+
+def test_mamba_3_keeps_its_official_names():
+    config = {"d_model": 6, "d_state": 8, "headdim": 3, "ngroups": 2, "rope_fraction": 1.0, "chunk_size": 64}
+    mixer = Mamba3Mixer(6, 8, head_dim=3, groups=2, rotary_fraction=1.0)
+    state, x = mixer.state_dict(), torch.randn(2, 5, 6)
+    assert {"in_proj.weight", "dt_bias", "D", "B_bias", "C_bias", "B_norm.weight", "C_norm.weight"} < state.keys()
+    loaded = from_official("mamba3_block", config, state)
+    torch.testing.assert_close(loaded(x), mixer(x))
+    assert to_official(loaded).keys() == state.keys()
+    with pytest.raises(ValueError, match="is_mimo=True: expected False"):
+        from_official("mamba3_block", config | {"is_mimo": True}, state)
 
 
 def test_the_gate_may_come_after_the_norm():

@@ -1,14 +1,14 @@
 """The blocks and language models of mamba_ssm."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.models.official.family import Family, read_config
-from transmamba.nn import HeadSSM, Mamba2Mixer, MambaMixer
+from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 # what only decides how the numbers are initialised or computed
 IGNORED = (
@@ -40,6 +40,7 @@ MAMBA2 = {
     "conv_bias": True,
     "chunk_size": 256,
 }
+MAMBA3 = {"d_state": 128, "expand": 2, "headdim": 64, "ngroups": 1, "rope_fraction": 0.5}
 LM = {
     "d_model": 2560,
     "n_layer": 64,
@@ -77,18 +78,37 @@ def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
     return mixer
 
 
+def build_mamba3(d_model: int, config: Mapping[str, Any]) -> Mamba3Mixer:
+    """The mixer of these official arguments, with the decay that mamba_ssm has had since June 2026."""
+    fixed = {"is_mimo": False, "is_outproj_norm": False, "A_floor": 1e-4}
+    c = read_config(config, MAMBA3, fixed, (*IGNORED, "mimo_rank", "chunk_size", "fuse_pregate_headwise_norm"))
+    return Mamba3Mixer(
+        d_model,
+        c["d_state"],
+        head_dim=c["headdim"],
+        expand=c["expand"],
+        groups=c["ngroups"],
+        rotary_fraction=c["rope_fraction"],
+    )
+
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"Mamba1": build_mamba, "Mamba2": build_mamba2, "Mamba3": build_mamba3}
+
+
 def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
     """The language model of these official arguments."""
     c = read_config(config, LM, LM_FIXED, ("fused_add_norm", "residual_in_fp32"))
     ssm = dict(c["ssm_cfg"])
     layer = ssm.pop("layer", "Mamba1")
-    if layer not in ("Mamba1", "Mamba2"):
-        raise ValueError(f"cannot build from these official arguments: layer={layer!r}: expected Mamba1 or Mamba2")
+    if layer not in BUILDERS:
+        raise ValueError(
+            f"cannot build from these official arguments: layer={layer!r}: expected one of {', '.join(BUILDERS)}"
+        )
     return MambaLM(
         c["vocab_size"],
         c["d_model"],
         depth=c["n_layer"],
-        mixer=partial(build_mamba2 if layer == "Mamba2" else build_mamba, config=ssm),
+        mixer=partial(BUILDERS[layer], config=ssm),
         d_intermediate=c["d_intermediate"],
         tied=c["tie_embeddings"],
         vocab_multiple=c["pad_vocab_size_multiple"],
@@ -130,4 +150,5 @@ MAMBA_FAMILIES = {
     "mamba_lm": Family(MambaLM, build_lm, lm_name),
     "mamba_block": Family(MambaMixer, partial(_build_block, build_mamba), mixer_name),
     "mamba2_block": Family(Mamba2Mixer, partial(_build_block, build_mamba2), mixer_name),
+    "mamba3_block": Family(Mamba3Mixer, partial(_build_block, build_mamba3), mixer_name),
 }

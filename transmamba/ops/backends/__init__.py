@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from transmamba.ops.backends import reference
+from transmamba.ops.backends import cuda, reference
 from transmamba.ops.backends.opaque import KERNELS, refuse_opaque, run_opaque
 from transmamba.ops.backends.problem import Problem
 
@@ -24,6 +24,7 @@ class Backend(NamedTuple):
 
 
 BACKENDS = (
+    Backend("cuda", cuda.run, cuda.refuse),
     *(Backend(name, partial(run_opaque, name), partial(refuse_opaque, name)) for name in KERNELS),
     Backend("reference", reference.run, reference.refuse),
 )

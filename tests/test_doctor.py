@@ -1,0 +1,47 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from transmamba import doctor
+from transmamba.ops.backends import BACKENDS, Backend
+
+
+def test_report_names_versions_and_every_backend():
+    found = subprocess.run([sys.executable, "-m", "transmamba.doctor"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert f"torch {torch.__version__.split('+')[0]}" in found.stdout
+    for backend in BACKENDS:
+        assert f"  {backend.name} " in found.stdout
+    assert "reference  right" in found.stdout
+    assert "needs a CUDA tensor" in found.stdout or torch.cuda.is_available()
+
+
+@pytest.fixture
+def table(monkeypatch):
+    def replace(run):
+        entry = Backend("chunked", run, lambda problem: [])
+        entries = tuple(entry if b.name == "chunked" else b for b in BACKENDS)
+        monkeypatch.setattr(doctor, "BACKENDS", entries)
+        monkeypatch.setattr("transmamba.ops.backends.BACKENDS", entries)
+
+    return replace
+
+
+def test_a_wrong_result_is_found(table, capsys):
+    reference = BACKENDS[-1].run
+    table(lambda problem: (reference(problem)[0] * 1.1, reference(problem)[1]))
+    assert doctor.main() == 1
+    assert "chunked    WRONG, relative error 1.0e-01" in capsys.readouterr().out
+
+
+def test_a_crash_is_reported_and_the_rest_still_examined(table, capsys):
+    def crash(problem):
+        raise RuntimeError("undefined symbol")
+
+    table(crash)
+    assert doctor.main() == 1
+    out = capsys.readouterr().out
+    assert "chunked    FAILS: RuntimeError: undefined symbol" in out
+    assert "reference  right" in out

@@ -32,8 +32,9 @@ def table(monkeypatch):
 def test_a_wrong_result_is_found(table, capsys):
     reference = BACKENDS[-1].run
     table(lambda problem: (reference(problem)[0] * 1.1, reference(problem)[1]))
+    # 10 % on the outputs are 21 % on the gradients of their squares
     assert doctor.main() == 1
-    assert "chunked    WRONG, relative error 1.0e-01" in capsys.readouterr().out
+    assert "chunked    WRONG, relative error 2.1e-01" in capsys.readouterr().out
 
 
 def test_a_crash_is_reported_and_the_rest_still_examined(table, capsys):

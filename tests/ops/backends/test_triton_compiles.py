@@ -103,9 +103,8 @@ def test_scan_kernels_stay_in_registers(monkeypatch, tmp_path, name, programs):
     assert ("summarise_spans" in names) == (programs > 1)
     # launches of the backward differ only in whether they add to the one before
     for launch in found[:3] if programs == 1 else found:
-        # the backward uses all 255 registers; half its tile needs none beyond them, but nearly the same instructions
-        allowed = 32 if launch[0].__name__ == "scan_backward" else 0
-        assert stack_bytes(*launch, tmp_path) <= allowed, launch[0].__name__
+        # a few registers may lie in memory: half the tile needs none there, but nearly as many instructions
+        assert stack_bytes(*launch, tmp_path) <= 32, launch[0].__name__
 
 
 @pytest.mark.parametrize("time_innermost", [False, True])

@@ -119,6 +119,17 @@ def test_gradients_reach_every_parameter(name):
 
 
 @every_backbone
+def test_the_gradient_of_a_batch_is_that_of_its_samples(name):
+    model, x = build(name)
+    model(x).square().sum().backward()
+    together = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for sample in x:
+        model(sample[None]).square().sum().backward()
+    torch.testing.assert_close([p.grad for p in model.parameters()], together, atol=1e-4, rtol=1e-3)
+
+
+@every_backbone
 def test_parameters_spared_from_weight_decay_exist(name):
     model, _ = build(name)
     names, spared = {n for n, _ in model.named_parameters()}, model.no_weight_decay()

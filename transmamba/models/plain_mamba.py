@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -19,6 +20,23 @@ from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
 
 
+class LocalConv(nn.Module):
+    """A depthwise 3 x 3 convolution, batch norm and GELU."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.norm = nn.BatchNorm1d(dim)
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch token dim"], grid: Grid) -> Float[Tensor, "batch token dim"]:
+        """Mix neighbours."""
+        y = self.conv(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        # over a plain list of tokens: torch's gradient of a map's batch norm is wrong on a CPU for a batch of one whose
+        # gradient has another memory layout
+        return F.gelu(self.norm(y.flatten(0, 1)).view_as(y))
+
+
 class PlainMambaBlock(nn.Module):
     """x + mixer(norm1(x)), then, if there is one, a depthwise convolution that replaces x."""
 
@@ -27,10 +45,7 @@ class PlainMambaBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.mixer = mixer
         self.drop_path = DropPath(drop_path)
-        self.local: nn.Module | None = None
-        if convolved:
-            conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
-            self.local = nn.Sequential(conv, nn.BatchNorm2d(dim), nn.GELU())
+        self.local = LocalConv(dim) if convolved else None
 
     @typed
     def forward(
@@ -53,7 +68,7 @@ class PlainMambaBlock(nn.Module):
     def _convolve(self, x: Tensor, grid: Grid) -> Tensor:
         if self.local is None:
             return x
-        return self.local(x.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)
+        return self.local(x, grid)
 
 
 class PlainMamba(nn.Module):

@@ -1,0 +1,51 @@
+"""Backbones under torch.compile and torch.export, and in onnxruntime."""
+
+import copy
+
+import pytest
+import torch
+
+from tests.contracts.backbones import BACKBONES, CLASSES, build
+from transmamba.models import Vim, vmamba_v2
+from transmamba.ops import use_backend
+
+every_backbone = pytest.mark.parametrize("name", BACKBONES)
+# the others differ from these in their stem
+compiled_backbones = pytest.mark.parametrize("name", ["vision_mamba", "video_mamba", "plain_mamba", "vmamba_v2"])
+
+
+@compiled_backbones
+def test_compiles_in_one_graph_with_its_backward(name):
+    model, x = build(name)
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    y, expected = compiled(x), model(x)
+    torch.testing.assert_close(y, expected)
+    y.square().sum().backward()
+    expected.square().sum().backward()
+    for got, wanted in zip(compiled.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@every_backbone
+def test_exports(name):
+    model, x = build(name)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["vim", "vmamba"])
+def test_runs_in_onnxruntime(name, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    # the reference is unrolled step by step, so the sequences have to be short
+    model, x = {
+        "vim": (Vim(8, 4, dim=12, depth=1, num_classes=CLASSES), torch.randn(2, 3, 8, 8)),
+        "vmamba": (vmamba_v2((8, 12), (1, 1), num_classes=CLASSES), torch.randn(2, 3, 12, 8)),
+    }[name]
+    with use_backend("reference"), torch.no_grad():
+        torch.onnx.export(model.eval(), (x,), tmp_path / "model.onnx", dynamo=True, verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(got), model(x), atol=1e-4, rtol=1e-4)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba.models import MambaLM, VisionMamba, ViT
-from transmamba.nn import Mamba2Mixer, MambaMixer
+from transmamba.models import MambaEncoder, MambaLM, PlainMamba, VideoMamba, Vim, VisionMamba, ViT
+from transmamba.models.vmamba import vmamba_v2
+from transmamba.nn import Mamba2Mixer
 from transmamba.transfer import (
     AttentionInit,
     bind,
@@ -15,9 +16,10 @@ from transmamba.transfer import (
     magnitude_importance,
     open_safetensors,
     random_importance,
+    stage_plan,
     subclone,
 )
-from transmamba.transfer.plans import LM, MAMBA2, PRESETS, VIT
+from transmamba.transfer.plans import PRESETS, VIT
 from transmamba.transfer.presets import find_preset
 
 transformers = pytest.importorskip("transformers")
@@ -194,137 +196,6 @@ def test_a_tied_file_without_an_output_table_fills_an_untied_head():
     assert torch.equal(student.head.weight[:11], state["model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("mixer", [partial(MambaMixer, d_state=5), partial(Mamba2Mixer, d_state=5, head_dim=4)])
-def test_a_mamba_of_equal_size_is_copied_and_of_smaller_size_is_cut(mixer):
-    teacher = MambaLM(11, 12, depth=3, mixer=mixer, d_intermediate=128)
-    twin = MambaLM(11, 12, depth=3, mixer=mixer, d_intermediate=128)
-    report = subclone(teacher, twin, magnitude_importance)
-    tokens = torch.randint(11, (2, 7))
-    assert report.fraction == 1.0
-    assert torch.equal(twin(tokens), teacher(tokens))
-    small = MambaLM(11, 8, depth=2, mixer=mixer, d_intermediate=128)
-    report = subclone(teacher, small, magnitude_importance)
-    assert report.fraction == 1.0
-    assert small(tokens).isfinite().all()
-
-
-def test_channels_of_a_mamba_are_cut_alike_in_every_tensor():
-    """A Mamba whose dead channels go keeps its function."""
-    teacher = MambaMixer(7, 3, expand=2, dt_rank=2)
-    student = MambaMixer(7, 3, expand=1, dt_rank=2)
-    alive = torch.tensor([0, 2, 5, 6, 9, 11, 12])
-    dead = [channel for channel in range(14) if channel not in alive]
-    branch = teacher.branches[0]
-    with torch.no_grad():
-        teacher.in_proj.weight.view(2, 14, 7)[:, dead] = 0
-        teacher.out_proj.weight[:, dead] = 0
-        branch.ssm.x_proj.weight[:, dead] = 0
-        branch.conv1d.weight[dead] = 0
-        branch.conv1d.bias[dead] = 0
-    plan = {key.removeprefix("blocks.{i}.mixer."): entry for key, entry in PRESETS["mamba"].items() if "mixer" in key}
-    plan = {
-        key.replace("{k}", "0"): (
-            entry[0].split(" | ")[0].removeprefix("blocks.{i}.mixer.").replace("{k}", "0"),
-            entry[1].replace(".{i}", "").replace(".{k}", ""),
-        )
-        for key, entry in plan.items()
-        if "proj.bias" not in key
-    }
-    subclone(teacher, student, magnitude_importance, plan=plan)
-    x = torch.randn(2, 11, 7)
-    torch.testing.assert_close(student(x), teacher(x))
-
-
-def test_hugging_face_mambas_compute_the_same_after_subcloning():
-    config = transformers.MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2, state_size=4)
-    teacher, student = (
-        transformers.MambaForCausalLM(config).eval(),
-        MambaLM(16, 8, depth=2, mixer=partial(MambaMixer, d_state=4)),
-    )
-    report = subclone(teacher, student, first_importance)
-    tokens = torch.randint(16, (2, 7))
-    assert report.fraction == 1.0
-    torch.testing.assert_close(student(tokens), teacher(tokens).logits, atol=1e-5, rtol=1e-4)
-
-
-def test_ssm_parameters_come_from_another_mamba():
-    transformer, mamba = llama(), MambaLM(11, 12, depth=4, mixer=partial(MambaMixer, d_state=5))
-    student = MambaLM(11, 12, depth=3, mixer=partial(MambaMixer, d_state=5), d_intermediate=128)
-    report = subclone(transformer, student, {}, ssm_from=mamba)
-    padding = 5 * 12  # rows 11 to 15 of the vocabulary
-    assert report.fraction == 1 - padding / sum(p.numel() for p in student.parameters())
-    x = torch.randn(2, 7, 12)
-    torch.testing.assert_close(student.blocks[2].mixer(x), mamba.blocks[2].mixer(x), rtol=0, atol=0)
-    assert torch.equal(student.blocks[2].norm1.weight, transformer.model.layers[2].input_layernorm.weight)
-
-
-def test_one_direction_of_a_mamba_fills_both_of_a_vision_student():
-    mamba = MambaLM(11, 12, depth=3, mixer=partial(MambaMixer, d_state=5))
-    teacher, student = ViT(img_size=8, patch_size=2, dim=12, depth=3, heads=3), vision_mamba(d_state=5)
-    one_way = {
-        name.replace(".branches.0.ssm.", ".").replace(".branches.0.", "."): tensor
-        for name, tensor in mamba.state_dict().items()
-    }
-    one_way = {
-        name.replace("blocks.", "backbone.layers.").replace("dt_bias", "dt_proj.bias"): tensor
-        for name, tensor in one_way.items()
-    }
-    subclone(teacher, student, first_importance, ssm_from=one_way)
-    for branch in student.blocks[1].mixer.branches:
-        assert torch.equal(branch.ssm.A_log, mamba.blocks[1].mixer.branches[0].ssm.A_log)
-        assert torch.equal(branch.ssm.dt_bias, mamba.blocks[1].mixer.branches[0].ssm.dt_bias)
-
-
-def test_a_transformer_is_no_source_of_ssm_parameters():
-    with pytest.raises(ValueError, match="no preset of .* knows these names"):
-        subclone(llama(), MambaLM(11, 12, depth=3), {}, ssm_from=llama())
-
-
-def test_mamba2_heads_are_the_heads_of_attention():
-    from transmamba.nn.mamba2 import HeadSSM
-
-    teacher = llama(head_dim=3)
-    mixer = lambda dim: Mamba2Mixer(dim, expand=1, ssm=HeadSSM(4, 3, d_state=3, groups=4))  # noqa: E731
-    student = MambaLM(11, 12, depth=3, mixer=mixer)
-    subclone(teacher, student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2, decay=1e-4))
-    attention, mamba = teacher.model.layers[1].self_attn, student.blocks[1].mixer
-    h = torch.randn(2, 7, 12)
-    heads = lambda z, repeat: nn.functional.silu(z).unflatten(-1, (-1, 3)).repeat_interleave(repeat, 2).transpose(1, 2)  # noqa: E731
-    q, k, v = (heads(attention.q_proj(h), 1), heads(attention.k_proj(h), 2), heads(attention.v_proj(h), 2))
-    expected = ((q @ k.mT).tril() @ v / 7).transpose(1, 2).flatten(2)
-    z, xBC, dt = mamba.in_proj(h).split([12, 36, 4], -1)
-    xBC = nn.functional.silu(mamba.conv1d(nn.functional.pad(xBC.mT, (3, 0))).mT)
-    torch.testing.assert_close(mamba.ssm(xBC, dt)[0], expected, atol=1e-5, rtol=1e-3)
-    assert torch.equal(mamba.out_proj.weight, attention.o_proj.weight)
-
-
-def test_mamba2_heads_must_be_those_of_the_teacher():
-    message = (
-        r"mismatched heads: the Mamba-2 mixer has 6 heads in 24 channels and 5 rows of B.*HeadSSM\(4, 3, d_state=3"
-    )
-    student = MambaLM(11, 12, depth=3, mixer=partial(Mamba2Mixer, d_state=5, head_dim=4))
-    with pytest.raises(ValueError, match=message):
-        subclone(llama(head_dim=3), student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2))
-
-
-def test_groups_of_mamba2_are_named_by_binding():
-    from transmamba.nn.mamba2 import HeadSSM
-
-    def lm(heads, states):
-        mixer = lambda dim: Mamba2Mixer(dim, expand=1, ssm=HeadSSM(heads, 3, d_state=states, groups=2))  # noqa: E731
-        return MambaLM(11, 3 * heads, depth=2, mixer=mixer)
-
-    teacher, student = lm(4, 5), lm(2, 3)
-    present = teacher.state_dict()
-    plan = {key: entry for key, entry in bind(MAMBA2 | LM, group=2).items() if "bias" not in key or "dt_" in key}
-    plan = {key: entry for key, entry in plan.items() if "mlp" not in key and "norm2" not in key}
-    report = subclone(teacher, student, magnitude_importance, plan=plan)
-    kept = torch.tensor(report.kept["state.1"])
-    rows = torch.cat([torch.arange(24)[24:], 24 + kept, 24 + 5 + kept])
-    residual, ours = list(report.kept["residual"]), student.blocks[1].mixer.in_proj.weight
-    assert torch.equal(ours[12:18], present["blocks.1.mixer.in_proj.weight"][rows][:, residual])
-
-
 def test_the_preset_is_found_by_names():
     named = {id(plan): name for name, plan in PRESETS.items()}
 
@@ -359,3 +230,84 @@ def test_a_file_serves_like_the_module_it_holds(tmp_path):
     assert first == second
     for name, tensor in one.state_dict().items():
         assert torch.equal(two.state_dict()[name], tensor)
+
+
+# our backbones, each with the tensors that fit it
+
+
+def teacher_for(depth=3):
+    teacher = ViT(img_size=16, patch_size=4, dim=12, depth=depth, heads=3, num_classes=5)
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(torch.rand_like(p))
+    return teacher
+
+
+def test_vim_has_the_class_row_in_the_middle():
+    teacher, student = teacher_for(), Vim(img_size=16, patch_size=4, dim=12, depth=3, num_classes=5)
+    report = subclone(teacher, student, first_importance)
+    table = student.pos_embed[0]
+    assert torch.equal(table[student.cls_position], teacher.pos_embed[0, 0])
+    assert torch.equal(table[torch.arange(17) != student.cls_position], teacher.pos_embed[0, 1:])
+    assert {"cls_token", "norm.weight", "head.weight", "patch_embed.proj.weight"} <= set(report.copied)
+    twin = Vim(img_size=32, patch_size=4, dim=12, depth=3, num_classes=5)
+    subclone(student, twin, first_importance)
+    assert torch.equal(twin.pos_embed[0, twin.cls_position], teacher.pos_embed[0, 0])
+
+
+def test_video_mamba_has_the_class_row_in_front_and_an_inflated_stem():
+    teacher = teacher_for()
+    student = VideoMamba(img_size=16, patch_size=4, dim=12, depth=3, num_classes=5, num_frames=3)
+    report = subclone(teacher, student, first_importance)
+    assert torch.equal(student.pos_embed, teacher.pos_embed)
+    assert "temporal_pos_embed" in report.skipped
+    kernel = student.patch_embed.proj.weight
+    assert torch.equal(kernel[:, :, kernel.shape[2] // 2], teacher.patch_embed.proj.weight)
+
+
+def test_plain_mamba_takes_positions_norms_and_head_but_no_stem():
+    teacher, student = teacher_for(), PlainMamba(img_size=64, patch_size=16, dim=12, depth=3, num_classes=5)
+    report = subclone(teacher, student, first_importance)
+    assert torch.equal(student.pos_embed, teacher.pos_embed[:, 1:])
+    assert {"blocks.1.norm1.bias", "norm.bias", "head.bias"} <= set(report.copied)
+    assert report.skipped["patch_embed.projection.weight"] == "the plan has no entry for it"
+    twin = PlainMamba(img_size=64, patch_size=16, dim=12, depth=3, num_classes=5)
+    again = subclone(student, twin, first_importance, exclude=["patch_embed.*"])
+    assert {name for name in again.skipped if not name.startswith("patch_embed")} <= {
+        name for name in student.state_dict() if ".local." in name
+    }
+
+
+def test_a_pyramid_has_one_stream_per_stage():
+    teacher = teacher_for(4)
+    student = vmamba_v2((6, 12), (1, 2), num_classes=5)
+    mlps = {name: p.shape for name, p in student.named_parameters() if "mlp.fc1.weight" in name}
+    assert len(mlps) == 3
+    report = subclone(hf_names(teacher), student, magnitude_importance, plan=stage_plan((1, 2), 4))
+    assert sorted(report.kept) == ["hidden.0.0", "residual.0"]
+    assert torch.equal(student.stages[1].blocks[1].mlp.fc1.weight, teacher.blocks[3].mlp.fc1.weight)
+    assert torch.equal(
+        student.stages[0].blocks[0].norm2.weight, teacher.blocks[0].norm2.weight[list(report.kept["residual.0"])]
+    )
+
+
+def hf_names(teacher):
+    """The same tensors behind a prefix."""
+    return {f"backbone.{name}": tensor for name, tensor in teacher.state_dict().items()}
+
+
+def test_bert_fills_the_mamba_encoder_outside_its_mixers():
+    config = transformers.BertConfig(**{**SIZES, "intermediate_size": 48}, vocab_size=11)
+    teacher = transformers.BertModel(config).eval()
+    with torch.no_grad():
+        for p in teacher.parameters():
+            p.add_(torch.rand_like(p))
+    student = MambaEncoder(11, 12, depth=3, max_length=7, types=2, d_state=2)
+    report = subclone(teacher, student, first_importance, ssm_from=AttentionInit(3, 7))
+    # a student that norms its embeddings reads them as they are in its first block
+    assert set(report.skipped) == {"blocks.0.norm1.weight", "blocks.0.norm1.bias"}
+    ids = torch.randint(11, (2, 7))
+    torch.testing.assert_close(student._embed(ids, None), teacher.embeddings(ids))
+    x = torch.randn(5, 12)
+    layer = teacher.encoder.layer[1]
+    torch.testing.assert_close(student.blocks[1].mlp(x), layer.output.dense(layer.intermediate(x)))

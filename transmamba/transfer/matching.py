@@ -85,11 +85,11 @@ class _Names:
         self.names = set(names)
         prefixes, layers = {""}, {-1}
         for pattern in {part.strip() for expression in patterns for part in re.split(r"[|+]", expression)}:
-            if "{i}" not in pattern:
+            if "{i}" not in pattern and not re.search(r"\.\d+\.", pattern):
                 continue
             compiled = re.compile(r"(?P<prefix>(?:\w+\.)*?)" + _regex(pattern))
             for hit in filter(None, map(compiled.fullmatch, self.names)):
-                layers.add(int(hit["i"]))
+                layers.add(int(hit.groupdict().get("i", -1)))
                 parts = hit["prefix"].split(".")[:-1]
                 prefixes |= {".".join((*parts[:count], "")) for count in range(1, len(parts) + 1)}
         self.depth = 1 + max(layers)

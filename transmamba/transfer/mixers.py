@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba.transfer.circuits import AttentionInit, Circuit, Input, expand_heads
+from transmamba.transfer.convolutions import identity_convolution
 
 OPEN_GATE = 1.2784645  # silu of it is 1
 
@@ -124,16 +125,6 @@ def _start_ssm(init: AttentionInit, made: dict[str, Tensor], step: float) -> dic
 def step_bias(step: float) -> float:
     """The bias whose softplus is `step`."""
     return math.log(math.expm1(step))
-
-
-def identity_convolution(weight: Tensor) -> Tensor:
-    """A depthwise kernel that passes the current token: the last tap of a causal one, the centre of a 2-D one."""
-    kernel = torch.zeros(weight.shape)
-    if weight.dim() == 3:
-        kernel[:, 0, -1] = 1.0
-    else:
-        kernel[:, 0, weight.shape[2] // 2, weight.shape[3] // 2] = 1.0
-    return kernel
 
 
 def low_rank(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ SSM_PARAMETERS = (
     "*dt_bias",
     "*A_log",
     "*.D",
+    "*move_B",
     "*mixer.norm.*",
 )
 
@@ -119,17 +120,21 @@ CLIP: Entries = {
     "head.weight": ("visual_projection.weight", "class residual"),
 }
 
-# Post-norm teacher, pre-norm student: what enters a teacher layer was normalised at the end of the layer before.
+# Post-norm teacher, pre-norm student: what enters a teacher layer was normalised at the end of the layer before. The
+# norm of the embeddings stays where it is, or becomes the first norm of a student that has no other place for it.
 BERT: Entries = {
     "embedding.weight": ("embeddings.word_embeddings.weight", "vocab residual"),
     "pos_embed": ("embeddings.position_embeddings.weight", "1 sequence residual"),
+    "type_embedding.weight": ("embeddings.token_type_embeddings.weight", ". residual"),
     **affine("embed_norm", "embeddings.LayerNorm", "residual"),
-    **affine("blocks.{i}.norm1", "encoder.layer.{i-1}.output.LayerNorm | embeddings.LayerNorm", "residual"),
+    **affine("blocks.{i}.norm1", "encoder.layer.{i-1}.output.LayerNorm", "residual"),
     **affine("blocks.{i}.norm2", "encoder.layer.{i}.attention.output.LayerNorm", "residual"),
     **affine("blocks.{i}.mlp.fc1", "encoder.layer.{i}.intermediate.dense", "hidden.{i} residual"),
     **affine("blocks.{i}.mlp.fc2", "encoder.layer.{i}.output.dense", "residual hidden.{i}"),
     **affine("norm", "encoder.layer.{last}.output.LayerNorm", "residual"),
 }
+
+BERT_BARE = BERT | affine("blocks.{i}.norm1", "encoder.layer.{i-1}.output.LayerNorm | embeddings.LayerNorm", "residual")
 
 # fc1 holds the value above the gate: LLaMA's up_proj is the value, gate_proj goes through SiLU
 LLAMA: Entries = {
@@ -157,6 +162,22 @@ MAMBA_COMMON: Entries = {
 
 OWN, BRANCH, FLAT = "blocks.{i}.mixer.", "blocks.{i}.mixer.branches.{k}.", "layers.{i}.mixer."
 
+
+def selective(prefix: str, branch: str) -> Entries:
+    """The entries of one selective SSM; with several, each branch has its own states and ranks."""
+    rank, state = f"rank.{{i}}{branch}", f"state.{{i}}{branch}"
+    return {
+        prefix + "ssm.x_proj.weight": (
+            f"{prefix}ssm.x_proj.weight | {FLAT}x_proj.weight",
+            f"{rank}+{state}+{state} inner.{{i}}",
+        ),
+        prefix + "ssm.dt_proj.weight": (f"{prefix}ssm.dt_proj.weight | {FLAT}dt_proj.weight", f"inner.{{i}} {rank}"),
+        prefix + "ssm.dt_bias": (f"{prefix}ssm.dt_bias | {FLAT}dt_proj.bias", "inner.{i}"),
+        prefix + "ssm.A_log": (f"{prefix}ssm.A_log | {FLAT}A_log", f"inner.{{i}} {state}"),
+        prefix + "ssm.D": (f"{prefix}ssm.D | {FLAT}D", "inner.{i}"),
+    }
+
+
 MAMBA: Entries = {
     **MAMBA_COMMON,
     "cls_token": ("cls_token", "1 1 residual"),
@@ -167,14 +188,11 @@ MAMBA: Entries = {
     **affine("head", "head", "class residual"),
     **affine(OWN + "in_proj", f"{OWN}in_proj | {FLAT}in_proj", "inner.{i}+inner.{i} residual"),
     **affine(BRANCH + "conv1d", f"{BRANCH}conv1d | {FLAT}conv1d", "inner.{i} 1 ."),
-    BRANCH + "ssm.x_proj.weight": (
-        f"{BRANCH}ssm.x_proj.weight | {FLAT}x_proj.weight",
-        "rank.{i}.{k}+state.{i}.{k}+state.{i}.{k} inner.{i}",
-    ),
-    BRANCH + "ssm.dt_proj.weight": (f"{BRANCH}ssm.dt_proj.weight | {FLAT}dt_proj.weight", "inner.{i} rank.{i}.{k}"),
-    BRANCH + "ssm.dt_bias": (f"{BRANCH}ssm.dt_bias | {FLAT}dt_proj.bias", "inner.{i}"),
-    BRANCH + "ssm.A_log": (f"{BRANCH}ssm.A_log | {FLAT}A_log", "inner.{i} state.{i}.{k}"),
-    BRANCH + "ssm.D": (f"{BRANCH}ssm.D | {FLAT}D", "inner.{i}"),
+    **selective(BRANCH, ".{k}"),
+    # PlainMamba: one set for all directions, and a direction vector in B for each move
+    **affine(OWN + "conv2d", OWN + "conv2d", "inner.{i} 1 . ."),
+    OWN + "move_B": (OWN + "move_B", ". state.{i}"),
+    **selective(OWN, ""),
     **affine(OWN + "out_proj", f"{OWN}out_proj | {FLAT}out_proj", "residual inner.{i}"),
 }
 
@@ -207,6 +225,7 @@ PRESETS: dict[str, Plan] = {
     "vit": VIT,
     "clip": CLIP,
     "bert": BERT,
+    "bert_bare": {name: entry for name, entry in BERT_BARE.items() if not name.startswith("embed_norm")},
     "llama": LLAMA,
     "mamba": MAMBA,
     "mamba_lm": MAMBA | LM,

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from transmamba.transfer.axes import substitute
-from transmamba.transfer.layer_maps import LayerMap
+from transmamba.transfer.layer_maps import LayerMap, uniform
 from transmamba.transfer.matching import Plan, match
-from transmamba.transfer.plans import PRESETS
+from transmamba.transfer.plans import PRESETS, VIT
 
 
 def bind(plan: Plan, **sizes: int) -> dict[str, tuple[str, str]]:
@@ -38,6 +38,44 @@ def find_preset(student: Iterable[str], teacher: Iterable[str], layer_map: Layer
             " drafts one"
         )
     return PRESETS[best]
+
+
+def place_class_row(plan: Plan, student: object) -> Plan:
+    """`plan` for a student whose `cls_position` says that its class token stands among the patches, as in Vim."""
+    if "pos_embed" not in plan or not getattr(student, "cls_position", 0):
+        return plan
+    pattern, axes = plan["pos_embed"]
+    side = "mid" if plan is PRESETS["mamba"] else "*"
+    return {**plan, "pos_embed": (pattern, axes.replace("token", f"token:{side}>mid"))}
+
+
+def stage_plan(depths: Sequence[int], teacher_depth: int) -> dict[str, tuple[str, str]]:
+    """ViT -> a pyramid such as VMamba: norms and MLPs of its blocks, head; each stage has a stream of its own width.
+
+    Args:
+        depths: blocks of each stage; all together are spread evenly over the teacher's layers.
+        teacher_depth: layers of the teacher.
+
+    Example:
+        >>> plan = stage_plan((1, 2), 12)
+        >>> plan["stages.1.blocks.1.mlp.fc1.bias"][0].split(" | ")[0]
+        'blocks.11.mlp.fc1.bias'
+    """
+    layers = iter(uniform(sum(depths), teacher_depth).values())
+    plan = {}
+    for stage, depth in enumerate(depths):
+        for block in range(depth):
+            layer = str(next(layers))
+            for key, (pattern, axes) in VIT.items():
+                if key.startswith("blocks.") and ".attn." not in key:
+                    words = axes.replace("residual", f"residual.{stage}").replace(
+                        "hidden.{i}", f"hidden.{stage}.{block}"
+                    )
+                    name = key.replace("blocks.{i}", f"stages.{stage}.blocks.{block}")
+                    plan[name] = (pattern.replace("{i}", layer), words)
+    last = f"residual.{len(depths) - 1}"
+    tail = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    return plan | {key: (VIT[key][0], VIT[key][1].replace("residual", last)) for key in tail}
 
 
 def _few(names: Mapping[str, object] | Sequence[str]) -> str:

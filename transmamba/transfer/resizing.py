@@ -12,7 +12,7 @@ from transmamba.transfer.axes import PREFIX, Axis
 
 # tables that differ by more rows than any padding rule explains belong to different tokenizers
 VOCABULARY_PADDING = 256
-TOKEN = re.compile(r"token(?::(?P<teacher>[\d*])>(?P<student>[\d*]|mid)(?::(?P<from>\d+x\d+)>(?P<to>\d+x\d+))?)?")
+TOKEN = re.compile(r"token(?::(?P<teacher>[\d*]|mid)>(?P<student>[\d*]|mid)(?::(?P<from>\d+x\d+)>(?P<to>\d+x\d+))?)?")
 
 
 class Resize(NamedTuple):
@@ -65,7 +65,7 @@ def _resize_tokens(axis: Axis, teacher: int, student: int, names: tuple[str, str
     if spec is None:
         raise ValueError(f"axis {axis.word!r} of {names[1]}: expected token:1>0, token:1>mid or token:1>0:6x10>12x20")
     middle = spec["student"] == "mid"
-    ours, theirs = (1 if middle else _count(spec["student"], student)), _count(spec["teacher"], teacher)
+    ours, theirs = _count(spec["student"], student), _count(spec["teacher"], teacher)
     if ours is None or theirs is None:
         if teacher == student and not middle:
             return Resize(torch.arange(teacher), None, torch.arange(teacher))
@@ -75,18 +75,27 @@ def _resize_tokens(axis: Axis, teacher: int, student: int, names: tuple[str, str
             " rows and grids in the plan, token:1>0:6x10>12x20"
         )
     shared = min(ours, theirs)
-    rows = torch.cat([torch.arange(shared), torch.arange(theirs, teacher)])
-    patches = torch.arange(student - ours)
-    place = torch.tensor([len(patches) // 2]) if middle else torch.arange(ours)
-    patches = patches + (patches >= len(patches) // 2) if middle else patches + ours
-    target = torch.cat([place[:shared], patches])
+    classes, patches = _places(teacher, theirs, spec["teacher"] == "mid")
+    rows = torch.cat([classes[:shared], patches])
+    classes, patches = _places(student, ours, middle)
+    target = torch.cat([classes[:shared], patches])
     if teacher - theirs == student - ours and not spec["from"]:
         return Resize(rows, None, target)
     return Resize(rows, _grids(spec, teacher - theirs, student - ours, names), target)
 
 
+def _places(size: int, count: int, middle: bool) -> tuple[Tensor, Tensor]:
+    """Rows of the class tokens, and of the patches."""
+    if not middle:
+        return torch.arange(count), torch.arange(count, size)
+    centre, patches = (size - 1) // 2, torch.arange(size - 1)
+    return torch.tensor([centre]), patches + (patches >= centre)
+
+
 def _count(given: str | None, size: int) -> int | None:
     """Class rows: as given, or what a square leaves over."""
+    if given == "mid":
+        return 1
     if given is not None and given != "*":
         return int(given)
     rest = size - math.isqrt(size) ** 2

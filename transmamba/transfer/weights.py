@@ -13,7 +13,7 @@ from transmamba.transfer.circuits import AttentionInit
 from transmamba.transfer.layer_maps import LayerMap
 from transmamba.transfer.matching import Matches, Plan, match
 from transmamba.transfer.plans import SSM_PARAMETERS
-from transmamba.transfer.presets import find_preset
+from transmamba.transfer.presets import find_preset, place_class_row
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.selection import Importance, choose, measure
 from transmamba.transfer.tensors import Weights, check_source, check_target, named_tensors
@@ -81,7 +81,7 @@ def subclone(
     """
     source, target = named_tensors(teacher), _floating(student)
     left = _excluded(target, source, exclude)
-    chosen = plan if plan is not None else find_preset(target, source, layer_map)
+    chosen = place_class_row(find_preset(target, source, layer_map), student) if plan is None else plan
     found = match(chosen, target, source, layer_map)
     if plan is not None:
         _refuse_unresolved(found, target, source)

@@ -5,10 +5,11 @@
 
 // Vectors per block of channels, and states carried together in registers (forward, backward).
 #if defined(__AVX512F__)
-constexpr int BLOCK = 2, FORWARD_STATES = 8, BACKWARD_STATES = 4;
+constexpr int FORWARD_STATES = 8;
 #else
-constexpr int BLOCK = 2, FORWARD_STATES = 4, BACKWARD_STATES = 2;
+constexpr int FORWARD_STATES = 4;
 #endif
+constexpr int BLOCK = 2, BACKWARD_STATES = 2;
 constexpr int GROUP = 4;
 
 // AVX-512 scales by any exponent; elsewhere a tile whose decays stay within 2^+-126 takes a shorter way.

@@ -34,7 +34,7 @@ def test_divergences_follow_their_definitions(logits, temperature):
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_logits_gradients_by_finite_differences(logits, divergence):
-    student, teacher = logits
+    student, teacher = (side[:, :2, :3] for side in logits)
     loss = LogitsDistill(2.0, divergence)
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher), student.requires_grad_())
 

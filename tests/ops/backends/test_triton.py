@@ -42,18 +42,18 @@ def small(dtype=torch.float32, states=2) -> Problem:
 
 @needs_triton
 def test_refuses_a_cpu_tensor_outside_the_interpreter(monkeypatch):
-    monkeypatch.setattr(triton, "interpreted", lambda: False)
-    assert triton.refuse(small()) == ["needs a CUDA tensor"]
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    assert triton.refuse(small()) == ["needs a CUDA tensor, u is on cpu"]
 
 
 def test_says_that_triton_is_missing(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(triton, "INSTALLED", False)
     assert triton.refuse(small())[0] == "package triton is not installed"
 
 
 @needs_triton
 def test_refuses_float64_and_empty_states(monkeypatch):
-    monkeypatch.setattr(triton, "interpreted", lambda: True)
+    monkeypatch.setattr(triton, "INTERPRETED", True)
     assert triton.refuse(small(torch.float64)) == ["computes in float32 and does not take float64"]
     assert triton.refuse(small(states=0)) == ["needs at least one state"]
 

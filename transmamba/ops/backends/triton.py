@@ -8,6 +8,7 @@ No atomics: partial sums are written apart and added afterwards, so results are 
 
 import contextlib
 import importlib.util
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -20,20 +21,19 @@ CHUNK = 16
 PART = 4  # steps whose loads are under way together, and whose states the backward holds
 
 
-def interpreted() -> bool:
-    """Whether Triton runs kernels in its interpreter, which also takes CPU tensors."""
-    import triton
-
-    return bool(triton.knobs.runtime.interpret)
+# looked up once: torch.compile traces neither a search for packages nor the environment
+INSTALLED = importlib.util.find_spec("triton") is not None
+# in its interpreter Triton also takes CPU tensors; it decides when it is imported
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unmet(x: Tensor) -> list[str]:
     """What Triton lacks to take x."""
     reasons = []
-    if importlib.util.find_spec("triton") is None:
+    if not INSTALLED:
         reasons.append("package triton is not installed")
-    if x.device.type != "cuda" and (reasons or not interpreted()):
-        reasons.append("needs a CUDA tensor")
+    if x.device.type != "cuda" and not (INSTALLED and INTERPRETED):
+        reasons.append(f"needs a CUDA tensor, u is on {x.device}")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         reasons.append(f"computes in float32 and does not take {str(x.dtype).removeprefix('torch.')}")
     return reasons

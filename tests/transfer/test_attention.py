@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transmamba.models import VisionMamba, ViT
+from transmamba.models import SNAKES, PlainMamba, VisionMamba, ViT
+from transmamba.nn.snake import moves_between
+from transmamba.ops import scan_orders
 from transmamba.transfer import AttentionInit, first_importance, magnitude_importance, subclone
 from transmamba.transfer.circuits import constant_direction
 from transmamba.transfer.mixers import low_rank
@@ -74,14 +76,24 @@ def test_one_direction_is_causal_and_four_see_all_tokens_twice():
     diagonal = torch.diag_embed(scores.diagonal(dim1=-2, dim2=-1))
     for orders, matrix in (
         (("forward",), scores.tril()),
-        (("snake", "snake_reverse", "snake_column", "snake_column_reverse"), scores + diagonal),
+        (SNAKES, scores + diagonal),
     ):
         model = student(orders=orders)
         subclone(teacher, model, magnitude_importance, ssm_from=AttentionInit(1, TOKENS, decay=1e-4))
-        from transmamba.ops import scan_orders
-
         actual = model.blocks[0].mixer(h, scan_orders(orders, model.grid))
         assert relative(actual, (matrix @ values)[:, 0] / TOKENS) < 1e-3
+
+
+def test_a_mixer_with_one_set_of_parameters_for_four_snakes_sees_all_tokens_twice():
+    teacher = lowest_rank_teacher(vit(), 3)
+    model = PlainMamba(img_size=64, patch_size=16, dim=12, depth=2, d_state=3)
+    subclone(teacher, model, magnitude_importance, ssm_from=AttentionInit(1, TOKENS, decay=1e-4))
+    h = teacher.blocks[0].norm1(torch.randn(2, TOKENS, 12))
+    scores, values = scores_and_values(teacher.blocks[0], h, 1)
+    expected = ((scores + torch.diag_embed(scores.diagonal(dim1=-2, dim2=-1))) @ values)[:, 0] / TOKENS
+    expected = expected + teacher.blocks[0].attn.proj.bias  # this mixer has a bias to put it in
+    orders = scan_orders(SNAKES, model.grid)
+    assert relative(model.blocks[0].mixer(h, orders, moves_between(orders, model.grid), model.grid), expected) < 1e-3
 
 
 def test_less_decay_is_closer():
@@ -173,6 +185,14 @@ def test_attention_that_does_not_fit_leaves_the_student_untouched(init, teacher,
     with pytest.raises(ValueError, match=message):
         subclone(teacher, model, magnitude_importance, ssm_from=init)
     assert unchanged(model, before)
+
+
+def test_a_mixer_of_other_names_is_refused():
+    names = ("in_proj.weight", "out_proj.weight", "kernel.weight")
+    model = {f"blocks.0.mixer.{name}": torch.zeros(24, 12) for name in names}
+    message = r"blocks\.0\.mixer is neither a Mamba nor a Mamba-2 mixer by its names: in_proj\.weight, .*kernel"
+    with pytest.raises(ValueError, match=message):
+        subclone(vit(), model | {"blocks.0.norm1.weight": torch.zeros(12)}, {}, ssm_from=AttentionInit(1, 7))
 
 
 def test_a_wider_student_cannot_start_from_attention():

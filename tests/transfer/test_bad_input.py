@@ -159,3 +159,15 @@ def test_a_fine_tuned_teacher_of_another_shape():
         stability_importance({"w": torch.ones(2, 3)}, {"w": torch.ones(3, 2)})
     with pytest.raises(ValueError, match=r"no floating tensor of before \(w\) is in after \(v\)"):
         stability_importance({"w": torch.ones(2)}, {"v": torch.ones(2)})
+
+
+def test_a_student_in_a_format_too_small_to_write():
+    student = {"weight": torch.zeros(3, 2).to(torch.float8_e4m3fn)}
+    with pytest.raises(TypeError, match=r"student tensor weight is torch\.float8_e4m3fn: expected float16"):
+        subclone({"weight": torch.ones(3, 2)}, student, {}, plan={"weight": ("weight", "hidden residual")})
+
+
+def test_a_plan_without_axes():
+    message = "plan for scale: no axes; exclude scalars"
+    with pytest.raises(ValueError, match=message):
+        subclone({"scale": torch.tensor(1.0)}, {"scale": torch.tensor(0.0)}, {}, plan={"scale": ("scale", "")})

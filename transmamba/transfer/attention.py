@@ -143,9 +143,9 @@ def _check_shapes(
 
 def _builder(prefix: str, mixer: Mapping[str, Tensor]) -> tuple[Check, Builder, list[str]]:
     if any(name.endswith("x_proj.weight") for name in mixer):
-        return check_mamba, build_mamba, [name for name in mixer if name != "out_proj.bias"]
+        return check_mamba, build_mamba, list(mixer)
     if "ssm.A_log" in mixer and mixer["ssm.A_log"].dim() == 1:
-        return check_mamba2, build_mamba2, [name for name in mixer if name not in ("out_proj.bias", "norm.weight")]
+        return check_mamba2, build_mamba2, [name for name in mixer if name != "norm.weight"]
     raise ValueError(
         f"{prefix.rstrip('.')} is neither a Mamba nor a Mamba-2 mixer by its names: {', '.join(mixer)}; exclude the"
         " block's mixer, or initialise it yourself"

@@ -49,12 +49,13 @@ class AttentionInit:
 
 
 class Circuit(NamedTuple):
-    """One layer's attention on the student's channels; the last column of q, k, v is their bias."""
+    """One layer's attention on the student's channels; the last column of q, k, v is their bias, o_bias is o's."""
 
     q: Tensor
     k: Tensor
     v: Tensor
     o: Tensor
+    o_bias: Tensor
 
 
 class Input(NamedTuple):
@@ -89,7 +90,9 @@ def read_circuit(
     groups = init.kv_heads or init.heads
     head_dim = len(rows) // (init.heads + 2 * groups)
     q, k, v = rows.split([init.heads * head_dim, groups * head_dim, groups * head_dim])
-    return Circuit(q, k, v, read(source, output).float().cpu()[index])
+    o, o_bias = read(source, output).float().cpu()[index], output.removesuffix("weight") + "bias"
+    shift = read(source, o_bias).float().cpu()[index] if o_bias in source else torch.zeros(len(index))
+    return Circuit(q, k, v, o, shift)
 
 
 def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None:

@@ -47,7 +47,7 @@ def build_mamba(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tenso
             tensor[-state:, 2 * rank : 2 * rank + 2 * state] = pairs
             tensor[-2 * state : -state, 2 * rank + 2 * state : len(rows)] = pairs
     # two directions see every pair of tokens once, so do four in twice as many sums
-    return _start_ssm(init, made, 1.0 / init.length if directions == 1 else 2.0 / (directions * init.length))
+    return _start_ssm(init, circuit, made, 1.0 / init.length if directions == 1 else 2.0 / (directions * init.length))
 
 
 def check_mamba2(init: AttentionInit, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
@@ -83,14 +83,16 @@ def build_mamba2(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tens
         made["in_proj.bias"].zero_()
         made["in_proj.bias"][inner:-heads] = bias
     _open_gate(made, slice(0, inner), reads)
-    return _start_ssm(init, made, 1.0 / init.length)
+    return _start_ssm(init, circuit, made, 1.0 / init.length)
 
 
 def _mamba_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
     """Inner width, directions, states, and the value channels that fit beside queries and keys, all in pairs."""
     rows, width = mixer["in_proj.weight"].shape
     states = [tensor.shape[1] for name, tensor in mixer.items() if name.endswith("A_log")]
-    return rows // 2, len(states), states[0], min((rows // 2 - 4 * states[0]) // 2, width)
+    # PlainMamba's mixer scans four ways with one set of parameters and adds a vector for each move to B
+    directions = 4 if "move_B" in mixer else len(states)
+    return rows // 2, directions, states[0], min((rows // 2 - 4 * states[0]) // 2, width)
 
 
 def _mamba2_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int]:
@@ -107,17 +109,19 @@ def _open_gate(made: dict[str, Tensor], gate: slice, reads: Input) -> None:
         made["in_proj.weight"][gate] = OPEN_GATE * reads.one
 
 
-def _start_ssm(init: AttentionInit, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
+def _start_ssm(init: AttentionInit, circuit: Circuit, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
     """Constant step, hardly any decay, no direct path, convolutions that pass the current token."""
     for name, tensor in made.items():
         leaf = name.removesuffix(".weight").split(".")[-1]
-        if leaf in ("conv1d", "conv2d"):
+        if name == "out_proj.bias":
+            tensor.copy_(circuit.o_bias)
+        elif leaf in ("conv1d", "conv2d"):
             tensor.copy_(identity_convolution(tensor))
         elif leaf == "A_log":
             tensor.fill_(math.log(init.decay / (step * init.length)))
         elif leaf == "dt_bias" or name.endswith("dt_proj.bias"):
             tensor.fill_(step_bias(step))
-        elif leaf in ("dt_proj", "D") or name.endswith(("conv1d.bias", "conv2d.bias")):
+        elif leaf in ("dt_proj", "D", "move_B") or name.endswith(("conv1d.bias", "conv2d.bias")):
             tensor.zero_()
     return made
 

@@ -60,7 +60,7 @@ def work(rank: int, store: str) -> None:
             for p, q in zip(parallel.parameters(), alone.parameters(), strict=True):
                 got = p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad
                 torch.testing.assert_close(
-                    got, q.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name: f"{n} {wrap.__name__}: {text}"
+                    got, q.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name, w=wrap: f"{n} {w.__name__}: {text}"
                 )
     dist.destroy_process_group()
 

@@ -1,0 +1,55 @@
+"""The backbone of docs/adding_a_backbone.md is short and keeps the contract."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.contracts import backbones, test_backbone
+from transmamba.distill import BidirectionalDistill
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding_a_backbone.md"
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """What the code of the page defines; its backbone has joined by the line at the end of the page."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(code.splitlines()) < 80
+    names = {"__name__": "page"}
+    exec(code, names)  # noqa: S102
+    line = re.search(r'^    ("spiral": .*),$', PAGE.read_text(), re.MULTILINE)[1]
+    joined = eval("{" + line + "}", {**vars(backbones), **names})
+    monkeypatch.setitem(backbones.BACKBONES, "spiral", joined["spiral"])
+    return names
+
+
+def test_spiral_runs_along_the_rim_first(page):
+    assert page["spiral"](3, 4) == [0, 1, 2, 3, 7, 11, 10, 9, 8, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    "promise",
+    [
+        test_backbone.test_shapes,
+        test_backbone.test_features_are_the_stream_after_each_block,
+        test_backbone.test_intermediates_select_like_timm,
+        test_backbone.test_directions_add_up_to_the_output_of_the_mixer,
+        test_backbone.test_the_gradient_of_a_batch_is_that_of_its_samples,
+        test_backbone.test_runs_in_bfloat16,
+        test_backbone.test_recomputed_blocks_give_the_same_gradients,
+        test_backbone.test_a_model_from_the_meta_device_starts_like_any_other,
+    ],
+    ids=lambda promise: promise.__name__,
+)
+def test_keeps_the_contract(page, promise):
+    promise("spiral")
+
+
+def test_its_directions_can_be_distilled(page):
+    model, x = backbones.build("spiral")
+    features = model.forward_features(x, directions=True)
+    inwards, outwards = features.directions
+    loss = BidirectionalDistill()(inwards, outwards, model.forward_features(x).last.detach())
+    loss.backward()
+    assert loss.isfinite()

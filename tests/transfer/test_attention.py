@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from transmamba.models import SNAKES, PlainMamba, VisionMamba, ViT
 from transmamba.nn.snake import moves_between
 from transmamba.ops import scan_orders
-from transmamba.transfer import AttentionInit, first_importance, magnitude_importance, subclone
+from transmamba.transfer import SSM_PARAMETERS, AttentionInit, first_importance, magnitude_importance, subclone
 from transmamba.transfer.circuits import constant_direction
 from transmamba.transfer.mixers import low_rank
 
@@ -193,6 +193,31 @@ def test_a_mixer_of_other_names_is_refused():
     message = r"blocks\.0\.mixer is neither a Mamba nor a Mamba-2 mixer by its names: in_proj\.weight, .*kernel"
     with pytest.raises(ValueError, match=message):
         subclone(vit(), model | {"blocks.0.norm1.weight": torch.zeros(12)}, {}, ssm_from=AttentionInit(1, 7))
+
+
+def test_an_excluded_mixer_is_left_alone():
+    model = student()
+    before = snapshot(model)
+    options = {"exclude": [*SSM_PARAMETERS, "blocks.0.mixer.*"], "ssm_from": AttentionInit(1, TOKENS)}
+    report = subclone(vit(), model, magnitude_importance, **options)
+    assert not any("blocks.0.mixer" in name for name in report.inherited)
+    assert "blocks.1.mixer.in_proj.weight" in report.inherited
+    assert torch.equal(model.blocks[0].mixer.in_proj.weight, before["blocks.0.mixer.in_proj.weight"])
+
+
+def test_half_a_mixer_is_refused():
+    with pytest.raises(ValueError, match="block 0 has only a part of what a mixer and an attention need"):
+        init = AttentionInit(1, TOKENS)
+        subclone(vit(), student(), magnitude_importance, exclude=["*out_proj*"], ssm_from=init)
+
+
+def test_a_teacher_with_holes_leaves_the_student_untouched():
+    teacher, model = vit(), student()
+    teacher.blocks[1].attn.proj.weight.data[3, 4] = torch.nan
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"teacher tensor blocks\.1\.attn\.proj\.weight has non-finite numbers"):
+        subclone(teacher, model, magnitude_importance, ssm_from=AttentionInit(1, TOKENS))
+    assert unchanged(model, before)
 
 
 def test_a_wider_student_cannot_start_from_attention():

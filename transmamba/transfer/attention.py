@@ -5,15 +5,16 @@ key, x_t the value. dt = 1 / length turns the sum over tokens into a mean, as so
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from transmamba.transfer.circuits import AttentionInit, Circuit, Input, constant_direction, read_circuit
 from transmamba.transfer.layer_maps import LayerMap
 from transmamba.transfer.matching import match
 from transmamba.transfer.mixers import build_mamba, build_mamba2, check_mamba, check_mamba2
-from transmamba.transfer.tensors import check_source, check_target, shape_of
+from transmamba.transfer.tensors import check_source, check_target, read, shape_of
 from transmamba.transfer.writes import Write
 
 IN, OUT = "blocks.{i}.mixer.in_proj.weight", "blocks.{i}.mixer.out_proj.weight"
@@ -44,6 +45,7 @@ ATTENTION = {
 }
 
 
+Slot = dict[int, dict[str, Tensor]]
 Check = Callable[[AttentionInit, int, Mapping[str, Tensor]], None]
 Builder = Callable[[AttentionInit, Circuit, Mapping[str, Tensor], Input], dict[str, Tensor]]
 
@@ -72,13 +74,19 @@ def plan_attention(
             " layers.0.self_attn.q_proj.weight, and student names such as blocks.0.mixer.in_proj.weight; got"
             f" {', '.join(list(source)[:4])} and {', '.join(list(target)[:4])}"
         )
-    return [write for layer in sources for write in _layer(init, layer, sources[layer], source, target, kept, norms)]
+    slot: Slot = {}
+    return [
+        write
+        for layer, names in sources.items()
+        for write in _layer(init, layer, names, slot, source, target, kept, norms)
+    ]
 
 
 def _layer(
     init: AttentionInit,
     layer: int,
     names: Mapping[str, list[str]],
+    slot: Slot,
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     kept: tuple[int, ...] | None,
@@ -86,9 +94,16 @@ def _layer(
 ) -> list[Write]:
     prefix = f"blocks.{layer}.mixer."
     mixer = {name.removeprefix(prefix): tensor for name, tensor in target.items() if name.startswith(prefix)}
+    if set(names) != {IN, OUT} or not {"in_proj.weight", "out_proj.weight"} <= set(mixer):
+        raise ValueError(
+            f"block {layer} has only a part of what a mixer and an attention need, {', '.join(mixer)}: exclude whole"
+            " mixers, blocks.3.mixer.*, and give the teacher's output projections"
+        )
     theirs = [name for leaf in (IN, OUT) for name in names[leaf]]
     for name in theirs:
         check_source(name, source)
+        if not bool(torch.isfinite(read(source, name)).all()):
+            raise ValueError(f"teacher tensor {name} has non-finite numbers: attention cannot be read from it")
     for name, tensor in mixer.items():
         check_target(prefix + name, tensor)
     _check_shapes(init, layer, theirs, source, mixer, kept)
@@ -96,9 +111,11 @@ def _layer(
     check, build, made = _builder(prefix, mixer)
     check(init, shape_of(source, theirs[-1])[1] // init.heads, mixer)
 
-    @lru_cache(maxsize=1)
     def tensors() -> dict[str, Tensor]:
-        return build(init, read_circuit(init, theirs, source, kept, reads.has_constant), mixer, reads)
+        if layer not in slot:
+            slot.clear()  # the numbers of one layer at a time
+            slot[layer] = build(init, read_circuit(init, theirs, source, kept, reads.has_constant), mixer, reads)
+        return slot[layer]
 
     gate = "" if reads.has_constant else ", gate and biases as initialised"
     origin = theirs[0].removesuffix(".weight")

@@ -59,7 +59,7 @@ def subclone(
             "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer.
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
-            Mamba.
+            Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.
         grow: let a wider student keep the initialisation of what the teacher does not have.
         ssm_from: where the SSM parameters come from, after all the rest: another Mamba (the paper's recipe for language
             and video), or the teacher's own attention, `AttentionInit(heads=..., length=...)`. By default they keep
@@ -86,15 +86,10 @@ def subclone(
     if plan is not None:
         _refuse_unresolved(found, target, source)
     prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow)
-    if isinstance(ssm_from, AttentionInit):
-        norms = _norms_after(prepared.writes, target)
-        prepared.writes.extend(
-            plan_attention(ssm_from, source, target, layer_map, prepared.kept.get("residual"), norms)
-        )
-    elif ssm_from is not None:
-        mamba = prepare_ssm(named_tensors(ssm_from), target, importance, layer_map, grow=grow)
-        prepared.writes.extend(mamba.writes)
-        prepared.kept.update({f"ssm_from {name}": kept for name, kept in mamba.kept.items()})
+    if ssm_from is not None:
+        own = [pattern for pattern in exclude or () if pattern not in SSM_PARAMETERS]
+        mixers = {name: p for name, p in target.items() if not any(fnmatchcase(name, pattern) for pattern in own)}
+        _add_ssm(ssm_from, prepared, source, mixers, importance, layer_map, grow)
     return _write(prepared, target)
 
 
@@ -124,23 +119,28 @@ def prepare(
     return Prepared(writes, skipped, kept, found.layers)
 
 
-def prepare_ssm(
+def _add_ssm(
+    ssm_from: AttentionInit | Weights,
+    prepared: Prepared,
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     importance: Importance,
     layer_map: LayerMap,
-    *,
     grow: bool,
-) -> Prepared:
-    """Check a transfer of the SSM parameters alone, from a Mamba.
-
-    Raises:
-        ValueError: the names are those of no Mamba, or sizes differ and the scores are not a function.
-    """
+) -> None:
+    """Check where the SSM parameters come from, and append their writes."""
+    if isinstance(ssm_from, AttentionInit):
+        norms, kept = _norms_after(prepared.writes, target), prepared.kept.get("residual")
+        prepared.writes.extend(plan_attention(ssm_from, source, target, layer_map, kept, norms))
+        return
+    mamba = named_tensors(ssm_from)
     ssm = {name: tensor for name, tensor in target.items() if any(fnmatchcase(name, p) for p in SSM_PARAMETERS)}
-    found = match(find_preset(ssm, source, layer_map), ssm, source, layer_map)
+    found = match(find_preset(ssm, mamba, layer_map), ssm, mamba, layer_map)
     # scores by name are the Transformer's; a function scores any tensor
-    return prepare(source, ssm, {}, found, {} if isinstance(importance, Mapping) else importance, None, grow)
+    scores: Importance = {} if isinstance(importance, Mapping) else importance
+    inherited = prepare(mamba, ssm, {}, found, scores, None, grow)
+    prepared.writes.extend(inherited.writes)
+    prepared.kept.update({f"ssm_from {name}": kept for name, kept in inherited.kept.items()})
 
 
 def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def _excluded(
     else:
         patterns = exclude
         for pattern in patterns:
-            if not any(fnmatchcase(name, pattern) for name in target):
+            if pattern not in SSM_PARAMETERS and not any(fnmatchcase(name, pattern) for name in target):
                 raise ValueError(
                     f"exclude pattern {pattern!r} matches no student tensor: expected names such as"
                     f" {', '.join(list(target)[:4])}"

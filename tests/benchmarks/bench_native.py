@@ -4,7 +4,7 @@ python -m tests.benchmarks.bench_native time vim plain lm tiny vmamba --repeats 
 python -m tests.benchmarks.bench_native length --repeats 5
 python -m tests.benchmarks.bench_native memory vim plain lm tiny vmamba
 
-One thread; contenders take turns within a round, each turn after an untimed forward, and a ratio is the median over rounds of CPU times of the same round,
+One thread; contenders take turns within a round, and a ratio is the median over rounds of CPU times of the same round,
 with its smallest and largest value, so that other work on the machine touches both sides alike. Peers without
 directions are called once per direction on permuted copies. Peak memory is that above the inputs, in a fresh process.
 """
@@ -198,7 +198,6 @@ def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict
     for i in range(repeats + 1):
         machine = limit()
         for name, (forward, both) in calls.items():
-            forward()  # so that no contender pays for the cold caches its predecessor leaves
             taken = cpu_seconds(forward), cpu_seconds(both)
             if i:
                 seconds[name].append(taken)

@@ -47,15 +47,12 @@ template <class F, int G, int U> struct BackwardBlock {
     // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
     const Scan &s = group.s;
     const bool smooth = s.softplus;
-    const int64_t steps = group.steps, *parameters = group.ahead + group.line(0);
+    const int64_t steps = group.steps;
     const V limit = splat(group.limit);
     F *dt_tile = tiles.dt, *slope_tile = tiles.slope, *da = tiles.da;
     V beyond{}, bias[U];
     for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
-    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
-    for (int64_t t = 0; t < steps; ++t) {
-      dt_ahead.touch(t);
-      ddt_ahead.touch(t);
+    for (int64_t t = 0; t < steps; ++t)
       for (int i = 0; i < U; ++i) {
         const int64_t at = t * WIDTH + i * W;
         V dt = load(dt_tile + at) + bias[i], slope = splat((F)1);
@@ -65,18 +62,7 @@ template <class F, int G, int U> struct BackwardBlock {
         store(da + at, V{});
         if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
       }
-    }
-    for (int g = 0; g < G; ++g) {
-      const int64_t *rows = group.ahead + g * s.chunk;
-      const Ahead<LINES> u_ahead = ahead(s.u, g, rows), dy_ahead = ahead(s.grad_y, g, rows), du_ahead = ahead(s.du, g, rows);
-      F *dx = tiles.dx + tile(g);
-      for (int64_t t = 0; t < steps; ++t) {
-        u_ahead.touch(t);
-        dy_ahead.touch(t);
-        du_ahead.touch(t);
-        for (int i = 0; i < U; ++i) store(dx + t * WIDTH + i * W, V{});
-      }
-    }
+    for (int g = 0; g < G; ++g) memset(tiles.dx + tile(g), 0, steps * WIDTH * sizeof(F));
     bounded = ANY_EXPONENT || !any(beyond);
   }
 
@@ -91,6 +77,8 @@ template <class F, int G, int U> struct BackwardBlock {
     const uint8_t *reset = s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     F *e_at = tiles.e, *h_at = tiles.h;
+    // the first states bring the next chunk closer: theirs is the loop with time to spare for it
+    const int64_t *rows = group.ahead, *parameters = rows + group.line(0), far = n == 0 ? steps : 0;
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -103,6 +91,11 @@ template <class F, int G, int U> struct BackwardBlock {
       }
     for (int64_t t = 0; t < steps; ++t, B += states, dt_at += WIDTH, u_at += WIDTH, e_at += S * WIDTH) {
       h_at += S * G * WIDTH;
+      if (t < far) {
+        ahead(s.dt, 0, parameters).touch(t);
+        ahead(s.ddt, 0, parameters).touch(t);
+        for (int g = 0; g < G; ++g) ahead(s.u, g, rows + g * s.chunk).touch(t);
+      }
       V dt[U], xu[G][U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);
@@ -130,6 +123,7 @@ template <class F, int G, int U> struct BackwardBlock {
     const F *B = group.B + last * states + n, *C = group.C + last * states + n;
     const F *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + last * WIDTH, *dy_at = tiles.dy + last * WIDTH;
     const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * G * WIDTH;
+    const int64_t *rows = group.ahead;
     V dh[S][G][U], dA[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -139,6 +133,10 @@ template <class F, int G, int U> struct BackwardBlock {
       }
     for (int64_t t = last; t >= 0; --t) {
       const F *after = before + S * G * WIDTH;
+      for (int g = 0; g < G && n == 0; ++g) {
+        ahead(group.s.grad_y, g, rows + g * group.s.chunk).touch(t);
+        ahead(group.s.du, g, rows + g * group.s.chunk).touch(t);
+      }
       V dt[U], da[U], xu[G][U], dy[G][U], dx[G][U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);

@@ -37,32 +37,24 @@ template <class F, int G, int U> struct ForwardBlock {
     F *dt_tile = tiles.dt;
     V beyond{}, unused{}, bias[U];
     for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
-    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, group.ahead + group.line(0));
-    for (int64_t t = 0; t < steps; ++t) {
-      dt_ahead.touch(t);
+    for (int64_t t = 0; t < steps; ++t)
       for (int i = 0; i < U; ++i) {
         V dt = load_as(dt_rows.at(t) + i * W) + bias[i];
         if (smooth) dt = softplus<false>(dt, unused);
         store(dt_tile + t * WIDTH + i * W, dt);
         if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
       }
-    }
     for (int g = 0; g < G; ++g) {
-      const int64_t *rows = group.ahead + g * s.chunk;
-      const Ahead<LINES> u_ahead = ahead(s.u, g, rows), y_ahead = ahead(s.y, g, rows);
       const Rows<T> from = u_rows[g];
       F *xu = tiles.xu + tile(g), *y = tiles.y + tile(g);
       V D[U];
       for (int i = 0; i < U; ++i) D[i] = load(group.D + g * group.pad + column + i * W);
-      for (int64_t t = 0; t < steps; ++t) {
-        u_ahead.touch(t);
-        y_ahead.touch(t);
+      for (int64_t t = 0; t < steps; ++t)
         for (int i = 0; i < U; ++i) {
           const V u = load_as(from.at(t) + i * W);
           store(y + t * WIDTH + i * W, u * D[i]);
           store(xu + t * WIDTH + i * W, u * load(dt_tile + t * WIDTH + i * W));
         }
-      }
     }
     bounded = ANY_EXPONENT || !any(beyond);
   }
@@ -112,6 +104,9 @@ template <class F, int G, int U> struct ForwardBlock {
     const uint8_t *reset = group.s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *C = group.C + n, *dt_at = tiles.dt, *xu_at = tiles.xu;
     F *y_at = tiles.y, *state = group.state + n * pad + column;
+    // the first states bring the next chunk closer: theirs is the loop with time to spare for it
+    const int64_t *rows = group.ahead, far = n == 0 ? steps : 0;
+    const Ahead<LINES> dt_ahead = ahead(group.s.dt, 0, rows + group.line(0));
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -119,6 +114,13 @@ template <class F, int G, int U> struct ForwardBlock {
         for (int g = 0; g < G; ++g) h[j][g][i] = load(state + g * every + j * pad + i * W);
       }
     for (int64_t t = 0; t < steps; ++t, B += states, C += states, dt_at += WIDTH, xu_at += WIDTH, y_at += WIDTH) {
+      if (t < far) {
+        dt_ahead.touch(t);
+        for (int g = 0; g < G; ++g) {
+          ahead(group.s.u, g, rows + g * group.s.chunk).touch(t);
+          ahead(group.s.y, g, rows + g * group.s.chunk).touch(t);
+        }
+      }
       V dt[U], xu[G][U], y[G][U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import DropPath
@@ -71,7 +72,7 @@ class PlainMambaBlock(nn.Module):
         return self.local(x, grid)
 
 
-class PlainMamba(nn.Module):
+class PlainMamba(Pretrained, nn.Module):
     """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
 
     The image may have another size than `img_size`: the position table is resized on the way.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
     drop_path_rates,
@@ -24,7 +25,7 @@ from transmamba.ops import scan_orders
 ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch channel frame height width"]
 
 
-class VideoMamba(nn.Module):
+class VideoMamba(Pretrained, nn.Module):
     """Class token and patches, position tables, Mamba blocks scanned forward and backward, a head on the class token.
 
     The class token comes first: in the last block only the backward scan brings anything to it.

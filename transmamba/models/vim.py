@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
     drop_path_rates,
@@ -21,7 +22,7 @@ from transmamba.nn.norm import RMSNorm
 from transmamba.ops import scan_orders
 
 
-class Vim(nn.Module):
+class Vim(Pretrained, nn.Module):
     """Patches around a class token, Mamba blocks that average a forward and a backward scan, a head on that token.
 
     Args:

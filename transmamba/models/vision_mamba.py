@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, init_linear, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
 from transmamba.ops import scan_orders
@@ -15,7 +16,7 @@ from transmamba.ops import scan_orders
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
 
 
-class VisionMamba(nn.Module):
+class VisionMamba(Pretrained, nn.Module):
     """Patches, position table, blocks of LN-SSM-residual and LN-MLP-residual, mean over tokens, linear head.
 
     Args:

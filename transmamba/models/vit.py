@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import reset_children
 from transmamba.nn import Mlp, PatchEmbed, init_position
 
@@ -50,7 +51,7 @@ class ViTBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class ViT(nn.Module):
+class ViT(Pretrained, nn.Module):
     """Vision Transformer; with `distilled` a DeiT, whose two heads are averaged as DeiT does for prediction.
 
     Args:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
 from transmamba.nn import DropPath, Mlp
 from transmamba.nn.scan2d import Scan2dMixer
@@ -58,7 +59,7 @@ class Stage(nn.Module):
         self.blocks, self.downsample = BlockStack(blocks), downsample
 
 
-class VMamba(nn.Module):
+class VMamba(Pretrained, nn.Module):
     """Stem, stages of blocks with a downsampling between them, LayerNorm, mean over tokens, linear head.
 
     Any image of at least 32 pixels a side will do.
@@ -166,7 +167,7 @@ def _map(tokens: Tensor, grid: Grid) -> Tensor:
 
 def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, **options: Any) -> VMamba:
     """The first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
-    return VMamba(
+    model = VMamba(
         dims,
         depths,
         stem=nn.Sequential(ConvNorm(3, dims[0], kernel_size=4, stride=4)),
@@ -174,6 +175,8 @@ def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, 
         downsample=PatchMerging,
         **options,
     )
+    model.recipe = _recipe("vmamba_v0", dims, depths, d_state=d_state, **options)
+    return model
 
 
 def vmamba_v2(
@@ -181,7 +184,7 @@ def vmamba_v2(
 ) -> VMamba:
     """The released VMamba: mixers without gate, one state per channel, MLPs, overlapping patches, convolutions."""
     mixer = partial(Scan2dMixer, d_state=d_state, expand=expand, conv_bias=False, gated=False)
-    return VMamba(
+    model = VMamba(
         dims,
         depths,
         stem=overlapping_stem(3, dims[0]),
@@ -189,6 +192,12 @@ def vmamba_v2(
         downsample=partial(ConvNorm, kernel_size=3, stride=2),
         **options,
     )
+    model.recipe = _recipe("vmamba_v2", dims, depths, d_state=d_state, expand=expand, **options)
+    return model
+
+
+def _recipe(build: str, dims: Sequence[int], depths: Sequence[int], **options: Any) -> dict[str, Any]:
+    return {"build": build, "arguments": {"dims": tuple(dims), "depths": tuple(depths), **options}}
 
 
 def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:

@@ -14,6 +14,7 @@ from transmamba.models.official.plain_mamba import PLAIN_MAMBA
 from transmamba.models.official.video_mamba import VIDEO_MAMBA
 from transmamba.models.official.vim import VIM
 from transmamba.models.official.vmamba import VMAMBA
+from transmamba.models.pretrained import Pretrained
 
 FAMILIES: dict[str, Family] = {
     "vim": VIM,
@@ -54,7 +55,10 @@ def from_official(
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
     changes = {"img_size": img_size, "num_frames": num_frames, "num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
-    return build_and_load(FAMILIES[family], config, read_checkpoint(state_dict), changes)
+    model = build_and_load(FAMILIES[family], config, read_checkpoint(state_dict), changes)
+    if isinstance(model, Pretrained):
+        model.recipe = {"family": family, "config": {**config, **changes}}
+    return model
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:

@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transmamba.models.official.checkpoint import strip_prefixes
 from transmamba.models.official.family import Family, State
+from transmamba.models.pretrained import assign
 
 
 def build_and_load(
@@ -32,11 +33,13 @@ def build_and_load(
     ours = translate(family, source, state)
     if source is not model:
         ours = family.adapt(ours, source, model)
-    tied = _tied_names(model)
-    model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)
-    for name, first in tied.items():
-        _set(model, name, model.get_parameter(first))
+    assign(model, {name: value.clone() for name, value in ours.items()})
     return model
+
+
+def rebuild(family: Family, config: Mapping[str, Any], state: State) -> nn.Module:
+    """The empty model of `config` that a state by our names belongs to."""
+    return family.build(config, {strip_prefixes(family.official_name(name)): value for name, value in state.items()})
 
 
 def translate(family: Family, model: nn.Module, state: State) -> State:
@@ -66,19 +69,3 @@ def write_official(family: Family, model: nn.Module) -> State:
         family.official_name(name): value.reshape(family.official_shape(name, value.shape))
         for name, value in model.state_dict().items()
     }
-
-
-def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are another one -> the name of that one."""
-    first: dict[int, str] = {}
-    tied = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in first:
-            tied[name] = first[id(parameter)]
-        first.setdefault(id(parameter), name)
-    return tied
-
-
-def _set(model: nn.Module, name: str, parameter: Tensor) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, parameter)

@@ -1,0 +1,156 @@
+"""Models that are saved together with how to build them, in a folder or on the Hugging Face hub."""
+
+import inspect
+import json
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+class Pretrained:
+    """Mixin for an `nn.Module` that remembers the arguments it was built with.
+
+    A folder holds `config.json` and `model.safetensors`, or `pytorch_model.bin` where safetensors is not installed.
+    The hub needs `huggingface_hub` (the extra `hub`).
+
+    Attributes:
+        recipe: what is called to build the model again, and with which arguments.
+    """
+
+    recipe: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the arguments down."""
+        model = super().__new__(cls)
+        # copying and unpickling give no arguments, and bring the recipe along
+        given = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs).arguments
+        given.pop("self")
+        model.__dict__["recipe"] = {"build": cls.__name__, "arguments": given}
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model into a folder, which is made if need be.
+
+        Raises:
+            ValueError: the arguments it was built with cannot be written, for they are modules or functions.
+        """
+        folder = Path(folder)
+        try:
+            config = json.dumps(self.recipe, indent=1)
+        except TypeError as error:
+            raise ValueError(
+                f"this {type(self).__name__} was built with arguments that cannot be written ({error}): build it with "
+                "one of the functions of transmamba.models"
+            ) from None
+        folder.mkdir(parents=True, exist_ok=True)
+        state = _untied(cast(nn.Module, self))
+        if find_spec("safetensors"):
+            from safetensors.torch import save_file
+
+            save_file(state, folder / WEIGHTS[0])
+        else:
+            torch.save(state, folder / WEIGHTS[1])
+        (folder / CONFIG).write_text(config + "\n")
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
+        """The model of a folder, or of a repository `owner/name` on the hub, in evaluation mode.
+
+        Args:
+            source: folder or repository.
+            revision: branch, tag or commit of the repository.
+
+        Raises:
+            ValueError: the folder has no weights, or holds a model of another class.
+            ImportError: `source` is no folder and huggingface_hub is not installed.
+        """
+        from transmamba.models.official.checkpoint import load_file
+
+        folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+        weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+        if weights is None or not (folder / CONFIG).exists():
+            raise ValueError(f"{folder} holds no model: expected {CONFIG} and {' or '.join(WEIGHTS)}")
+        state = dict(load_file(weights))
+        with torch.device("meta"):
+            model = _rebuild(cls, json.loads((folder / CONFIG).read_text()), state)
+        if not isinstance(model, cls):
+            raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
+        assign(cast(nn.Module, model), state)
+        return cast(Self, cast(nn.Module, model).eval())
+
+    def push_to_hub(self, repository: str, *, private: bool = False, message: str = "Upload model") -> None:
+        """Write the model into a repository `owner/name` on the hub, which is made if need be.
+
+        Raises:
+            ImportError: huggingface_hub is not installed.
+        """
+        from tempfile import TemporaryDirectory
+
+        hub = _hub()
+        hub.create_repo(repository, private=private, exist_ok=True)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+
+
+def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put the tensors of `state` in place of those of `model`; what was one parameter stays one.
+
+    Raises:
+        RuntimeError: names or shapes do not fit.
+    """
+    tied = _tied_names(model)
+    model.load_state_dict({**{name: state[first] for name, first in tied.items()}, **state}, assign=True)
+    for name, first in tied.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, model.get_parameter(first))
+
+
+def _tied_names(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are another one -> the name of that one."""
+    first: dict[int, str] = {}
+    tied = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in first:
+            tied[name] = first[id(parameter)]
+        first.setdefault(id(parameter), name)
+    return tied
+
+
+def _untied(model: nn.Module) -> dict[str, Tensor]:
+    tied = _tied_names(model)
+    return {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+
+
+def _rebuild(cls: type, recipe: Mapping[str, Any], state: dict[str, Tensor]) -> Any:
+    """Call what `recipe` names: the class itself, a public name of `transmamba.models`, or an official family."""
+    from transmamba import models
+    from transmamba.models.official import FAMILIES
+    from transmamba.models.official.load import rebuild
+
+    if "family" in recipe:
+        return rebuild(FAMILIES[recipe["family"]], recipe["config"], state)
+    name = recipe["build"]
+    maker = cls if name == cls.__name__ else None if name.startswith("_") else getattr(models, name, None)
+    if not callable(maker):
+        raise ValueError(f"cannot build {name!r}: it is neither {cls.__name__} nor a name of transmamba.models")
+    return maker(**recipe["arguments"])
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    return Path(_hub().snapshot_download(repository, revision=revision, allow_patterns=[CONFIG, *WEIGHTS]))
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError("the hub needs huggingface_hub: pip install transmamba[hub]") from None
+    return huggingface_hub

@@ -11,6 +11,8 @@ from transmamba.transfer.axes import Axis, Equation, factor_sizes, solve
 from transmamba.transfer.matching import Copy
 from transmamba.transfer.tensors import read, shape_of
 
+BLOCK = 2**20  # scores summed at a time
+
 Importance = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
 
 
@@ -161,9 +163,7 @@ def _reduce(
     factors = factor_sizes(axis, total, sizes)
     if factors is None or score.shape[dim] != total:  # a score that is constant along the axis ranks nothing
         return 0.0, 0
-    others = [other for other in range(score.dim()) if other != dim]
-    per_row = (score.float() if score.dtype.itemsize < 4 else score).sum(others) if others else score
-    per_row, width = per_row.double(), score.numel() // total
+    per_row, width = _sum_over_others(score, dim), score.numel() // total
     summed, count = torch.zeros(sizes[name], dtype=torch.float64), 0
     lengths = [math.prod(block) for block in factors]
     for term, block, piece in zip(axis.terms, factors, per_row.split(lengths), strict=True):
@@ -174,6 +174,16 @@ def _reduce(
     return summed, count
 
 
+def _sum_over_others(score: Tensor, dim: int) -> Tensor:
+    """The sum over all axes but one, in float64, of which only some rows exist at a time."""
+    others = [other for other in range(score.dim()) if other != dim]
+    if not others:
+        return score.double()
+    blocks = score.split(max(1, BLOCK // max(1, score.numel() // len(score))))
+    sums = [block.double().sum(others) for block in blocks]
+    return torch.cat(sums) if dim == 0 else torch.stack(sums).sum(0)
+
+
 def _given(name: str, score: Tensor, size: int) -> Tensor:
     if score.shape != (size,):
         raise ValueError(f"importance of axis {name!r} has shape {tuple(score.shape)}: expected ({size},)")
@@ -182,7 +192,7 @@ def _given(name: str, score: Tensor, size: int) -> Tensor:
 
 
 def _refuse_non_finite(name: str, score: Tensor) -> None:
-    bad = int((~torch.isfinite(score)).sum())
+    bad = sum(int((~torch.isfinite(rows)).sum()) for rows in score.split(1024))
     if bad:
         raise ValueError(
             f"importance of {name} has {bad} non-finite of {score.numel()} scores: expected finite numbers"

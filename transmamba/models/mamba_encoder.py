@@ -1,14 +1,13 @@
 """A text encoder in the shape of BERT whose blocks mix by state spaces, in both directions."""
 
-from collections.abc import Sequence
-
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import typed
-from transmamba.models.features import Features
+from transmamba.models.features import Features, select_layers
+from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, init_position
-from transmamba.ops import permute_tokens, scan_orders
+from transmamba.ops import scan_orders
 
 ORDERS = ("forward", "backward")
 
@@ -48,16 +47,14 @@ class MambaEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, dim)
-        nn.init.trunc_normal_(self.embedding.weight, std=0.02)
         self.pos_embed = None if max_length is None else init_position(max_length, dim)
         self.type_embedding = nn.Embedding(types, dim) if types else None
-        if self.type_embedding is not None:
-            nn.init.trunc_normal_(self.type_embedding.weight, std=0.02)
         self.embed_norm = nn.LayerNorm(dim, eps=1e-12)
-        self.blocks: Sequence[MambaBlock] = nn.ModuleList(  # type: ignore[assignment]
+        self.blocks = BlockStack(
             MambaBlock(dim, MambaMixer(dim, d_state, directions=len(ORDERS)), mlp_ratio=mlp_ratio) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim)
+        self._init_weights()
 
     @typed
     def forward(
@@ -71,10 +68,8 @@ class MambaEncoder(nn.Module):
         Raises:
             ValueError: there are more tokens than positions, or `type_ids` and no table for them.
         """
-        x, orders = self._embed(ids, type_ids), scan_orders(ORDERS, ids.shape[1], ids.device)
-        for block in self.blocks:
-            x = block(x, orders, mask)
-        return self.norm(x)
+        orders = scan_orders(ORDERS, ids.shape[1], ids.device)
+        return self.norm(self.blocks(self._embed(ids, type_ids), orders, mask))
 
     @typed
     def forward_features(
@@ -85,17 +80,32 @@ class MambaEncoder(nn.Module):
         type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
         """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
-        x, orders = self._embed(ids, type_ids), scan_orders(ORDERS, ids.shape[1], ids.device)
-        layers, shares = [], []
-        for block in self.blocks:
-            if directions:
-                x, parts = block.forward_directions(x, orders, mask)
-                shares.append([permute_tokens(part, order) for part, order in zip(parts, orders, strict=True)])
-            else:
-                x = block(x, orders, mask)
-            layers.append(x)
-        by_direction = tuple(zip(*shares, strict=True))
-        return Features(self.norm(x), tuple(layers), (ids.shape[1],), by_direction, tuple(orders))
+        orders = scan_orders(ORDERS, ids.shape[1], ids.device)
+        streams = self.blocks.streams(self._embed(ids, type_ids), orders, mask, directions=directions)
+        last = self.norm(streams.layers[-1])
+        return Features(last, streams.layers, (ids.shape[1],), streams.directions, tuple(orders))
+
+    def forward_intermediates(
+        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
+    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
+        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        features = self.forward_features(ids)
+        return features.last, select_layers(features.layers, indices)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        reset_children(self)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        types = None if self.type_embedding is None else self.type_embedding.weight
+        for table in (self.embedding.weight, self.pos_embed, types):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
 
     def _embed(self, ids: Tensor, type_ids: Tensor | None) -> Tensor:
         x, length = self.embedding(ids), ids.shape[1]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
+from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import GatedMlp, MambaMixer, MixerCache, RMSNorm
-from transmamba.ops import TrapezoidState, scan_order
+from transmamba.ops import ScanOrder, TrapezoidState, scan_order
 
 LayerCache = MixerCache | TrapezoidState
 Cache = tuple[LayerCache, ...]
@@ -32,15 +33,22 @@ class MambaLMBlock(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "batch token dim"],
+        orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block."""
-        return self._feed_forward(x + self.mixer(self.norm1(x), None, mask, seq_idx))
+        """The stream after the block; the other arguments are the mixer's."""
+        return self._feed_forward(x + self.mixer(self.norm1(x), orders, mask, seq_idx))
 
-    def forward_directions(self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward_directions(
+        self,
+        x: Tensor,
+        orders: Sequence[ScanOrder] | None = None,
+        mask: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """The stream after the block, and the mixer's output by direction, (direction, batch, token, dim)."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), None, mask, seq_idx)
+        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, mask, seq_idx)
         return self._feed_forward(x + mixed), parts
 
     def prefill(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
@@ -95,7 +103,7 @@ class MambaLM(nn.Module):
         self.vocab_size, self.tied = vocab_size, tied
         rows = -(-vocab_size // vocab_multiple) * vocab_multiple
         self.embedding = nn.Embedding(rows, dim)
-        self.blocks: Sequence[MambaLMBlock] = nn.ModuleList(  # type: ignore[assignment]
+        self.blocks = BlockStack(
             MambaLMBlock(dim, mixer(dim), d_intermediate=d_intermediate, norm_eps=norm_eps) for _ in range(depth)
         )
         self.norm = RMSNorm(dim, eps=norm_eps)
@@ -114,10 +122,7 @@ class MambaLM(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew, for instance after the model was built on the meta device."""
-        for module in reversed(list(self.modules())):  # children first: a mixer has the last word on its projections
-            reset = getattr(module, "reset_parameters", None)
-            if module is not self and reset is not None:
-                reset()
+        reset_children(self)
         self._init_weights()
 
     @typed
@@ -134,10 +139,7 @@ class MambaLM(nn.Module):
             mask: True marks a real token.
             seq_idx: number of the packed text each token belongs to; texts do not see each other.
         """
-        x = self._embed(ids)
-        for block in self.blocks:
-            x = block(x, mask, seq_idx)
-        return self.head(self.norm(x))
+        return self.head(self.norm(self.blocks(self._embed(ids), None, mask, seq_idx)))
 
     @typed
     def forward_features(
@@ -148,17 +150,9 @@ class MambaLM(nn.Module):
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
         """Tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
-        x, layers, shares = self._embed(ids), [], []
-        for block in self.blocks:
-            if directions:
-                x, parts = block.forward_directions(x, mask, seq_idx)
-                shares.append(tuple(parts))
-            else:
-                x = block(x, mask, seq_idx)
-            layers.append(x)
+        streams = self.blocks.streams(self._embed(ids), None, mask, seq_idx, directions=directions)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
-        by_direction = tuple(zip(*shares, strict=True))
-        return Features(self.norm(x), tuple(layers), (ids.shape[1],), by_direction, orders)
+        return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
 
     def forward_intermediates(
         self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None

@@ -20,6 +20,8 @@ class Streams(NamedTuple):
 class BlockStack(nn.ModuleList):
     """A list of blocks called as `block(tokens, orders, *context)`; each also has `forward_directions`.
 
+    Without orders the blocks scan the tokens as they come.
+
     Attributes:
         recompute: recompute the inside of each block in the backward instead of keeping it.
     """
@@ -30,19 +32,22 @@ class BlockStack(nn.ModuleList):
         """The blocks."""
         return super().__iter__()
 
-    def forward(self, tokens: Tensor, orders: Sequence[ScanOrder], *context: Any) -> Tensor:
+    def forward(self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any) -> Tensor:
         """The stream after the last block."""
         for block in self:
             tokens = self._run(block, tokens, orders, *context)
         return tokens
 
-    def streams(self, tokens: Tensor, orders: Sequence[ScanOrder], *context: Any, directions: bool = False) -> Streams:
+    def streams(
+        self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any, directions: bool = False
+    ) -> Streams:
         """The stream after each block, and with `directions` each direction's share of every mixer output."""
         layers, shares = [], []
         for block in self:
             if directions:
                 tokens, parts = self._run(block.forward_directions, tokens, orders, *context)
-                shares.append([permute_tokens(part, order) for part, order in zip(parts, orders, strict=True)])
+                pairs = zip(parts, [None] if orders is None else orders, strict=True)
+                shares.append([part if order is None else permute_tokens(part, order) for part, order in pairs])
             else:
                 tokens = self._run(block, tokens, orders, *context)
             layers.append(tokens)

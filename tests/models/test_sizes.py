@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba import models
+from transmamba.ops import FLOP_FORMULAS
 
 # millions of parameters, billions of operations at 224 x 224
 SIZES = {
@@ -46,7 +47,7 @@ def measure(name, shape, **options):
     """Millions of parameters and billions of operations."""
     with torch.device("meta"):
         model, x = getattr(models, name)(**options).eval(), torch.empty(1, *shape)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter, torch.no_grad():
         model(x)
     counts = counter.get_flop_counts()["Global"]
     scan = counts[torch.ops.transmamba.scan_forward]
@@ -82,7 +83,7 @@ def test_the_students_of_the_paper_have_its_sizes(name, millions):
 
 def test_operations_of_a_backward_are_twice_those_of_the_forward():
     model = models.VisionMamba(8, 4, dim=12, depth=2, num_classes=5)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         model(torch.randn(2, 3, 8, 8)).sum().backward()
     counts = counter.get_flop_counts()["Global"]
     forward = counts[torch.ops.transmamba.scan_forward]

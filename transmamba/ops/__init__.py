@@ -1,5 +1,6 @@
 """Arithmetic: functions from tensors to tensors, without parameters."""
 
+from transmamba.ops.backends import FLOP_FORMULAS as FLOP_FORMULAS
 from transmamba.ops.backends import use_backend as use_backend
 from transmamba.ops.conv import causal_conv1d as causal_conv1d
 from transmamba.ops.orders import ORDER_NAMES as ORDER_NAMES

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from transmamba.ops.backends import cuda, reference
-from transmamba.ops.backends.flops import scan_flops as scan_flops
+from transmamba.ops.backends.flops import FLOP_FORMULAS as FLOP_FORMULAS
 from transmamba.ops.backends.opaque import KERNELS, refuse_opaque, run_opaque
 from transmamba.ops.backends.problem import Problem
 

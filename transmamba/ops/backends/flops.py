@@ -1,17 +1,17 @@
-"""What `torch.utils.flop_counter` counts for a scan.
+"""What a scan costs, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP_FORMULAS)`.
 
-Per step, channel and state 9 operations (Mamba's convention), and one per step and channel for the direct path D.
+Per step, channel and state 9 operations (Mamba's convention), and one per step and channel for the direct path D. The
+formulas are not registered for good: that would import the counter, and with it Triton, into every program.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
 
 from transmamba.ops.backends import opaque as opaque  # defines the two ops
 
 
-@register_flop_formula(torch.ops.transmamba.scan_forward)
 def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
     """Operations of a scan, from the shapes of the fields of its `Problem`."""
     u, dt, A, B, C, D, _, orders = arguments[:8]
@@ -21,7 +21,12 @@ def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
     return batch * directions * length * channels * (9 * A[1] + (D is not None))
 
 
-@register_flop_formula(torch.ops.transmamba.scan_backward)
 def scan_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
     """Twice the forward, as for a matrix product; what is recomputed does not count."""
     return 2 * scan_flops(name, *arguments)
+
+
+FLOP_FORMULAS: dict[Any, Callable[..., int]] = {
+    torch.ops.transmamba.scan_forward: scan_flops,
+    torch.ops.transmamba.scan_backward: scan_backward_flops,
+}

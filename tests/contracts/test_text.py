@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from transmamba import models
 from transmamba.models import Backbone, MambaEncoder, MambaLM, recompute_blocks
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 
@@ -51,6 +52,24 @@ def test_copies_and_pickles_are_the_same(name):
     model = MODELS[name]()
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other(IDS), model(IDS))
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: MambaLM(11, 6, depth=2), lambda: mamba2_130m(vocab_size=30), MODELS["encoder"]]
+)
+def test_comes_back_from_its_folder(build, tmp_path):
+    model = build()
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    assert torch.equal(again(IDS), model(IDS)) and again.recipe == model.recipe
+
+
+def test_published_sizes_know_how_they_were_built():
+    with torch.device("meta"):
+        model = models.mamba2_130m(vocab_size=30)
+        again = getattr(models, model.recipe["build"])(**model.recipe["arguments"])
+    shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, again)]
+    assert shapes[0] == shapes[1] and len(again.embedding.weight) == 32
 
 
 @every_model

@@ -6,7 +6,8 @@ import pytest
 import torch
 import transformers
 
-from transmamba.models import from_hf
+from transmamba.models import MambaLM, from_hf
+from transmamba.nn import MambaMixer
 
 SMALL = {"vocab_size": 23, "hidden_size": 8, "state_size": 5, "num_hidden_layers": 2, "conv_kernel": 3}
 MODELS = {
@@ -62,6 +63,20 @@ def test_a_config_and_a_state_dict_do_as_well_and_shards_are_put_together(tmp_pa
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     for other in (from_hf(tmp_path), from_hf(tmp_path / "shards")):
         assert all(torch.equal(x, y) for x, y in zip(loaded.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["falcon", "mamba2, tied"])
+def test_it_can_be_saved_here_and_come_back(kind, tmp_path):
+    written(kind, tmp_path / "theirs")
+    model = from_hf(tmp_path / "theirs")
+    model.save_pretrained(tmp_path / "ours")
+    assert torch.equal(MambaLM.from_pretrained(tmp_path / "ours")(IDS), model(IDS))
+
+
+def test_a_config_alone_makes_a_new_model():
+    model = from_hf(MODELS["mamba"]().config.to_dict())
+    assert isinstance(model.blocks[0].mixer, MambaMixer) and model(IDS).isfinite().all()
+    assert model.norm.eps == 1e-3
 
 
 def test_the_intermediate_size_counts_where_expand_disagrees(tmp_path):

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, init_position
 from transmamba.ops import scan_orders
@@ -12,7 +13,7 @@ from transmamba.ops import scan_orders
 ORDERS = ("forward", "backward")
 
 
-class MambaEncoder(nn.Module):
+class MambaEncoder(Pretrained, nn.Module):
     """Embeddings and their norm as in BERT, blocks of LN-SSM-residual and LN-MLP-residual, norm.
 
     Every tensor outside the mixers has the shape of BERT's, so a BERT or a MiniLM of the same width can be inherited

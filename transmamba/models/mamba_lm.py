@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
+from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import GatedMlp, MambaMixer, MixerCache, RMSNorm
 from transmamba.ops import ScanOrder, TrapezoidState, scan_order
@@ -65,7 +66,7 @@ class MambaLMBlock(nn.Module):
         return x if self.norm2 is None or self.mlp is None else x + self.mlp(self.norm2(x))
 
 
-class MambaLM(nn.Module):
+class MambaLM(Pretrained, nn.Module):
     """A language model of Mamba, Mamba-2 or Mamba-3 blocks.
 
     Args:

@@ -3,14 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.models.official.checkpoint import load_file, read_checkpoint
 from transmamba.models.official.load import build_and_load
-from transmamba.models.official.mamba import MAMBA_FAMILIES
+from transmamba.models.official.mamba import MAMBA_FAMILIES, build_lm
 from transmamba.nn import Mamba2Mixer, MambaMixer, UnitRMSNorm
 
 TIED_BY_DEFAULT = {"mamba": True, "falcon_mamba": True, "mamba2": False}
@@ -25,7 +25,7 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
 
     Args:
         config: the content of config.json, or the folder that `save_pretrained` wrote.
-        state_dict: the weights, if `config` is no folder.
+        state_dict: the weights, if `config` is no folder; without them the model is a new one.
 
     Raises:
         ValueError: the model type is none of `mamba`, `mamba2` and `falcon_mamba`, the configuration asks for
@@ -39,17 +39,21 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
         raise ValueError(f"model_type must be one of {', '.join(TIED_BY_DEFAULT)}, got {kind!r}")
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act must be 'silu', got {config['hidden_act']!r}")
-    tied = config.get("tie_word_embeddings", TIED_BY_DEFAULT[kind])
+    official = {**_lm(config), "tie_embeddings": config.get("tie_word_embeddings", TIED_BY_DEFAULT[kind])}
+    model = build_lm(official, {}) if state_dict is None else _load(official, state_dict)
+    _set_norms(model, config)
+    model.recipe = {"build": "from_hf", "arguments": {"config": dict(config)}}
+    return model
+
+
+def _load(official: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> MambaLM:
     state = {
         ("embedding.weight" if name == "embeddings.weight" else name): value
-        for name, value in read_checkpoint(state_dict or {}).items()
+        for name, value in read_checkpoint(state_dict).items()
     }
-    if tied and "embedding.weight" in state:
+    if official["tie_embeddings"] and "embedding.weight" in state:
         state["lm_head.weight"] = state["embedding.weight"]
-    model = build_and_load(MAMBA_FAMILIES["mamba_lm"], {**_lm(config), "tie_embeddings": tied}, state)
-    assert isinstance(model, MambaLM)
-    _set_norms(model, config)
-    return model
+    return cast(MambaLM, build_and_load(MAMBA_FAMILIES["mamba_lm"], official, state))
 
 
 def _lm(config: Mapping[str, Any]) -> dict[str, Any]:

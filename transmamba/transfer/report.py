@@ -1,5 +1,7 @@
 """What a transfer did."""
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -36,16 +38,21 @@ class SubcloneReport:
         return plain | {"kept": {name: list(kept) for name, kept in self.kept.items()}}
 
     def __str__(self) -> str:
-        rows = [
-            (name, kind, text)
-            for kind, names in (("copied", self.copied), ("sliced", self.sliced), ("skipped", self.skipped))
-            for name, text in names.items()
-        ]
+        """A table; tensors that differ in layer numbers alone share a line. `to_dict` has them apart."""
+        kinds = (("copied", self.copied), ("sliced", self.sliced), ("skipped", self.skipped))
+        rows = Counter(
+            (_any_layer(name), kind, _any_layer(text)) for kind, names in kinds for name, text in names.items()
+        )
         width = max((len(name) for name, _, _ in rows), default=0)
-        lines = [f"{name:{width}}  {kind:7}  {text}" for name, kind, text in rows]
-        lines += [f"axis {name}: {len(kept)} neurons kept" for name, kept in self.kept.items()]
+        lines = [f"{name:{width}}  {count:3} {kind:7}  {text}" for (name, kind, text), count in rows.items()]
+        axes = Counter((_any_layer(name), len(kept)) for name, kept in self.kept.items())
+        lines += [f"axis {name}: {size} neurons kept" for name, size in axes]
         lines.append(
             f"{len(self.copied)} copied, {len(self.sliced)} sliced, {len(self.skipped)} skipped;"
             f" {self.fraction:.1%} of the student's parameters initialised"
         )
         return "\n".join(lines)
+
+
+def _any_layer(text: str) -> str:
+    return re.sub(r"(?<=\.)\d+(?=[.:,;\s]|$)", "*", text)

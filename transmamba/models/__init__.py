@@ -25,6 +25,7 @@ from transmamba.models.plain_mamba import plain_mamba_l2 as plain_mamba_l2
 from transmamba.models.plain_mamba import plain_mamba_l3 as plain_mamba_l3
 from transmamba.models.plain_mamba import plain_mamba_small as plain_mamba_small
 from transmamba.models.plain_mamba import plain_mamba_tiny as plain_mamba_tiny
+from transmamba.models.pretrained import Pretrained as Pretrained
 from transmamba.models.stack import BlockStack as BlockStack
 from transmamba.models.stack import recompute_blocks as recompute_blocks
 from transmamba.models.video_mamba import VideoMamba as VideoMamba
@@ -32,6 +33,7 @@ from transmamba.models.video_mamba import video_mamba_base as video_mamba_base
 from transmamba.models.video_mamba import video_mamba_middle as video_mamba_middle
 from transmamba.models.video_mamba import video_mamba_small as video_mamba_small
 from transmamba.models.video_mamba import video_mamba_tiny as video_mamba_tiny
+from transmamba.models.video_text_mamba import VideoTextMamba as VideoTextMamba
 from transmamba.models.vim import Vim as Vim
 from transmamba.models.vim import vim_base as vim_base
 from transmamba.models.vim import vim_small as vim_small

@@ -36,7 +36,7 @@ class VideoMamba(Pretrained, nn.Module):
         num_frames: frames of a clip; None takes images instead.
         tubelet: frames of a patch.
         in_chans: channels of a frame.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; 0 leaves the class token as it is.
         dim: width of the tokens.
         depth: number of blocks.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
@@ -87,7 +87,7 @@ class VideoMamba(Pretrained, nn.Module):
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     @typed
@@ -127,16 +127,21 @@ class VideoMamba(Pretrained, nn.Module):
             nn.init.zeros_(self.temporal_pos_embed)
         for block in self.blocks:
             shrink_output(block.mixer.out_proj, len(self.blocks))
-        init_linear(self.head)
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
-        patches, sizes = self.patch_embed(x), x.shape[2:]
+        sizes = x.shape[2:]
         if self.patch_embed.grid(*sizes) != self.grid:
             raise ValueError(f"built for a patch grid of {self.grid}, the input has {tuple(sizes)} frames and pixels")
+        return self.place(self.patch_embed(x), self.temporal_pos_embed)
+
+    def place(self, patches: Tensor, temporal_pos_embed: Tensor | None) -> Tensor:
+        """Tokens from the projected patches of one frame or of as many as the table has rows."""
         in_frame = self.pos_embed[:, None, 1:]
-        if self.temporal_pos_embed is not None:
-            in_frame = in_frame + self.temporal_pos_embed[:, :, None]
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        if temporal_pos_embed is not None:
+            in_frame = in_frame + temporal_pos_embed[:, :, None]
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
         tokens = torch.cat([cls_token, patches + in_frame.flatten(1, 2)], 1)
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 

@@ -11,7 +11,7 @@ from transmamba.models.official.family import Family
 from transmamba.models.official.load import build_and_load, write_official
 from transmamba.models.official.mamba import MAMBA_FAMILIES
 from transmamba.models.official.plain_mamba import PLAIN_MAMBA
-from transmamba.models.official.video_mamba import VIDEO_MAMBA
+from transmamba.models.official.video_mamba import VIDEO_MAMBA, VIDEO_TEXT_MAMBA
 from transmamba.models.official.vim import VIM
 from transmamba.models.official.vmamba import VMAMBA
 from transmamba.models.pretrained import Pretrained
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     "vim": VIM,
     "plainmamba": PLAIN_MAMBA,
     "videomamba": VIDEO_MAMBA,
+    "videomamba_text": VIDEO_TEXT_MAMBA,
     "vmamba": VMAMBA,
     **MAMBA_FAMILIES,
 }

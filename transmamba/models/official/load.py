@@ -58,7 +58,7 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
             problems.append(f"wrong shape: {official} is {tuple(state[official].shape)}, expected {shape}")
     if problems:
         raise ValueError(
-            f"the state dict does not fit a {family.model.__name__} of these arguments:\n  " + "\n  ".join(problems)
+            f"the state dict does not fit a {type(model).__name__} of these arguments:\n  " + "\n  ".join(problems)
         )
     return {name: state[official].reshape(wanted[name].shape) for official, name in names.items()}
 

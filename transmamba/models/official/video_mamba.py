@@ -1,4 +1,4 @@
-"""Checkpoints of OpenGVLab/VideoMamba: the image and the video classifiers."""
+"""Checkpoints of OpenGVLab/VideoMamba: image and video classifiers, and the video side of the video-text models."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -10,6 +10,7 @@ from transmamba.models.official import bidirectional
 from transmamba.models.official.adapting import fresh_head, told_classes, told_side
 from transmamba.models.official.family import Family, State, read_config
 from transmamba.models.video_mamba import VideoMamba
+from transmamba.models.video_text_mamba import VideoTextMamba
 from transmamba.nn.position import resize_position
 
 _DEFAULTS = {
@@ -29,6 +30,8 @@ _DEFAULTS = {
 _FIXED = {"rms_norm": True, "norm_epsilon": 1e-5, "bimamba": True, "drop_rate": 0.0, "fc_drop_rate": 0.0}
 _IGNORED = ("fused_add_norm", "initializer_cfg", "ssm_cfg", "use_checkpoint", "checkpoint_num", "device", "dtype")
 _OFFICIAL_FRAMES = 8
+_TEXT_FIXED = {"clip_return_layer": 1, "clip_student_return_interval": 1, "add_pool_norm": True, "pool_type": "cls+avg"}
+_TEXT_IGNORED = ("clip_decoder_embed_dim", "clip_norm_type")
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
@@ -37,12 +40,19 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: an argument is not understood or has a value that no released model has.
     """
+    if "pool_type" in config:
+        return _build_text(config)
+    frames = config.get("num_frames")
+    if "num_frames" not in config and ("kernel_size" in config or "temporal_pos_embedding" in state):
+        frames = _OFFICIAL_FRAMES
+    return _build(config, frames)
+
+
+def _build(config: Mapping[str, Any], frames: int | None) -> VideoMamba:
     args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
     if args["stride"] not in (None, args["patch_size"]):
         raise ValueError(f"stride={args['stride']!r} is not built here: expected patch_size, {args['patch_size']}")
-    frames, size = args["num_frames"], args["img_size"]
-    if "num_frames" not in config and ("kernel_size" in config or "temporal_pos_embedding" in state):
-        frames = _OFFICIAL_FRAMES
+    size = args["img_size"]
     return VideoMamba(
         size if isinstance(size, int) else tuple(size),
         args["patch_size"],
@@ -57,14 +67,27 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     )
 
 
+def _build_text(config: Mapping[str, Any]) -> nn.Module:
+    encoder = {name: value for name, value in config.items() if name in _DEFAULTS or name in _FIXED or name in _IGNORED}
+    own = {name: value for name, value in config.items() if name not in encoder}
+    args = read_config(own, {"clip_output_dim": 768}, _TEXT_FIXED, _TEXT_IGNORED)
+    frames = config.get("num_frames", _OFFICIAL_FRAMES)
+    return VideoTextMamba(_build({**encoder, "num_classes": 0}, frames), args["clip_output_dim"])
+
+
 def official_name(name: str) -> str:
-    """As Vim, and `temporal_pos_embed` -> `temporal_pos_embedding`."""
+    """As Vim, and `temporal_pos_embed` -> `temporal_pos_embedding`; the final norm of a video-text model is `norm`."""
+    if name.startswith("encoder."):
+        return official_name(name.removeprefix("encoder.")).replace("norm_f.", "norm.")
+    if name.startswith("decoder."):
+        return name.replace("decoder.", "clip_decoder.0.")
     return bidirectional.official_name(name).replace("temporal_pos_embed", "temporal_pos_embedding")
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
     """Another number of classes or frames, a position table of another square image, images instead of clips."""
-    model = cast(VideoMamba, model)
+    if not isinstance(model, VideoMamba):
+        return {}
     told, (rows, columns) = told_classes(model, state), model.grid[-2:]
     patches, frames = state.get("patch_embed.proj.weight"), state.get("temporal_pos_embedding")
     side = told_side(state.get("pos_embed"), 1, rows * columns)
@@ -98,3 +121,4 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
 
 
 VIDEO_MAMBA = Family(VideoMamba, build, official_name, describe=describe, adapt=adapt)
+VIDEO_TEXT_MAMBA = Family(VideoTextMamba, build, official_name)

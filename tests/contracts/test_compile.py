@@ -28,10 +28,11 @@ def test_compiles_in_one_graph_with_its_backward(name):
 
 
 @every_backbone
-def test_exports(name):
+def test_exports_for_batches_of_any_size(name):
     model, x = build(name)
-    program = torch.export.export(model, (x,))
-    torch.testing.assert_close(program.module()(x), model(x))
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
+        torch.testing.assert_close(program.module()(batch), model(batch))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -21,10 +21,10 @@ class Pretrained:
     The hub needs `huggingface_hub` (the extra `hub`).
 
     Attributes:
-        recipe: what is called to build the model again, and with which arguments.
+        recipe: what is called to build the model again, and with which arguments; None if they cannot be written.
     """
 
-    recipe: dict[str, Any]
+    recipe: dict[str, Any] | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the arguments down."""
@@ -32,7 +32,8 @@ class Pretrained:
         # copying and unpickling give no arguments, and bring the recipe along
         given = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs).arguments
         given.pop("self")
-        model.__dict__["recipe"] = {"build": cls.__name__, "arguments": given}
+        recipe = {"build": cls.__name__, "arguments": given}
+        model.__dict__["recipe"] = recipe if _writable(recipe) else None
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -42,13 +43,11 @@ class Pretrained:
             ValueError: the arguments it was built with cannot be written, for they are modules or functions.
         """
         folder = Path(folder)
-        try:
-            config = json.dumps(self.recipe, indent=1)
-        except TypeError as error:
+        if not _writable(self.recipe):
             raise ValueError(
-                f"this {type(self).__name__} was built with arguments that cannot be written ({error}): build it with "
-                "one of the functions of transmamba.models"
-            ) from None
+                f"this {type(self).__name__} was built with modules or functions, which cannot be written: build it "
+                "with one of the functions of transmamba.models"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         state = _untied(cast(nn.Module, self))
         if find_spec("safetensors"):
@@ -57,7 +56,7 @@ class Pretrained:
             save_file(state, folder / WEIGHTS[0])
         else:
             torch.save(state, folder / WEIGHTS[1])
-        (folder / CONFIG).write_text(config + "\n")
+        (folder / CONFIG).write_text(json.dumps(self.recipe, indent=1) + "\n")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
@@ -98,6 +97,14 @@ class Pretrained:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+
+
+def _writable(recipe: dict[str, Any] | None) -> bool:
+    try:
+        json.dumps(recipe)
+    except TypeError:
+        return False
+    return recipe is not None
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:

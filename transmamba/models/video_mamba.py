@@ -141,7 +141,7 @@ class VideoMamba(Pretrained, nn.Module):
         in_frame = self.pos_embed[:, None, 1:]
         if temporal_pos_embed is not None:
             in_frame = in_frame + temporal_pos_embed[:, :, None]
-        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(len(patches), -1, -1)
+        cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
         tokens = torch.cat([cls_token, patches + in_frame.flatten(1, 2)], 1)
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 

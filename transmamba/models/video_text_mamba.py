@@ -110,7 +110,7 @@ def _keep(tokens: Tensor, visible: Tensor) -> Tensor:
     counts = visible.sum(1)
     if (counts != counts[0]).any():
         raise ValueError(f"every sample needs as many visible tokens, got {counts.tolist()}")
-    return tokens[visible].view(len(tokens), int(counts[0]), -1)
+    return tokens[visible].view(tokens.shape[0], int(counts[0]), -1)
 
 
 def sinusoids(length: int, dim: int, *, like: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ class Vim(Pretrained, nn.Module):
         if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
             raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
         before, after = patches.split([self.cls_position, self.patches - self.cls_position], 1)
-        tokens = torch.cat([before, self.cls_token.expand(len(x), -1, -1), after], 1) + self.pos_embed
+        tokens = torch.cat([before, self.cls_token.expand(x.shape[0], -1, -1), after], 1) + self.pos_embed
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 
 

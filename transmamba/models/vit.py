@@ -118,7 +118,7 @@ class ViT(Pretrained, nn.Module):
         tokens = self.patch_embed(x)
         if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
             raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
-        extra = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
+        extra = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
         tokens = torch.cat([*extra, tokens], 1) + self.pos_embed
         layers = []
         for block in self.blocks:

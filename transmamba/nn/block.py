@@ -61,7 +61,7 @@ class DropPath(nn.Module):
         """The identity outside training."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = torch.rand(len(x), *(1,) * (x.dim() - 1), device=x.device) >= self.rate
+        keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= self.rate
         return x * keep.to(x.dtype) / (1.0 - self.rate)
 
     def extra_repr(self) -> str:

@@ -45,7 +45,7 @@ def causal_conv1d(
     directions, _, width = weight.shape
     if orders is not None and len(orders) != directions:
         raise ValueError(f"weight has {directions} directions, orders {len(orders)}")
-    before = x.new_zeros(len(x), directions, width - 1, x.shape[-1]) if initial_tokens is None else initial_tokens
+    before = x.new_zeros(x.shape[0], directions, width - 1, x.shape[-1]) if initial_tokens is None else initial_tokens
     if before.shape[1:3] != (directions, width - 1):
         raise ValueError(
             f"initial_tokens must hold {width - 1} tokens (width - 1) for {directions} directions, got "

@@ -75,7 +75,7 @@ def selective_scan(
 
     def by_token(x: Tensor) -> Tensor:
         if x.dim() == 2:
-            return x[None, :, None].expand(len(u), -1, length, -1)
+            return x[None, :, None].expand(u.shape[0], -1, length, -1)
         x = x.transpose(-1, -2) if x.dim() == 4 else x.transpose(-1, -2)[:, None]
         return x.repeat_interleave(groups // x.shape[1], 1) if x.shape[1] not in (1, groups) else x
 

@@ -368,7 +368,7 @@ template <class F> static void add_parameters(const Group<F> &group, const Backw
 
 template <class F, int G> static void backward_group(Group<F> &group, const BackwardTiles<F> &tiles, int64_t part) {
   const Scan &s = group.s;
-  constexpr int U = G > 2 ? 1 : BLOCK, W = lanes<F>();
+  constexpr int U = BLOCK, W = lanes<F>();
   const int64_t rows = G * (s.chunk * s.state + W) * W, chunks = (s.length + s.chunk - 1) / s.chunk;
   group.read_states(s.grad_last, 0);
   memset(tiles.dA, 0, s.state * group.pad * sizeof(F));

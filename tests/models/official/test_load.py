@@ -1,5 +1,7 @@
 """Official state dicts in every wrapping, errors that list everything, and models of another size."""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -80,7 +82,7 @@ def test_the_dtype_of_the_checkpoint_stays(vim):
 def test_files_are_read(vim, tmp_path):
     config, state = vim
     save_file(state, tmp_path / "vim.safetensors")
-    torch.save({"model": state, "epoch": 3}, tmp_path / "vim.pth")
+    torch.save({"model": state, "epoch": 3, "args": Namespace(lr=0.1)}, tmp_path / "vim.pth")
     assert same(config, state, tmp_path / "vim.safetensors")
     assert same(config, state, str(tmp_path / "vim.pth"))
 

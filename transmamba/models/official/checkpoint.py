@@ -1,5 +1,6 @@
 """Reading a checkpoint: from a file, out of its wrappers, without its prefixes."""
 
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,5 +55,6 @@ def load_file(path: Path) -> Mapping[str, Any]:
 
         return load_safetensors(path)
     if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".tar"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([Namespace]):  # training scripts save their arguments, a plain record
+            return torch.load(path, map_location="cpu", weights_only=True)
     raise ValueError(f"cannot read {path.name}: expected a .safetensors file, or .pth, .pt, .bin, .ckpt, .tar")

@@ -62,6 +62,11 @@ def work(rank: int, store: str) -> None:
                 torch.testing.assert_close(
                     got, q.grad, atol=1e-5, rtol=1e-4, msg=lambda text, n=name, w=wrap: f"{n} {w.__name__}: {text}"
                 )
+        with torch.device("meta"):
+            empty = BACKBONES[name].build()
+        started = sharded(empty).to_empty(device="cpu")
+        started.reset_parameters()
+        assert all(p.full_tensor().isfinite().all() for p in started.parameters()), name
     dist.destroy_process_group()
 
 

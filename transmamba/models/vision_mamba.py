@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -11,6 +10,7 @@ from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, init_linear, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
+from transmamba.nn.embed import draw_position
 from transmamba.ops import scan_orders
 
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
@@ -94,11 +94,10 @@ class VisionMamba(Pretrained, nn.Module):
         """Names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
-        self.pos_embed.copy_(init_position(*self.pos_embed.shape[1:]))
+        draw_position(self.pos_embed)
         init_linear(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:

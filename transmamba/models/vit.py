@@ -11,6 +11,7 @@ from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import reset_children
 from transmamba.nn import Mlp, PatchEmbed, init_position
+from transmamba.nn.embed import draw_position
 
 
 class Attention(nn.Module):
@@ -137,11 +138,10 @@ class ViT(Pretrained, nn.Module):
         """Names of parameters that an optimiser should not shrink."""
         return {"pos_embed", "cls_token", "dist_token"}
 
-    @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
-        self.pos_embed.copy_(init_position(*self.pos_embed.shape[1:]))
+        draw_position(self.pos_embed)
         for token in (self.cls_token, self.dist_token):
             if token is not None:
                 nn.init.zeros_(token)

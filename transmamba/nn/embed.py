@@ -48,8 +48,15 @@ class PatchEmbed(nn.Module):
 
 
 def init_position(positions: int, dim: int) -> nn.Parameter:
-    """A learned position table (1, positions, dim), drawn with standard deviation 1 / sqrt(dim), as CLIP does.
+    """A learned position table (1, positions, dim), drawn by `draw_position`."""
+    table = nn.Parameter(torch.empty(1, positions, dim))
+    draw_position(table)
+    return table
+
+
+def draw_position(table: Tensor) -> None:
+    """Fill a position table with deviation 1 / sqrt(dim), as CLIP does.
 
     The usual 0.02 suits wide models; in a narrow one the positions would drown in the patches for hundreds of steps.
     """
-    return nn.Parameter(dim**-0.5 * torch.randn(1, positions, dim))
+    nn.init.normal_(table, std=table.shape[-1] ** -0.5)

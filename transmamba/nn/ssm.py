@@ -88,7 +88,7 @@ def init_step_bias(dt_bias: Tensor, dt_min: float, dt_max: float) -> None:
 @torch.no_grad()
 def init_decay(A_log: Tensor) -> None:
     """Fill A_log (inner, state) so that the decay rates of every channel are -1, ..., -d_state."""
-    A_log.copy_(torch.arange(1, A_log.shape[-1] + 1).log().expand_as(A_log))
+    A_log.copy_(torch.ones_like(A_log).cumsum(-1).log())  # no new tensor of another kind: it may be sharded
 
 
 def decay_rates(A_log: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def test_annotations_are_evaluated(path):
 
 def test_public_names():
     names = {n for n in vars(transmamba) if not n.startswith("_")}
-    assert names == PUBLIC
+    # a program becomes an attribute when a test imports it
+    assert names - {"doctor"} == PUBLIC
 
 
 def test_no_module_hides_behind_a_function_of_its_name():

@@ -27,3 +27,7 @@ def test_each_direction_owns_its_parameters():
     after = mixer._scan(x, orders, (3, 5), merge=False)[0]
     changed = [not torch.equal(before[:, k], after[:, k]) for k in range(4)]
     assert changed == [False, False, True, False]
+
+
+def test_the_rank_of_the_step_sizes_can_be_chosen():
+    assert Scan2dMixer(40).ssm.dt_rank == 3 and Scan2dMixer(40, dt_rank=5).ssm.dt_proj.shape == (4, 80, 5)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,7 @@ class Scan2dMixer(nn.Module):
         d_state: states per channel.
         d_conv: side of the convolution; odd.
         expand: inner width as a multiple of `dim`.
+        dt_rank: rank of the step-size projection; "auto" is ceil(dim / 16).
         directions: number of scan orders.
         conv_bias: bias of the convolution.
         gated: multiply by silu of a second half of `in_proj`.
@@ -66,6 +68,7 @@ class Scan2dMixer(nn.Module):
         *,
         d_conv: int = 3,
         expand: float = 2.0,
+        dt_rank: int | Literal["auto"] = "auto",
         directions: int = 4,
         conv_bias: bool = True,
         gated: bool = True,
@@ -75,7 +78,8 @@ class Scan2dMixer(nn.Module):
         self.gated = gated
         self.in_proj = nn.Linear(dim, (2 if gated else 1) * d_inner, bias=False)
         self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
-        self.ssm = StackedSSM(d_inner, d_state, dt_rank=math.ceil(dim / 16), directions=directions)
+        rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        self.ssm = StackedSSM(d_inner, d_state, dt_rank=rank, directions=directions)
         self.out_norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
 

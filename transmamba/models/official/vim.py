@@ -28,7 +28,6 @@ _DEFAULTS = {
 _FIXED = {
     "rms_norm": True,
     "norm_epsilon": 1e-5,
-    "final_pool_type": "mean",
     "if_abs_pos_embed": True,
     "if_rope": False,
     "if_rope_residual": False,
@@ -43,8 +42,9 @@ _FIXED = {
     "flip_img_sequences_ratio": -1.0,
     "drop_rate": 0.0,
 }
-# no influence on the numbers; `if_devide_out` is a slip of the official vim_base
-_IGNORED: tuple[str, ...] = (
+# no influence on the numbers (with a class token nothing is pooled); `if_devide_out` is a slip of the official vim_base
+_IGNORED = (
+    "final_pool_type",
     "fused_add_norm",
     "initializer_cfg",
     "ssm_cfg",
@@ -52,8 +52,9 @@ _IGNORED: tuple[str, ...] = (
     "pt_hw_seq_len",
     "device",
     "dtype",
+    "pretrained",
+    "if_devide_out",
 )
-_IGNORED += ("pretrained", "if_devide_out")
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:

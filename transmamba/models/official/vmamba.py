@@ -20,6 +20,7 @@ _DEFAULTS = {
     "dims": (96, 192, 384, 768),
     "ssm_d_state": 16,
     "ssm_ratio": 2.0,
+    "ssm_dt_rank": "auto",
     "ssm_conv": 3,
     "ssm_conv_bias": True,
     "forward_type": "v05",
@@ -31,7 +32,6 @@ _DEFAULTS = {
 # what every released model has
 _FIXED = {
     "patch_size": 4,
-    "ssm_dt_rank": "auto",
     "ssm_act_layer": "silu",
     "mlp_act_layer": "gelu",
     "gmlp": False,
@@ -100,6 +100,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         d_state=args["ssm_d_state"],
         d_conv=args["ssm_conv"],
         expand=args["ssm_ratio"],
+        dt_rank=args["ssm_dt_rank"],
         conv_bias=args["ssm_conv_bias"],
         gated=_GATED[args["forward_type"]],
     )

@@ -32,7 +32,8 @@ def test_every_notebook_has_its_knobs():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook_runs(path):
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the kernel imports this checkout, installed or not
     notebook = nbformat.read(path, as_version=4)
     first = code_cells(notebook)[0]
     first.source = shrink(first.source, KNOBS[path.stem])

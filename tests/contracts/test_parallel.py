@@ -4,6 +4,7 @@ The file runs itself as a module: `python -m tests.contracts.test_parallel` star
 """
 
 import copy
+import faulthandler
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ def work(rank: int, store: str) -> None:
     """One of the two processes: it sees half of the batch."""
     from tests.contracts.backbones import BACKBONES, build
 
+    faulthandler.dump_traceback_later(200, exit=True)  # if they wait for each other, say where
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     for name in BACKBONES:

@@ -38,6 +38,7 @@ class VisionMamba(Pretrained, nn.Module):
         arXiv 2502.15130, section on weight subcloning; how the directions are built is ours (docs/decisions.md).
 
     Example:
+        >>> import torch
         >>> student = VisionMamba(img_size=8, patch_size=4, dim=12, depth=2, num_classes=5)
         >>> student(torch.zeros(2, 3, 8, 8)).shape
         torch.Size([2, 5])

@@ -3,7 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.golden import golden
-from transmamba.ops import causal_conv1d, conv_step, scan_order, scan_orders
+from transmamba.ops import causal_conv1d, conv_step, scan_order, scan_orders, use_backend
+from transmamba.ops.backends import convolution
+from transmamba.ops.backends.convolution import Convolver
+from transmamba.ops.backends.problem import Convolution
 
 OPS = golden("ops_a")
 
@@ -32,7 +35,8 @@ def test_each_direction_sees_the_tokens_it_has_visited(width):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", ["conv_silu", "conv_none_nobias", "conv_initial_state"])
-def test_outputs_and_gradients_are_the_official_ones(case, dtype):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_outputs_and_gradients_are_the_official_ones(case, dtype, backend):
     given = {name: x.requires_grad_() for name, x in OPS.part(f"{case}/in", dtype).items()}
     cotangent, before = given.pop("cotangent"), given.get("initial_states")
     y = causal_conv1d(
@@ -40,8 +44,9 @@ def test_outputs_and_gradients_are_the_official_ones(case, dtype):
         given["weight"][None],
         given["bias"][None] if "bias" in given else None,
         initial_tokens=None if before is None else before.mT[:, None],
-    )
-    y = y[:, 0].mT if OPS.meta["cases"][case]["activation"] is None else F.silu(y[:, 0].mT)
+        activation=OPS.meta["cases"][case]["activation"],
+        backend=backend,
+    )[:, 0].mT
     OPS.check(f"{case}/out/y", y)
     for name, grad in zip(given, torch.autograd.grad((y * cotangent).sum(), list(given.values())), strict=True):
         OPS.check(f"{case}/grad/{name}", grad)
@@ -98,6 +103,103 @@ def test_gradients_are_those_of_finite_differences():
         return causal_conv1d(x, weight, bias, orders=orders, seq_idx=seq_idx, initial_tokens=before)
 
     assert torch.autograd.gradcheck(packed, (x, weight, bias, before))
+
+
+def accepting():
+    c = Convolution(torch.zeros(1, 5, 3), torch.zeros(2, 3, 4))
+    return [each.name for each in convolution.CONVOLVERS if not each.refuse(c)]
+
+
+class TestTransforms:
+    """compile, export, functorch and checkpointing see a compiled convolution as one node."""
+
+    @pytest.fixture(params=accepting())
+    def convolve(self, request):
+        orders = scan_orders(["forward", "backward"], 5)
+
+        def function(x, weight, bias):
+            return causal_conv1d(x, weight, bias, orders=orders, activation="silu", backend=request.param)
+
+        return function
+
+    @pytest.fixture
+    def args(self):
+        return tuple(torch.randn(*shape).requires_grad_() for shape in [(2, 5, 3), (2, 3, 4), (2, 3)])
+
+    def test_compile_fullgraph_with_gradient(self, convolve, args):
+        compiled = torch.compile(convolve, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(*args), convolve(*args))
+        got = torch.autograd.grad(compiled(*args).square().sum(), args)
+        torch.testing.assert_close(got, torch.autograd.grad(convolve(*args).square().sum(), args))
+
+    def test_export(self, convolve, args):
+        class Model(torch.nn.Module):
+            def forward(self, *values):
+                return convolve(*values)
+
+        program = torch.export.export(Model(), args)
+        torch.testing.assert_close(program.module()(*args), convolve(*args))
+
+    def test_checkpointing(self, convolve, args):
+        got = torch.utils.checkpoint.checkpoint(convolve, *args, use_reentrant=False).square().sum()
+        want = torch.autograd.grad(convolve(*args).square().sum(), args)
+        torch.testing.assert_close(torch.autograd.grad(got, args), want)
+
+    def test_vmap_of_gradient_runs_in_plain_torch(self, args):
+        x, weight, bias = (t.detach() for t in args)
+        gradient = torch.func.grad(lambda t: causal_conv1d(t, weight, bias).square().sum())
+        stacked = torch.stack([x, 2 * x])
+        want = torch.stack([gradient(t) for t in stacked])
+        torch.testing.assert_close(torch.func.vmap(gradient)(stacked), want)
+
+
+@pytest.mark.parametrize("backend", [name for name in accepting() if name in convolution.KERNELS])
+@pytest.mark.parametrize("optional", [True, False])
+def test_opcheck(backend, optional):
+    x, weight, bias, before = (torch.randn(*s) for s in [(2, 5, 3), (2, 3, 4), (2, 3), (2, 2, 3, 3)])
+    orders, segments = torch.stack([torch.randperm(5)] * 2), torch.zeros(2, 5, dtype=torch.long)
+    rest = (bias.requires_grad_(), orders, orders.argsort(-1), segments, before.requires_grad_())
+    args = (backend, x.requires_grad_(), weight.requires_grad_(), *(rest if optional else [None] * 5), True)
+    torch.library.opcheck(torch.ops.transmamba.conv_forward.default, args)
+
+
+def test_silu_in_the_same_pass_is_silu_after_it():
+    x, weight = torch.randn(2, 7, 3), torch.randn(2, 3, 4)
+    for backend in accepting():
+        apart = F.silu(causal_conv1d(x, weight, backend=backend))
+        torch.testing.assert_close(causal_conv1d(x, weight, activation="silu", backend=backend), apart)
+
+
+def test_a_preference_for_a_backend_reaches_convolutions_it_can_run(monkeypatch):
+    asked = []
+
+    def run(c):
+        asked.append(c.weight.shape[2])
+        return convolution.run_plain(c)
+
+    spy = Convolver("native", run, lambda c: ["too wide"] if c.weight.shape[2] > 4 else [])
+    monkeypatch.setattr(convolution, "CONVOLVERS", (spy, *convolution.CONVOLVERS[-2:]))
+    x = torch.zeros(1, 5, 3)
+    for name in ("chunked", "reference"):
+        with use_backend(name):
+            causal_conv1d(x, torch.zeros(1, 3, 4))
+    assert asked == []
+    with use_backend("native"):
+        causal_conv1d(x, torch.zeros(1, 3, 4))
+        causal_conv1d(x, torch.zeros(1, 3, 5))
+    with use_backend("cuda"):
+        causal_conv1d(x, torch.zeros(1, 3, 2))
+    assert asked == [4, 2]
+    expected = (
+        r"convolution backend 'native' refuses x \(1, 5, 3\) float32 on cpu:\n  too wide\naccepting here: chunked"
+    )
+    with pytest.raises(NotImplementedError, match=expected):
+        causal_conv1d(x, torch.zeros(1, 3, 5), backend="native")
+
+
+def test_unknown_backend_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown convolution backend 'fast': expected auto, .*, reference"):
+        causal_conv1d(torch.zeros(1, 5, 3), torch.zeros(1, 3, 4), backend="fast")
 
 
 def test_orders_must_match_the_directions():

@@ -126,7 +126,8 @@ class CrossMamba(nn.Module):
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
         bias = torch.stack([cast(Tensor, branch.conv1d.bias) for branch in self.branches])
-        u = F.silu(causal_conv1d(x, weight, bias, orders=self._orders(context.shape[1], context.device)))
+        orders = self._orders(context.shape[1], context.device)
+        u = causal_conv1d(x, weight, bias, orders=orders, activation="silu")
         steps = []
         for branch, u_k in zip(self.branches, u.unbind(1), strict=True):
             low, B = branch.x_proj(u_k).split([branch.dt_rank, branch.d_state], -1)

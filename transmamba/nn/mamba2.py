@@ -215,10 +215,9 @@ class Mamba2Mixer(nn.Module):
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
         before = cache.before.to(xBC.dtype)
-        convolved = causal_conv1d(xBC, self.conv1d.weight[None, :, 0], bias, seq_idx=seq_idx, initial_tokens=before)[
-            :, 0
-        ]
-        y, state = self.ssm(F.silu(convolved), dt, mask, cache.state, seq_idx)
+        weight = self.conv1d.weight[None, :, 0]
+        convolved = causal_conv1d(xBC, weight, bias, seq_idx=seq_idx, initial_tokens=before, activation="silu")
+        y, state = self.ssm(convolved[:, 0], dt, mask, cache.state, seq_idx)
         return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -176,9 +176,12 @@ class MambaMixer(nn.Module):
         biases = [branch.conv1d.bias for branch in self.branches if branch.conv1d.bias is not None]
         bias = torch.stack(biases) if biases else None
         before = None if cache is None else cache.before.to(u.dtype)
-        convolved = causal_conv1d(u, weight, bias, orders=orders, seq_idx=seq_idx, initial_tokens=before)
-        inputs = F.silu(convolved).unbind(1)
-        parameters = [branch.ssm.scan_parameters(u_k) for branch, u_k in zip(self.branches, inputs, strict=True)]
+        inputs = causal_conv1d(
+            u, weight, bias, orders=orders, seq_idx=seq_idx, initial_tokens=before, activation="silu"
+        )
+        parameters = [
+            branch.ssm.scan_parameters(u_k) for branch, u_k in zip(self.branches, inputs.unbind(1), strict=True)
+        ]
         start = None if cache is None else cache.state[:, None]
         y, last_state = scan_directions(
             inputs,

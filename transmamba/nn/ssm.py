@@ -97,7 +97,7 @@ def decay_rates(A_log: Tensor) -> Tensor:
 
 
 def scan_directions(
-    u: Sequence[Float[Tensor, "batch length inner"]],
+    u: Sequence[Float[Tensor, "batch length inner"]] | Float[Tensor, "batch direction length inner"],
     parameters: Sequence[ScanParameters],
     orders: Sequence[ScanOrder] | None = None,
     **options: Any,
@@ -109,14 +109,19 @@ def scan_directions(
     """
     dt, A, B, C, D, dt_bias = zip(*parameters, strict=True)
     return multi_scan(  # type: ignore[return-value]
-        torch.stack(tuple(u), 1),
-        torch.stack(dt, 1),
-        torch.stack(A),
-        torch.stack(B, 1),
-        torch.stack(C, 1),
-        torch.stack(D),
-        dt_bias=torch.stack(dt_bias),
+        u if isinstance(u, Tensor) else _join(u, 1),
+        _join(dt, 1),
+        _join(A, 0),
+        _join(B, 1),
+        _join(C, 1),
+        _join(D, 0),
+        dt_bias=_join(dt_bias, 0),
         softplus=True,
         orders=orders,
         **options,
     )
+
+
+def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """What `torch.stack` gives, without a copy of a single part."""
+    return parts[0].unsqueeze(dim) if len(parts) == 1 else torch.stack(tuple(parts), dim)

@@ -1,14 +1,16 @@
 """The short causal convolution in front of a scan, along the same orders as the scan."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.orders import ScanOrder, permute_tokens
+from transmamba.ops.backends import choose_convolution
+from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.orders import ScanOrder
 
 
 @typed
@@ -20,11 +22,13 @@ def causal_conv1d(
     orders: Sequence[ScanOrder] | None = None,
     seq_idx: Int[Tensor, "batch length"] | None = None,
     initial_tokens: Float[Tensor, "batch direction past dim"] | None = None,
+    activation: Literal["silu"] | None = None,
+    backend: str = "auto",
 ) -> Float[Tensor, "batch direction length dim"]:
     """Depthwise convolution over the last `width` tokens that each direction has visited.
 
-    With r(t) the token visited at step t:  y[r(t)] = bias + sum_j weight[j] x[r(t - width + 1 + j)], zero before the
-    start. The output stands in natural token order.
+    With r(t) the token visited at step t:  y[r(t)] = act(bias + sum_j weight[j] x[r(t - width + 1 + j)]), zero before
+    the start. The output stands in natural token order and has the dtype of `x`.
 
     Args:
         x: tokens, shared by all directions.
@@ -33,9 +37,13 @@ def causal_conv1d(
         orders: one scan order per direction; None visits 0, 1, 2, ... in every direction.
         seq_idx: number of the packed sequence each token belongs to; where it changes, what came before is forgotten.
         initial_tokens: the `width - 1` tokens visited before the first one, oldest first; zero by default.
+        activation: "silu" is applied in the same pass, and nothing is kept for its backward.
+        backend: "triton", "native", or "chunked" and "reference", here both plain torch; "auto" takes the first that
+            accepts. A named one runs or refuses.
 
     Raises:
-        ValueError: there is not one order per direction, or `initial_tokens` has another size.
+        ValueError: there is not one order per direction, `initial_tokens` has another size, or the backend is unknown.
+        NotImplementedError: the named backend refuses.
 
     Example:
         >>> x = torch.arange(3.0).view(1, 3, 1)
@@ -45,33 +53,19 @@ def causal_conv1d(
     directions, _, width = weight.shape
     if orders is not None and len(orders) != directions:
         raise ValueError(f"weight has {directions} directions, orders {len(orders)}")
-    before = x.new_zeros(x.shape[0], directions, width - 1, x.shape[-1]) if initial_tokens is None else initial_tokens
-    if before.shape[1:3] != (directions, width - 1):
+    if initial_tokens is not None and initial_tokens.shape[1:3] != (directions, width - 1):
         raise ValueError(
             f"initial_tokens must hold {width - 1} tokens (width - 1) for {directions} directions, got "
-            f"{before.shape[2]} for {before.shape[1]}"
+            f"{initial_tokens.shape[2]} for {initial_tokens.shape[1]}"
         )
-    outputs = []
-    for k, kernel in enumerate(weight):
-        x_scan = x if orders is None else permute_tokens(x, orders[k])
-        seen = torch.cat([before[:, k], x_scan], 1)
-        bias_k = None if bias is None else bias[k]
-        if seq_idx is None:
-            y_scan = F.conv1d(seen.transpose(1, 2), kernel[:, None], bias_k, groups=len(kernel)).transpose(1, 2)
-        else:
-            y_scan = _convolve_packed(seen, kernel, seq_idx if orders is None else seq_idx[:, orders[k].index])
-            y_scan = y_scan if bias_k is None else y_scan + bias_k
-        outputs.append(y_scan if orders is None else permute_tokens(y_scan, orders[k].undo()))
-    return torch.stack(outputs, 1)
-
-
-def _convolve_packed(seen: Tensor, kernel: Tensor, seq_idx: Tensor) -> Tensor:
-    """Tap by tap, so that each leaves out the tokens of an earlier sequence; what precedes belongs to the first."""
-    width, length = kernel.shape[1], seq_idx.shape[1]
-    changes = (seq_idx[:, 1:] != seq_idx[:, :-1]).cumsum(1)
-    run = F.pad(changes, (width, 0))
-    y = seen[:, width - 1 :] * kernel[:, -1]
-    for j in range(width - 1):
-        same = run[:, j : j + length] == run[:, width - 1 :]
-        y = y + (seen[:, j : j + length] * kernel[:, j]).masked_fill(~same[..., None], 0.0)
-    return y
+    convolution = Convolution(
+        x,
+        weight,
+        bias,
+        None if orders is None else torch.stack([order.index for order in orders]).long(),
+        None if orders is None else torch.stack([order.inverse for order in orders]).long(),
+        None if seq_idx is None else seq_idx.long(),
+        None if initial_tokens is None else initial_tokens.to(x.dtype),
+        activation == "silu",
+    )
+    return choose_convolution(convolution, backend).run(convolution)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from transmamba.ops import causal_conv1d, scan_orders
 from transmamba.ops.backends import triton_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,6 +87,20 @@ def test_empty_sequences_have_empty_answers(sizes):
     y = triton_conv.conv_forward(x, weight, bias, True, False)
     dx, dweight, dbias = triton_conv.conv_backward(x, weight, bias, True, False, y)
     assert y.shape == dx.shape == x.shape and not dweight.any() and not dbias.any()
+
+
+def test_the_public_convolution_gives_what_plain_torch_gives():
+    x, (weight, bias) = (
+        inputs(length=7)[0],
+        (torch.stack(t) for t in zip(*(inputs()[1:] for _ in range(2)), strict=True)),
+    )
+    leaves = [t.requires_grad_() for t in (x, weight, bias)]
+    orders = scan_orders(["backward", (3, 1, 4, 0, 6, 5, 2)], 7, DEVICE)
+    results = []
+    for backend in ("triton", "reference"):
+        y = causal_conv1d(leaves[0], leaves[1], leaves[2], orders=orders, activation="silu", backend=backend)
+        results.append((y.detach(), *torch.autograd.grad(y.square().sum(), leaves)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 
 def test_accepts_what_it_computes():

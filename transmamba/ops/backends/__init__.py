@@ -8,9 +8,10 @@ from typing import NamedTuple
 from torch import Tensor
 
 from transmamba.ops.backends import cuda, reference
+from transmamba.ops.backends.convolution import Convolver, choose_convolver
 from transmamba.ops.backends.flops import FLOP_FORMULAS as FLOP_FORMULAS
 from transmamba.ops.backends.opaque import KERNELS, refuse_opaque, run_opaque
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.backends.problem import Convolution, Problem
 
 
 class Backend(NamedTuple):
@@ -36,6 +37,8 @@ _preferred = ["auto"]
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the block, scans called with `backend="auto"` run on the backend `name`, whatever the thread.
+
+    Convolutions do too where that backend has one for their case; otherwise they run in plain torch.
 
     Raises:
         ValueError: there is no backend of that name.
@@ -70,6 +73,11 @@ def choose(problem: Problem, name: str) -> Backend:
             + f"accepting here: {accepting}"
         )
     return backend
+
+
+def choose_convolution(convolution: Convolution, name: str) -> Convolver:
+    """The convolution of the backend `name`, or for "auto" the one that fits; see `choose_convolver`."""
+    return choose_convolver(convolution, name, _preferred[-1])
 
 
 def _lookup(name: str) -> Backend | None:

@@ -1,4 +1,4 @@
-"""The one form in which every backend receives a scan.
+"""The one form in which every backend receives a scan, and that of the convolution before it.
 
 K scans share a batch of tokens. Along direction k, step t visits token r = orders[k, t] and computes, per channel d,
 
@@ -58,6 +58,34 @@ class Gradients(NamedTuple):
     D: Tensor | None
     dt_bias: Tensor | None
     initial_state: Tensor | None
+
+
+class Convolution(NamedTuple):
+    """Depthwise causal convolutions of the same tokens, K directions.
+
+    With r = orders[k], direction k computes y[r[t]] = act(bias + sum_j weight[j] x[r[t - width + 1 + j]]) from tokens
+    of the same sequence; act is the identity or SiLU. y is (b, k, l, d) in the dtype of x.
+    """
+
+    x: Tensor  # (b, l, d)
+    weight: Tensor  # (k, d, width), any floating dtype
+    bias: Tensor | None = None  # (k, d)
+    orders: Tensor | None = None  # (k, l) int64: token visited at each step; None is 0, 1, 2, ...
+    inverses: Tensor | None = None  # (k, l) int64: step at which each token is visited
+    segments: Tensor | None = (
+        None  # (b, l) int64: what came before is forgotten where the value changes along the order
+    )
+    initial_tokens: Tensor | None = None  # (b, k, width - 1, d) in the dtype of x: visited before, oldest first
+    silu: bool = False
+
+
+class ConvolutionGradients(NamedTuple):
+    """One entry per floating tensor of `Convolution`, with its shape and dtype; None for an input that is None."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    initial_tokens: Tensor | None
 
 
 def allocate(template: Tensor, directions: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import allocate
+from transmamba.ops.backends.problem import Convolution, ConvolutionGradients, allocate
 from transmamba.ops.backends.triton import launch, unmet
 
 TIME, WIDTH = 32, 32  # of a tile; WIDTH counts channels
@@ -49,6 +49,44 @@ def conv_backward(
     launch(conv_backward_kernel, grid, x.device, arguments | {"dweight": dweight, "dbias": dbias}, warps=4)
     total = None if dbias is None or bias is None else dbias.sum((0, 1)).to(bias.dtype)
     return dx, dweight.sum((0, 1)).T.to(weight.dtype), total
+
+
+def refuse(convolution: Convolution) -> list[str]:
+    """Reasons why the kernels cannot take the convolution."""
+    reasons = conv_refuse(convolution.x, convolution.weight[0])
+    if convolution.segments is not None or convolution.initial_tokens is not None:
+        reasons.append("knows neither packed sequences nor initial tokens")
+    return reasons
+
+
+def forward(convolution: Convolution) -> Tensor:
+    """Outputs (b, k, l, d); tokens are permuted where there are orders."""
+    outputs = []
+    for k, arguments in enumerate(_directions(convolution)):
+        y_scan = conv_forward(*arguments, convolution.silu, False)
+        outputs.append(_gather(y_scan, convolution.inverses, k))
+    return torch.stack(outputs, 1)
+
+
+def backward(convolution: Convolution, grad_y: Tensor) -> ConvolutionGradients:
+    """Gradients of every floating input."""
+    parts = []
+    for k, arguments in enumerate(_directions(convolution)):
+        grad_scan = _gather(grad_y[:, k], convolution.orders, k)
+        dx_scan, dweight, dbias = conv_backward(*arguments, convolution.silu, False, grad_scan)
+        parts.append((_gather(dx_scan, convolution.inverses, k), dweight, dbias))
+    dx, dweights, dbiases = zip(*parts, strict=True)
+    dbias = None if convolution.bias is None else torch.stack(dbiases)
+    return ConvolutionGradients(dx[0] if len(dx) == 1 else torch.stack(dx).sum(0), torch.stack(dweights), dbias, None)
+
+
+def _directions(convolution: Convolution) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    x, weight, bias, orders = convolution[:4]
+    return [(_gather(x, orders, k), weight[k], None if bias is None else bias[k]) for k in range(len(weight))]
+
+
+def _gather(x: Tensor, orders: Tensor | None, k: int) -> Tensor:
+    return x if orders is None else x.index_select(1, orders[k])
 
 
 def _like(x: Tensor) -> Tensor:

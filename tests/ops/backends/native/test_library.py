@@ -67,7 +67,7 @@ def test_a_forked_worker_scans_after_its_parent_did(threads, in_parent):
 
 def test_no_memory_is_an_error_with_the_remedy(monkeypatch):
     class Starved:
-        run_scan = staticmethod(lambda *_: 0)
+        run_scan = run_conv = staticmethod(lambda *_: 0)
 
     monkeypatch.setattr(library, "_library", lambda: Starved)
     with pytest.raises(MemoryError, match="use fewer threads, torch.set_num_threads"):

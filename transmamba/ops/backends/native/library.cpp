@@ -67,46 +67,57 @@ EXPORT void ask_for_large_pages(void *memory, int64_t bytes) {
 }
 
 namespace {
-struct Job {
-  const Scan &scan;
-  void (*unit)(const Scan &, int64_t, int64_t, void *);
+template <class What> struct Job {
+  const What &what;
+  void (*unit)(const What &, int64_t, int64_t, void *);
   const size_t scratch;
-  const int64_t parts, units;
+  const int64_t parts = (what.channels + what.part - 1) / what.part, units = what.batch * parts;
   std::atomic<int64_t> next{0};
   std::atomic<bool> starved{false};
 };
 
 // Takes units until none is left; runs on every thread of a team.
-void work(void *data) {
-  Job &job = *(Job *)data;
+template <class What> void work(void *data) {
+  Job<What> &job = *(Job<What> *)data;
   void *memory = malloc(job.scratch + 64);
   if (!memory) {
     job.starved = true;
     return;
   }
   void *scratch = (void *)(((size_t)memory + 63) / 64 * 64);
-  for (int64_t i; (i = job.next++) < job.units;) job.unit(job.scan, i / job.parts, i % job.parts, scratch);
+  for (int64_t i; (i = job.next++) < job.units;) job.unit(job.what, i / job.parts, i % job.parts, scratch);
   free(memory);
+}
+
+typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
+
+template <class What> int64_t run(Job<What> &job, int64_t threads, Team team) {
+  threads = threads < job.units ? threads : job.units;
+  if (threads <= 1) {
+    work<What>(&job);
+  } else if (team) {
+    team(work<What>, &job, (unsigned)threads, 0);
+  } else {
+    std::vector<std::thread> started;
+    for (int64_t i = 1; i < threads; ++i) started.emplace_back(work<What>, &job);
+    work<What>(&job);
+    for (auto &thread : started) thread.join();
+  }
+  return job.next >= job.units && !job.starved;
 }
 }  // namespace
 
 // Runs a scan's units on `threads` threads: a team of the OpenMP runtime whose GOMP_parallel is `team`, or, without
 // one, threads started for this call. Returns 0 if memory for a thread's tiles ran out.
-EXPORT int64_t run_scan(const Scan *scan, int64_t backward, int64_t variant, int64_t threads,
-                        void (*team)(void (*)(void *), void *, unsigned, unsigned)) {
+EXPORT int64_t run_scan(const Scan *scan, int64_t backward, int64_t variant, int64_t threads, Team team) {
   const Variant &v = *runnable()[variant];
-  const int64_t parts = (scan->channels + scan->part - 1) / scan->part, units = scan->batch * parts;
-  Job job{*scan, backward ? v.backward : v.forward, (backward ? v.backward_scratch : v.forward_scratch)(*scan), parts, units};
-  threads = threads < units ? threads : units;
-  if (threads <= 1) {
-    work(&job);
-  } else if (team) {
-    team(work, &job, (unsigned)threads, 0);
-  } else {
-    std::vector<std::thread> started;
-    for (int64_t i = 1; i < threads; ++i) started.emplace_back(work, &job);
-    work(&job);
-    for (auto &thread : started) thread.join();
-  }
-  return job.next >= units && !job.starved;
+  Job<Scan> job{*scan, backward ? v.backward : v.forward, (backward ? v.backward_scratch : v.forward_scratch)(*scan)};
+  return run(job, threads, team);
+}
+
+// The same for a convolution.
+EXPORT int64_t run_conv(const Conv *conv, int64_t backward, int64_t variant, int64_t threads, Team team) {
+  const Variant &v = *runnable()[variant];
+  Job<Conv> job{*conv, backward ? v.conv_backward : v.conv_forward, v.conv_scratch(*conv)};
+  return run(job, threads, team);
 }

@@ -38,6 +38,16 @@ class Scan(ctypes.Structure):
     ]
 
 
+class Conv(ctypes.Structure):
+    """`Conv` of scan.h."""
+
+    _fields_ = [
+        *((n, _INT) for n in ("batch", "directions", "length", "channels", "width", "part", "wide", "silu")),
+        *((n, ctypes.c_void_p) for n in ("orders", "segments")),
+        *((n, Array) for n in ("x", "before", "y", "grad_y", "weight", "bias", "dx", "dbefore", "dweight", "dbias")),
+    ]
+
+
 def array(x: Tensor | None, *axes: int | None) -> Array:
     """Describe `x`, its axes of batch, direction, row and column named by number; an axis of size 1 is shared."""
     if x is None:
@@ -56,8 +66,8 @@ def _library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(PATH))
     loaded.variant_name.restype = ctypes.c_char_p
     loaded.variant_name.argtypes = [_INT]
-    loaded.run_scan.restype = loaded.orders_are_permutations.restype = _INT
-    loaded.run_scan.argtypes = [ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_void_p]
+    loaded.run_scan.restype = loaded.run_conv.restype = loaded.orders_are_permutations.restype = _INT
+    loaded.run_scan.argtypes = loaded.run_conv.argtypes = [ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_void_p]
     loaded.orders_are_permutations.argtypes = [ctypes.c_void_p, _INT, _INT]
     _owner()
     return loaded
@@ -96,8 +106,8 @@ def _team() -> int | None:
         return None
 
 
-def run(scan: Scan, *, backward: bool, variant: str | None) -> None:
-    """Run a scan on torch's number of threads.
+def run(what: Scan | Conv, *, backward: bool, variant: str | None) -> None:
+    """Run a scan or a convolution on torch's number of threads.
 
     Raises:
         MemoryError: no memory for the tiles of a thread.
@@ -105,5 +115,6 @@ def run(scan: Scan, *, backward: bool, variant: str | None) -> None:
     chosen, loaded = variants().index(variant) if variant else 0, _library()
     # a team of OpenMP threads does not survive a fork; the library then starts threads of its own
     team = _team() if os.getpid() == _owner() else None
-    if not loaded.run_scan(ctypes.byref(scan), backward, chosen, torch.get_num_threads(), team):
+    function = loaded.run_scan if isinstance(what, Scan) else loaded.run_conv
+    if not function(ctypes.byref(what), backward, chosen, torch.get_num_threads(), team):
         raise MemoryError("the native scan found no memory for its tiles: use fewer threads, torch.set_num_threads")

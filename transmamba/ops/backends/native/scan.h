@@ -29,6 +29,19 @@ struct Scan {
   int64_t dB_part, dC_part;
 };
 
+// A depthwise causal convolution, as `Convolution` in ../problem.py describes it.
+struct Conv {
+  int64_t batch, directions, length, channels, width;
+  int64_t part;                // channels per unit of work; no result depends on it
+  int64_t wide, silu;
+  const int64_t *orders;       // (directions, length) or null
+  const int64_t *segments;     // (batch, length) or null
+  Array x, before, y, grad_y;  // activations, column stride 1; before (batch, direction, past token, column) may be null
+  Array weight, bias;          // compute dtype, (direction, tap, column)
+  Array dx, dbefore;           // activations; dx in the compute dtype where directions are summed into it
+  Array dweight, dbias;        // (batch, direction, tap, column), one slot per batch
+};
+
 // One instruction set's build of the kernels.
 struct Variant {
   const char *name;
@@ -36,4 +49,7 @@ struct Variant {
   void (*backward)(const Scan &, int64_t batch, int64_t part, void *scratch);
   size_t (*forward_scratch)(const Scan &);
   size_t (*backward_scratch)(const Scan &);
+  void (*conv_forward)(const Conv &, int64_t batch, int64_t part, void *scratch);
+  void (*conv_backward)(const Conv &, int64_t batch, int64_t part, void *scratch);
+  size_t (*conv_scratch)(const Conv &);
 };

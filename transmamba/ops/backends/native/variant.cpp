@@ -8,6 +8,7 @@
 
 namespace {
 #include "backward.h"
+#include "conv.h"
 #include "forward.h"
 
 #if defined(__SSE2__)
@@ -31,6 +32,15 @@ void backward(const Scan &s, int64_t b, int64_t part, void *scratch) {
 }
 size_t forward_scratch(const Scan &s) { return s.wide ? forward_unit<double>(s, 0, 0, nullptr) : forward_unit<float>(s, 0, 0, nullptr); }
 size_t backward_scratch(const Scan &s) { return s.wide ? backward_unit<double>(s, 0, 0, nullptr) : backward_unit<float>(s, 0, 0, nullptr); }
+void conv_forward(const Conv &c, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  conv_unit<false>(c, b, part, scratch);
+}
+void conv_backward(const Conv &c, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  conv_unit<true>(c, b, part, scratch);
+}
+size_t conv_scratch(const Conv &c) { return conv_unit<true>(c, 0, 0, nullptr); }
 }  // namespace
 
 #define JOIN(a, b) a##b
@@ -38,4 +48,5 @@ size_t backward_scratch(const Scan &s) { return s.wide ? backward_unit<double>(s
 #define TEXT(a) #a
 #define QUOTED(a) TEXT(a)
 extern "C" const Variant NAMED(variant_, VARIANT);
-const Variant NAMED(variant_, VARIANT) = {QUOTED(VARIANT), forward, backward, forward_scratch, backward_scratch};
+const Variant NAMED(variant_, VARIANT) = {
+    QUOTED(VARIANT), forward, backward, forward_scratch, backward_scratch, conv_forward, conv_backward, conv_scratch};

@@ -134,6 +134,15 @@ template <bool SLOPE> INLINE Vd softplus(Vd x, Vd &slope) {
   return x;
 }
 
+INLINE Vf logistic(Vf x) {
+  const Vf e = exp2_product<false>(magnitude(x), splat(-1.44269504f)), r = reciprocal(e + 1.0f);
+  return x >= 0 ? r : e * r;
+}
+INLINE Vd logistic(Vd x) {
+  for (int i = 0; i < lanes<double>(); ++i) x[i] = 1 / (1 + exp(-x[i]));
+  return x;
+}
+
 // ---- memory formats -----------------------------------------------------------------------------------------------
 
 struct Bfloat { uint16_t bits; };

@@ -1,0 +1,150 @@
+"""Who can run the causal convolution: the table beside that of the scans, and the compiled ones as custom ops.
+
+A compiled backend is a module with `refuse(convolution)`, `forward(convolution)` and `backward(convolution, grad_y)`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from transmamba.ops.backends import triton_conv
+from transmamba.ops.backends.native import convolution as native
+from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.orders import ScanOrder, permute_tokens
+
+KERNELS: dict[str, Any] = {"triton": triton_conv, "native": native}
+_FIELDS = len(Convolution._fields)
+_GRADIENTS = (0, 1, 2, 6)  # fields of Convolution that have a gradient, in the order of `ConvolutionGradients`
+
+
+class Convolver(NamedTuple):
+    """A way to run a `Convolution`; no reasons from `refuse` mean that it can."""
+
+    name: str
+    run: Callable[[Convolution], Tensor]
+    refuse: Callable[[Convolution], list[str]]
+
+
+def run_plain(convolution: Convolution) -> Tensor:
+    """The definition, in plain torch, direction by direction on permuted tokens."""
+    x, weight, bias, orders, inverses, segments, before, silu = convolution
+    outputs = []
+    for k, kernel in enumerate(weight.to(x.dtype)):
+        order = None if orders is None or inverses is None else ScanOrder(orders[k], inverses[k])
+        x_scan = x if order is None else permute_tokens(x, order)
+        past = x.new_zeros(len(x), kernel.shape[1] - 1, x.shape[2]) if before is None else before[:, k]
+        seen = torch.cat([past, x_scan], 1)
+        bias_k = None if bias is None else bias[k].to(x.dtype)
+        if segments is None:
+            y_scan = F.conv1d(seen.transpose(1, 2), kernel[:, None], bias_k, groups=len(kernel)).transpose(1, 2)
+        else:
+            y_scan = _convolve_packed(seen, kernel, segments if order is None else segments[:, order.index])
+            y_scan = y_scan if bias_k is None else y_scan + bias_k
+        outputs.append(y_scan if order is None else permute_tokens(y_scan, order.undo()))
+    y = torch.stack(outputs, 1)
+    return F.silu(y) if silu else y
+
+
+def _convolve_packed(seen: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:
+    """Tap by tap, so that each leaves out the tokens of an earlier sequence; what precedes belongs to the first."""
+    width, length = kernel.shape[1], segments.shape[1]
+    changes = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
+    run = F.pad(changes, (width, 0))
+    y = seen[:, width - 1 :] * kernel[:, -1]
+    for j in range(width - 1):
+        same = run[:, j : j + length] == run[:, width - 1 :]
+        y = y + (seen[:, j : j + length] * kernel[:, j]).masked_fill(~same[..., None], 0.0)
+    return y
+
+
+def _refuse(name: str, convolution: Convolution) -> list[str]:
+    inside = torch._C._are_functorch_transforms_active()
+    return KERNELS[name].refuse(convolution) + (["torch.func transforms need plain torch operations"] if inside else [])
+
+
+# a lower level than `torch.library.custom_op`, whose wrappers cost more than a small convolution
+_LIBRARY = torch.library.Library("transmamba", "FRAGMENT")
+_INPUTS = (
+    "str name, Tensor x, Tensor weight, Tensor? bias, Tensor? orders, Tensor? inverses, Tensor? segments, "
+    "Tensor? initial_tokens, bool silu"
+)
+for _signature in (f"conv_forward({_INPUTS}) -> Tensor", f"conv_backward({_INPUTS}, Tensor grad_y) -> Tensor[]"):
+    _LIBRARY.define(_signature, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+@torch.library.impl(_LIBRARY, "conv_forward", "CompositeExplicitAutograd")
+def _forward(name: str, *fields: Any) -> Tensor:
+    return KERNELS[name].forward(Convolution(*fields))
+
+
+@torch.library.impl(_LIBRARY, "conv_backward", "CompositeExplicitAutograd")
+def _backward(name: str, *inputs: Any) -> list[Tensor]:
+    gradients = KERNELS[name].backward(Convolution(*inputs[:_FIELDS]), inputs[_FIELDS])
+    return [x for x in gradients if x is not None]
+
+
+@torch.library.register_fake("transmamba::conv_forward", lib=_LIBRARY)
+def _(name: str, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], *x.shape[1:])
+
+
+@torch.library.register_fake("transmamba::conv_backward", lib=_LIBRARY)
+def _(name: str, *inputs: Any) -> list[Tensor]:
+    return [inputs[i].new_empty(inputs[i].shape) for i in _GRADIENTS if inputs[i] is not None]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.name, ctx.silu = inputs[0], inputs[_FIELDS]
+    ctx.save_for_backward(*inputs[1:_FIELDS])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    found = iter(torch.ops.transmamba.conv_backward.default(ctx.name, *tensors, ctx.silu, grad_y))
+    grads: list[Tensor | None] = [None] * (_FIELDS + 1)
+    for i in _GRADIENTS:
+        grads[1 + i] = None if tensors[i] is None else next(found)
+    return tuple(grads)
+
+
+torch.library.register_autograd("transmamba::conv_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def _run(name: str, convolution: Convolution) -> Tensor:
+    return torch.ops.transmamba.conv_forward.default(name, *convolution)
+
+
+CONVOLVERS = (
+    *(Convolver(name, partial(_run, name), partial(_refuse, name)) for name in KERNELS),
+    *(Convolver(name, run_plain, lambda convolution: []) for name in ("chunked", "reference")),
+)
+
+
+def choose_convolver(convolution: Convolution, name: str, preferred: str) -> Convolver:
+    """The one called `name`; for "auto", `preferred` if it can and plain torch if not; without a preference the first.
+
+    A preference speaks about scans, and not every backend of a scan has a convolution, or one for every case.
+
+    Raises:
+        ValueError: there is no convolution of that name.
+        NotImplementedError: the named one refuses; the message has its reasons.
+    """
+    table = {convolver.name: convolver for convolver in CONVOLVERS}
+    if name == "auto":
+        if preferred == "auto" or preferred not in table:
+            return next(convolver for convolver in CONVOLVERS if not convolver.refuse(convolution))
+        return table["reference"] if table[preferred].refuse(convolution) else table[preferred]
+    if name not in table:
+        raise ValueError(f"unknown convolution backend {name!r}: expected auto, {', '.join(table)}")
+    reasons = table[name].refuse(convolution)
+    if reasons:
+        x, accepting = convolution.x, ", ".join(c.name for c in CONVOLVERS if not c.refuse(convolution))
+        raise NotImplementedError(
+            f"convolution backend {name!r} refuses x {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')} on "
+            f"{x.device}:\n" + "".join(f"  {reason}\n" for reason in reasons) + f"accepting here: {accepting}"
+        )
+    return table[name]

@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("TRANSMAMBA_CHECK", "all")
+# tensors are tiny: a second thread only waits, and on a busy machine it makes the others wait
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -1,9 +1,11 @@
-"""Hand-written backends as two `torch.library` custom ops, so that compile, export and autograd see one node.
+"""Hand-written backends as two custom ops of `torch.library`, so that compile, export and autograd see one node.
 
 A backend module offers `CHUNK`, `forward(problem, save)` and `backward(problem, saved, grad_y, grad_last)`; fake,
 autograd and autocast rules are the same for all and stand here once.
 """
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,11 +28,32 @@ def refuse_opaque(name: str, problem: Problem) -> list[str]:
 def run_opaque(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     """Outputs (b, 1|k, l, d) and last states (b, k, n, d) of the backend `name`."""
     save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
-    y, last_state, _ = _forward(name, *problem, save)
+    y, last_state, _ = torch.ops.transmamba.scan_forward.default(name, *problem, save)
     return y, last_state
 
 
-@torch.library.custom_op("transmamba::scan_forward", mutates_args=())
+# a level below `torch.library.custom_op`, whose wrappers take time at every call
+_LIBRARY = torch.library.Library("transmamba", "FRAGMENT")
+
+
+def _define(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the decorated function an op; its schema follows from its annotations."""
+
+    def define(function: Callable[..., Any]) -> Callable[..., Any]:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+        return function
+
+    return define
+
+
+def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    active = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
+
+
+@_define("scan_forward")
 def _forward(
     name: str,
     u: Tensor,
@@ -50,7 +73,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
     _check_orders(orders, u.shape[2])
-    with torch.autocast(u.device.type, enabled=False):
+    with _without_autocast(u.device):
         return KERNELS[name].forward(Problem(*tensors, softplus, step_parameters, merge), save)
 
 
@@ -63,7 +86,7 @@ def _check_orders(orders: Tensor | None, length: int) -> None:
         raise IndexError(f"orders must hold token numbers 0 to {length - 1}, got {low} to {high}")
 
 
-@_forward.register_fake
+@torch.library.register_fake("transmamba::scan_forward", lib=_LIBRARY)
 def _(name: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, save = Problem(*args[:-1]), args[-1]
     batch, directions, length, channels, state = problem.sizes
@@ -75,7 +98,7 @@ def _(name: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("transmamba::scan_backward", mutates_args=())
+@_define("scan_backward")
 def _backward(
     name: str,
     u: Tensor,
@@ -96,13 +119,13 @@ def _backward(
     grad_last: Tensor | None,
 ) -> list[Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
-    with torch.autocast(u.device.type, enabled=False):
+    with _without_autocast(u.device):
         problem = Problem(*tensors, softplus, step_parameters, merge)
         gradients = KERNELS[name].backward(problem, saved, grad_y, grad_last)
     return [x for x in gradients if x is not None]
 
 
-@_backward.register_fake
+@torch.library.register_fake("transmamba::scan_backward", lib=_LIBRARY)
 def _(name: str, *args: Any) -> list[Tensor]:
     p = Problem(*args[: len(Problem._fields)])
     rest = (p.A, p.B, p.C, p.D, p.dt_bias, p.initial_state)
@@ -123,11 +146,11 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
     if grad_y is None:
         shape, dtype = ctx.like_y
         grad_y = tensors[0].new_zeros(shape, dtype=dtype)
-    found = iter(_backward(ctx.name, *tensors, *ctx.flags, saved, grad_y, grad_last))
+    found = iter(torch.ops.transmamba.scan_backward.default(ctx.name, *tensors, *ctx.flags, saved, grad_y, grad_last))
     grads: list[Tensor | None] = [None] * (len(tensors) + len(ctx.flags) + 2)
     for i in _GRADIENTS:
         grads[1 + i] = None if tensors[i] is None else next(found)
     return tuple(grads)
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+torch.library.register_autograd("transmamba::scan_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)

@@ -64,9 +64,14 @@ def backward(
     scan.dB, scan.dC = array(dB, 1, 2, 3, 4), array(dC, 1, 2, 3, 4)
     scan.dB_part, scan.dC_part = dB.stride(0), dC.stride(0)
     run(scan, backward=True, variant=variant)
-    du, ddt, dB, dC = (x.to(p.u.dtype) for x in (du, ddt, dB.sum(0), dC.sum(0)))
-    dD, dbias = (None if x is None else x.sum(0) for x in (dD, dbias))
-    return Gradients(du, ddt, dA.sum(0), dB, dC, dD, dbias, dinitial)
+    dA, dB, dC = (_sum(x) for x in (dA, dB, dC))
+    du, ddt, dB, dC = (x.to(p.u.dtype) for x in (du, ddt, dB, dC))
+    dD, dbias = (None if x is None else _sum(x) for x in (dD, dbias))
+    return Gradients(du, ddt, dA, dB, dC, dD, dbias, dinitial)
+
+
+def _sum(slots: Tensor) -> Tensor:
+    return slots[0] if len(slots) == 1 else slots.sum(0)
 
 
 def _describe(p: Problem) -> tuple[Scan, list[Tensor | None]]:

@@ -438,9 +438,9 @@ axis.grid(alpha=0.3)
 # decides here, not the loss. The attention start helps on top, most in the first steps, and half the layers lose
 # little.
 #
-# On a CPU attention is no burden until texts have several thousand tokens: at equal depth the Mamba encoder is slower
-# on short texts and draws level at about 4000, as its time per token does not grow. Three layers are ahead from the
-# start.
+# The time per token grows with the text for the Transformer and hardly for the Mamba encoder. Where they cross is not
+# to be read off the run shown here, which shared its cores with other programs: by processor time it is between 500
+# and 2000 tokens (`docs/results.md`).
 #
 # One learning rate serves all; students from scratch need far more steps than a notebook has. Several seeds and their
 # spread are in `docs/results.md`.

@@ -2,6 +2,7 @@
 
 from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
+from transmamba.models.features import select_layers as select_layers
 from transmamba.models.generate import next_token as next_token
 from transmamba.models.mamba_encoder import MambaEncoder as MambaEncoder
 from transmamba.models.mamba_lm import MambaLM as MambaLM

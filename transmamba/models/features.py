@@ -34,7 +34,7 @@ class Features(NamedTuple):
 
 @runtime_checkable
 class Backbone(Protocol):
-    """Any module with these two methods is a backbone; nothing has to be inherited or registered."""
+    """Any module with these methods is a backbone; nothing has to be inherited or registered."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -42,6 +42,18 @@ class Backbone(Protocol):
 
     def forward_features(self, x: Tensor, directions: bool = False) -> Features:
         """Tokens of the last and of every layer, and of every direction if asked for."""
+        ...
+
+    def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
+        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        ...
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that an optimiser should not shrink."""
+        ...
+
+    def reset_parameters(self) -> None:
+        """Draw the initial values anew, as after a start on the meta device."""
         ...
 
 

@@ -367,8 +367,9 @@ print(f"{'chance':21s}  {'':15s}  {10 / (len(held_text) - 1):15.3f}  {1 / len(PA
 # %%
 if category:
     chance = random.Random(2)
-    train_glosses = tuple(chance.sample(train_by["wordnet"], min(2 * PROBE, len(train_by["wordnet"]))))
-    held_glosses = tuple(chance.sample(held_by["wordnet"], min(HELD_OUT, len(held_by["wordnet"]))))
+    known = [[gloss for gloss in by["wordnet"] if gloss in category] for by in (train_by, held_by)]
+    train_glosses = tuple(chance.sample(known[0], min(2 * PROBE, len(known[0]))))
+    held_glosses = tuple(chance.sample(known[1], min(HELD_OUT, len(known[1]))))
     labels = [[category[gloss] for gloss in glosses] for glosses in (train_glosses, held_glosses)]
     print(f"{'most frequent':21s}  {max(labels[1].count(name) for name in labels[1]) / len(labels[1]):.3f}")
     vectors = [embed(teacher_layers, glosses) for glosses in (train_glosses, held_glosses)]

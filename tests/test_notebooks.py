@@ -52,6 +52,8 @@ def test_script_and_notebook_agree(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_cells_are_short_and_outputs_are_shipped(path):
     cells = code_cells(nbformat.read(path, as_version=4))
-    assert all(len(cell.source.splitlines()) <= 15 for cell in cells)
+    # longer code belongs in the library, except where writing a backbone outside of it is the subject
+    longest = 30 if path.stem == "06_your_own_ssm" else 15
+    assert all(len(cell.source.splitlines()) <= longest for cell in cells)
     assert any(cell.outputs for cell in cells)
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)

@@ -68,6 +68,11 @@ def ours(data: Data, **options) -> Run:
     return leaves, lambda: multi_scan(*leaves[:6], dt_bias=leaves[6], **options), data.grad
 
 
+def chunked(data: Data) -> Run:
+    """The fallback in plain torch."""
+    return ours(data, backend="chunked")
+
+
 def merged(data: Data) -> Run:
     leaves, forward, grad = ours(data, merge=True)
     return leaves, forward, grad[:, 0].clone()
@@ -135,6 +140,7 @@ def transformers(data: Data) -> Run:
 
 CONTENDERS = {
     "native": ours,
+    "chunked": chunked,
     "merged": merged,
     "shared decay": shared_decay,
     "shared apart": shared_apart,

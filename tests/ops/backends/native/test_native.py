@@ -70,9 +70,9 @@ def test_half_precision_costs_only_its_own_rounding(feature, variant, dtype):
 )
 def test_any_combination_agrees_with_the_reference(sizes, shared, without, flags):
     # with nothing to tell the number of directions, it is one
-    check(problem(*sizes, shared=shared, without=without - {"orders"}, **flags), least=1.0)
+    check(problem(*sizes, shared=shared, without=without - {"orders"}, **flags), least=5.0)
     # a few numbers of size one may cancel
-    check(problem(sizes[0], 1, *sizes[2:], without=without, **flags), torch.float32, least=1.0)
+    check(problem(sizes[0], 1, *sizes[2:], without=without, **flags), torch.float32, least=5.0)
 
 
 def test_broadcast_and_sliced_inputs_are_read_where_they_lie():

@@ -5,7 +5,7 @@
 template <class F> struct BackwardTiles {
   F *dt, *slope, *u, *dy;      // (step, lane); u, dy, dx per direction of the group
   F *dx, *da;                  // gradients of dt * u, and of dt through the decays
-  F *e, *h;                    // decays (step, state, lane), states (step + 1, state, direction, lane) of a few states
+  F *e, *h;                    // decays (step, state, lane), states (step + 1, state, lane) of a few states
   F *dB, *dC, *sums;           // (direction, step, state, lane of one vector), summed over blocks of channels
   F *dA, *dD, *dbias;
   BackwardTiles(const Scan &s, int64_t pad, Arena &arena) {
@@ -17,7 +17,7 @@ template <class F> struct BackwardTiles {
     dy = arena.take<F>(GROUP * size);
     dx = arena.take<F>(GROUP * size);
     e = arena.take<F>(BACKWARD_STATES * size);
-    h = arena.take<F>(BACKWARD_STATES * GROUP * (size + width));
+    h = arena.take<F>(BACKWARD_STATES * (size + width));
     dB = arena.take<F>(GROUP * rows * W);
     dC = arena.take<F>(GROUP * rows * W);
     sums = arena.take<F>(rows);
@@ -39,7 +39,7 @@ template <class F, int G, int U> struct BackwardBlock {
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.b, group.first + g, group.range.begin + column, rows};
+    return {a, group.b, group.first + g, group.range.begin + column, rows, group.iota};
   }
 
   // Bias and softplus; the tiles that gather sums start at zero.
@@ -68,120 +68,143 @@ template <class F, int G, int U> struct BackwardBlock {
 
   template <int S> void run(int64_t n) const {
     bounded ? recompute<S, true>(n) : recompute<S, ANY_EXPONENT>(n);
-    sweep<S>(n);
+    for (int g = 0; g < G; ++g) {
+      // states of one direction at a time: those of all would not stay in the first cache
+      if (G > 1) states_of<S>(n, g);
+      sweep<S>(n, g);
+    }
   }
 
   template <int S, bool BOUNDED> void recompute(int64_t n) const {
     const Scan &s = group.s;
-    const int64_t steps = group.steps, states = s.state, row = s.chunk * states, next = tile(1);
+    const int64_t steps = group.steps, states = s.state;
     const uint8_t *reset = s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     F *e_at = tiles.e, *h_at = tiles.h;
     // the first states bring the next chunk closer: theirs is the loop with time to spare for it
     const int64_t *rows = group.ahead, *parameters = rows + group.line(0), far = n == 0 ? steps : 0;
-    V h[S][G][U], A[S][U];
+    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
+    Ahead<LINES> u_ahead[G];
+    for (int g = 0; g < G; ++g) u_ahead[g] = ahead(s.u, g, rows + g * s.chunk);
+    V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
-      for (int i = 0; i < U; ++i) {
-        A[j][i] = load(group.A + (n + j) * group.pad + column + i * W);
-        for (int g = 0; g < G; ++g) {
-          const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
-          h[j][g][i] = load_some<F>(from + (n + j) * s.channels + i * W, group.range.size() - column - i * W);
-          store(h_at + (j * G + g) * WIDTH + i * W, h[j][g][i]);
-        }
-      }
+      for (int i = 0; i < U; ++i) A[j][i] = load(group.A + (n + j) * group.pad + column + i * W);
+    if (G == 1) first_states<S>(n, 0, h);
     for (int64_t t = 0; t < steps; ++t, B += states, dt_at += WIDTH, u_at += WIDTH, e_at += S * WIDTH) {
-      h_at += S * G * WIDTH;
+      h_at += S * WIDTH;
       if (t < far) {
-        ahead(s.dt, 0, parameters).touch(t);
-        ahead(s.ddt, 0, parameters).touch(t);
-        for (int g = 0; g < G; ++g) ahead(s.u, g, rows + g * s.chunk).touch(t);
+        dt_ahead.touch(t);
+        ddt_ahead.touch(t);
+        for (int g = 0; g < G; ++g) u_ahead[g].touch(t);
       }
-      V dt[U], xu[G][U];
+      V dt[U], xu[U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);
-        for (int g = 0; g < G; ++g) xu[g][i] = dt[i] * load(u_at + g * next + i * W);
+        if (G == 1) xu[i] = dt[i] * load(u_at + i * W);
       }
       const bool restart = reset && reset[t];
       for (int j = 0; j < S; ++j)
         for (int i = 0; i < U; ++i) {
           V e = exp2_product<BOUNDED>(dt[i], A[j][i]);
-          if (restart) e = h[j][0][i] = V{};
+          if (restart) e = V{};
           store(e_at + j * WIDTH + i * W, e);
-          for (int g = 0; g < G; ++g) {
-            h[j][g][i] = e * h[j][g][i] + xu[g][i] * splat(B[g * row + j]);
-            store(h_at + (j * G + g) * WIDTH + i * W, h[j][g][i]);
-          }
+          if (G > 1) continue;
+          if (restart) h[j][i] = V{};
+          h[j][i] = e * h[j][i] + xu[i] * splat(B[j]);
+          store(h_at + j * WIDTH + i * W, h[j][i]);
         }
     }
   }
 
-  template <int S> void sweep(int64_t n) const {
-    const int64_t pad = group.pad, states = group.s.state, every = states * pad, row = group.s.chunk * states;
-    const int64_t next = tile(1), next_sums = sums(1), last = group.steps - 1;
-    F *state = group.state + n * pad + column, *da_at = tiles.da + last * WIDTH, *dx_at = tiles.dx + last * WIDTH;
-    F *dB_at = tiles.dB + (last * states + n) * W, *dC_at = tiles.dC + (last * states + n) * W;
-    const F *B = group.B + last * states + n, *C = group.C + last * states + n;
-    const F *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + last * WIDTH, *dy_at = tiles.dy + last * WIDTH;
-    const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * G * WIDTH;
-    const int64_t *rows = group.ahead;
-    V dh[S][G][U], dA[S][U], A[S][U];
+  // The states before the chunk.
+  template <int S> void first_states(int64_t n, int g, V (&h)[S][U]) const {
+    const Scan &s = group.s;
+    const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
+    for (int j = 0; j < S; ++j)
+      for (int i = 0; i < U; ++i) {
+        h[j][i] = load_some<F>(from + (n + j) * s.channels + i * W, group.range.size() - column - i * W);
+        store(tiles.h + j * WIDTH + i * W, h[j][i]);
+      }
+  }
+
+  // The states of one direction from decays that are there.
+  template <int S> void states_of(int64_t n, int g) const {
+    const int64_t steps = group.steps, states = group.s.state;
+    const F *B = group.B + g * group.s.chunk * states + n, *dt_at = tiles.dt, *u_at = tiles.u + tile(g), *e = tiles.e;
+    F *h_at = tiles.h + S * WIDTH;
+    V h[S][U];
+    first_states<S>(n, g, h);
+    for (int64_t t = 0; t < steps; ++t, B += states, dt_at += WIDTH, u_at += WIDTH, e += S * WIDTH, h_at += S * WIDTH)
+      for (int i = 0; i < U; ++i) {
+        const V xu = load(dt_at + i * W) * load(u_at + i * W);
+        for (int j = 0; j < S; ++j) {
+          h[j][i] = load(e + j * WIDTH + i * W) * h[j][i] + xu * splat(B[j]);
+          store(h_at + j * WIDTH + i * W, h[j][i]);
+        }
+      }
+  }
+
+  template <int S> void sweep(int64_t n, int g) const {
+    const int64_t pad = group.pad, states = group.s.state, last = group.steps - 1;
+    const int64_t in_tile = tile(g) + last * WIDTH, in_sums = sums(g) + (last * states + n) * W;
+    const int64_t in_states = (g * group.s.chunk + last) * states + n;
+    F *state = group.state + (g * states + n) * pad + column, *da_at = tiles.da + last * WIDTH, *dx_at = tiles.dx + in_tile;
+    F *dB_at = tiles.dB + in_sums, *dC_at = tiles.dC + in_sums;
+    const F *B = group.B + in_states, *C = group.C + in_states;
+    const F *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + in_tile, *dy_at = tiles.dy + in_tile;
+    const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * WIDTH;
+    const int64_t *rows = group.ahead + g * group.s.chunk;
+    const Ahead<LINES> dy_ahead = ahead(group.s.grad_y, g, rows), du_ahead = ahead(group.s.du, g, rows);
+    V dh[S][U], dA[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
         A[j][i] = load(group.A + (n + j) * pad + column + i * W);
         dA[j][i] = V{};
-        for (int g = 0; g < G; ++g) dh[j][g][i] = load(state + g * every + j * pad + i * W);
+        dh[j][i] = load(state + j * pad + i * W);
       }
     for (int64_t t = last; t >= 0; --t) {
-      const F *after = before + S * G * WIDTH;
-      for (int g = 0; g < G && n == 0; ++g) {
-        ahead(group.s.grad_y, g, rows + g * group.s.chunk).touch(t);
-        ahead(group.s.du, g, rows + g * group.s.chunk).touch(t);
+      const F *after = before + S * WIDTH;
+      if (n == 0) {
+        dy_ahead.touch(t);
+        du_ahead.touch(t);
       }
-      V dt[U], da[U], xu[G][U], dy[G][U], dx[G][U];
+      V dt[U], da[U], xu[U], dy[U], dx[U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);
         da[i] = load(da_at + i * W);
-        for (int g = 0; g < G; ++g) {
-          xu[g][i] = dt[i] * load(u_at + g * next + i * W);
-          dy[g][i] = load(dy_at + g * next + i * W);
-          dx[g][i] = load(dx_at + g * next + i * W);
-        }
+        xu[i] = dt[i] * load(u_at + i * W);
+        dy[i] = load(dy_at + i * W);
+        dx[i] = load(dx_at + i * W);
       }
       for (int j = 0; j < S; ++j) {
-        V through[U] = {};  // sum over directions of the gradient of log e
-        for (int g = 0; g < G; ++g) {
-          F *dB_row = dB_at + g * next_sums + j * W, *dC_row = dC_at + g * next_sums + j * W;
-          V dB = load(dB_row), dC = load(dC_row);
-          for (int i = 0; i < U; ++i) {
-            const int64_t lane = (j * G + g) * WIDTH + i * W;
-            const V q = dy[g][i] * splat(C[g * row + j]) + dh[j][g][i];
-            dC += dy[g][i] * load(after + lane);
-            dB += q * xu[g][i];
-            dx[g][i] += q * splat(B[g * row + j]);
-            dh[j][g][i] = q * load(e + j * WIDTH + i * W);
-            through[i] += dh[j][g][i] * load(before + lane);
-          }
-          store(dB_row, dB);
-          store(dC_row, dC);
-        }
+        V dB = load(dB_at + j * W), dC = load(dC_at + j * W);
         for (int i = 0; i < U; ++i) {
-          da[i] += through[i] * A[j][i];
-          dA[j][i] += through[i] * dt[i];
+          const int64_t lane = j * WIDTH + i * W;
+          const V q = dy[i] * splat(C[j]) + dh[j][i];
+          dC += dy[i] * load(after + lane);
+          dB += q * xu[i];
+          dx[i] += q * splat(B[j]);
+          dh[j][i] = q * load(e + j * WIDTH + i * W);
+          const V through = dh[j][i] * load(before + lane);  // the gradient of log e
+          da[i] += through * A[j][i];
+          dA[j][i] += through * dt[i];
         }
+        store(dB_at + j * W, dB);
+        store(dC_at + j * W, dC);
       }
       for (int i = 0; i < U; ++i) {
         store(da_at + i * W, da[i]);
-        for (int g = 0; g < G; ++g) store(dx_at + g * next + i * W, dx[g][i]);
+        store(dx_at + i * W, dx[i]);
       }
       B -= states, C -= states, dB_at -= states * W, dC_at -= states * W;
       dt_at -= WIDTH, u_at -= WIDTH, dy_at -= WIDTH, da_at -= WIDTH, dx_at -= WIDTH;
-      e -= S * WIDTH, before -= S * G * WIDTH;
+      e -= S * WIDTH, before -= S * WIDTH;
     }
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
         F *to = tiles.dA + (n + j) * pad + column + i * W;
         store(to, load(to) + dA[j][i]);
-        for (int g = 0; g < G; ++g) store(state + g * every + j * pad + i * W, dh[j][g][i]);
+        store(state + j * pad + i * W, dh[j][i]);
       }
   }
 

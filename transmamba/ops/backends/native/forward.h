@@ -24,7 +24,7 @@ template <class F, int G, int U> struct ForwardBlock {
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.b, group.first + g, group.range.begin + column, rows};
+    return {a, group.b, group.first + g, group.range.begin + column, rows, group.iota};
   }
 
   // Bias, softplus, and what does not depend on the state.
@@ -107,6 +107,11 @@ template <class F, int G, int U> struct ForwardBlock {
     // the first states bring the next chunk closer: theirs is the loop with time to spare for it
     const int64_t *rows = group.ahead, far = n == 0 ? steps : 0;
     const Ahead<LINES> dt_ahead = ahead(group.s.dt, 0, rows + group.line(0));
+    Ahead<LINES> u_ahead[G], y_ahead[G];
+    for (int g = 0; g < G; ++g) {
+      u_ahead[g] = ahead(group.s.u, g, rows + g * group.s.chunk);
+      y_ahead[g] = ahead(group.s.y, g, rows + g * group.s.chunk);
+    }
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -117,8 +122,8 @@ template <class F, int G, int U> struct ForwardBlock {
       if (t < far) {
         dt_ahead.touch(t);
         for (int g = 0; g < G; ++g) {
-          ahead(group.s.u, g, rows + g * group.s.chunk).touch(t);
-          ahead(group.s.y, g, rows + g * group.s.chunk).touch(t);
+          u_ahead[g].touch(t);
+          y_ahead[g].touch(t);
         }
       }
       V dt[U], xu[G][U], y[G][U];

@@ -37,16 +37,20 @@ template <class F, class G> INLINE void with_type(const Array &a, int64_t b, int
   what(place<F>(a, b, k, column));
 }
 
-// Brings lanes of steps to come towards the cache; rows in a foreign order defeat the hardware.
+// Brings lanes of steps to come towards the cache; rows in a foreign order defeat the hardware, and so do many short
+// pieces of channels. Where time is innermost, a touch brings those steps of one channel instead of one step.
 template <int LINES> struct Ahead {
   const char *base;
   const int64_t *rows;
-  int64_t stride;  // bytes; 0 for layouts that tiles transpose, then it does nothing of use
-  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come) : rows(to_come) {
+  int64_t stride;  // bytes; 0 for layouts of neither kind, then it does nothing of use
+  Ahead() = default;
+  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota) {
     const int64_t size = a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2;
-    const bool dense = a.column == 1;
-    base = (const char *)a.data + (dense ? (b * a.batch + k * a.direction + column) * size : 0);
-    stride = dense ? a.row * size : 0;
+    const bool dense = a.column == 1, transposed = !dense && a.row == 1;
+    base = (const char *)a.data + (dense || transposed ? (b * a.batch + k * a.direction + column * a.column) * size : 0);
+    base += transposed ? to_come[0] * size : 0;
+    rows = transposed ? iota : to_come;
+    stride = dense ? a.row * size : transposed ? a.column * size : 0;
   }
   // inlined by force: gcc drops calls of a function that only prefetches
   __attribute__((always_inline)) void touch(int64_t t) const {

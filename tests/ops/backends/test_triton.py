@@ -18,7 +18,8 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA 
 def run_cases(file: str) -> None:
     # triton decides when it is imported whether kernels are interpreted, so the cases need a fresh process
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(CASES / file)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    settings = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

@@ -16,7 +16,8 @@ def run_cases() -> None:
     # triton decides when it is imported whether kernels are interpreted, so the cases need a fresh process
     cases = Path(__file__).with_name("triton_conv_cases.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    settings = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
 
 

@@ -1,16 +1,11 @@
 """The Triton kernels against the reference; collected by test_triton.py, in a process of its own.
 
-On a machine with an NVIDIA GPU the kernels are compiled, elsewhere they run in Triton's interpreter, which has to be
-chosen before triton is imported.
+On a machine with an NVIDIA GPU the kernels are compiled, elsewhere they run in Triton's interpreter, which that process
+is told by its environment.
 """
-
-import os
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from transmamba.ops.backends import reference, triton, triton_tiles
 from transmamba.ops.backends.problem import Gradients, Problem

@@ -1,13 +1,8 @@
 """The Triton convolution against torch's; collected by test_triton_conv.py, in a process of its own."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 from transmamba.ops import causal_conv1d, scan_orders
 from transmamba.ops.backends import triton_conv

@@ -1,6 +1,6 @@
-import re
 import json
 import math
+import re
 
 import pytest
 import torch

@@ -194,7 +194,8 @@ class MambaMixer(nn.Module):
             return_last_state=True,
         )
         gate = F.silu(gate)
-        return _Scanned(y, gate / len(self.branches) if self.average else gate, u, last_state)
+        # in place, because silu's backward does not need its result
+        return _Scanned(y, gate.div_(len(self.branches)) if self.average else gate, u, last_state)
 
     def _orders(self, orders: Sequence[ScanOrder] | None, x: Tensor) -> Sequence[ScanOrder] | None:
         count = len(self.branches)

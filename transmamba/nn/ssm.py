@@ -74,7 +74,7 @@ class SelectiveSSM(nn.Module):
         self, u: Float[Tensor, "batch length inner"], mask: Bool[Tensor, "batch length"] | None = None
     ) -> Float[Tensor, "batch length inner"]:
         """Scan the tokens from first to last. True in `mask` marks a real token."""
-        return scan_directions([u], [self.scan_parameters(u)], mask=mask)[:, 0]
+        return scan_directions(u[:, None], [self.scan_parameters(u)], mask=mask)[:, 0]
 
 
 @torch.no_grad()

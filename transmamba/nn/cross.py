@@ -107,26 +107,22 @@ class CrossMamba(nn.Module):
                 'tokens: use readout="final" or "progress"'
             )
         C = self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
-        written = self._write(context, context_mask)
+        orders = scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
+        written = self._write(context, context_mask, orders)
         if self.readout == "progress":
             y = _read_along(written, C, context_mask)
         else:
-            orders = self._orders(context.shape[1], context.device)
             C_scan = written.B if self.readout == "final" else C
             y, last = _scan(written, C_scan, merge=True, orders=orders, mask=context_mask)
             if self.readout == "final":
                 y = einsum(C.to(last.dtype), last, "b direction token n, b direction inner n -> b token inner")
         return query + self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
 
-    def _orders(self, length: int, device: torch.device) -> list[ScanOrder]:
-        return scan_orders(("forward", "backward")[: len(self.branches)], length, device)
-
-    def _write(self, context: Tensor, mask: Tensor | None) -> "_Written":
+    def _write(self, context: Tensor, mask: Tensor | None, orders: Sequence[ScanOrder]) -> "_Written":
         x = self.in_proj(context)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
         bias = torch.stack([cast(Tensor, branch.conv1d.bias) for branch in self.branches])
-        orders = self._orders(context.shape[1], context.device)
         u = causal_conv1d(x, weight, bias, orders=orders, activation="silu")
         steps = []
         for branch, u_k in zip(self.branches, u.unbind(1), strict=True):

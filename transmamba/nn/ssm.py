@@ -97,7 +97,7 @@ def decay_rates(A_log: Tensor) -> Tensor:
 
 
 def scan_directions(
-    u: Sequence[Float[Tensor, "batch length inner"]] | Float[Tensor, "batch direction length inner"],
+    u: Float[Tensor, "batch #direction length inner"],
     parameters: Sequence[ScanParameters],
     orders: Sequence[ScanOrder] | None = None,
     **options: Any,
@@ -109,7 +109,7 @@ def scan_directions(
     """
     dt, A, B, C, D, dt_bias = zip(*parameters, strict=True)
     return multi_scan(  # type: ignore[return-value]
-        u if isinstance(u, Tensor) else _join(u, 1),
+        u,
         _join(dt, 1),
         _join(A, 0),
         _join(B, 1),

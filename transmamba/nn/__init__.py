@@ -4,8 +4,10 @@ from transmamba.nn.block import DropPath as DropPath
 from transmamba.nn.block import GatedMlp as GatedMlp
 from transmamba.nn.block import MambaBlock as MambaBlock
 from transmamba.nn.block import Mlp as Mlp
+from transmamba.nn.cache import CrossCache as CrossCache
 from transmamba.nn.cache import MixerCache as MixerCache
 from transmamba.nn.cross import CrossMamba as CrossMamba
+from transmamba.nn.cross_block import CrossMambaBlock as CrossMambaBlock
 from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
 from transmamba.nn.mamba2 import HeadSSM as HeadSSM

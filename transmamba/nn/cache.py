@@ -31,3 +31,13 @@ class MixerCache(NamedTuple):
         ends = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(1)
         window = ends[:, None] + torch.arange(width, device=x.device)
         return seen.gather(1, window[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2)
+
+
+class CrossCache(NamedTuple):
+    """What a `CrossMamba` keeps of a context; reading does not change it.
+
+    Attributes:
+        state: the state after the last context token, `(batch, direction, inner, state)`; float32 or float64.
+    """
+
+    state: Tensor

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
+from transmamba.nn.cache import CrossCache
 from transmamba.nn.ssm import decay_rates, init_decay, init_step_bias
 from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
 
@@ -56,6 +57,7 @@ class CrossMamba(nn.Module):
         expand: inner width as a multiple of `query_dim`.
         readout: which state a query reads.
         bidirectional: also scan the context from its end, with parameters of its own, and add what both states give.
+        residual: add the query to the output.
 
     Reference:
         Section on cross-Mamba of arXiv 2502.15130; gate, convolution, residual, lengths and readouts are ours
@@ -76,10 +78,11 @@ class CrossMamba(nn.Module):
         expand: int = 2,
         readout: Readout = "final",
         bidirectional: bool = False,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         d_inner = expand * query_dim
-        self.readout, directions = readout, 2 if bidirectional else 1
+        self.readout, self.residual, directions = readout, residual, 2 if bidirectional else 1
         self.in_proj = nn.Linear(context_dim, d_inner, bias=False)
         self.gate_proj = nn.Linear(query_dim, d_inner, bias=False)
         self.c_proj = nn.Linear(query_dim, directions * d_state, bias=False)
@@ -106,17 +109,52 @@ class CrossMamba(nn.Module):
                 f"the aligned readout needs equal lengths, got {query.shape[1]} query and {context.shape[1]} context "
                 'tokens: use readout="final" or "progress"'
             )
-        C = self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
-        orders = scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
+        if self.readout == "final":
+            return self.read(query, self.prefill(context, context_mask))
+        orders = self._orders(context)
         written = self._write(context, context_mask, orders)
         if self.readout == "progress":
-            y = _read_along(written, C, context_mask)
-        else:
-            C_scan = written.B if self.readout == "final" else C
-            y, last = _scan(written, C_scan, merge=True, orders=orders, mask=context_mask)
-            if self.readout == "final":
-                y = einsum(C.to(last.dtype), last, "b direction token n, b direction inner n -> b token inner")
-        return query + self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
+            return self._gate(query, _read_along(written, self._readout(query), context_mask))
+        return self._gate(query, _scan(written, self._readout(query), merge=True, orders=orders, mask=context_mask)[0])
+
+    def prefill(
+        self,
+        context: Float[Tensor, "batch context_token context_dim"],
+        context_mask: Bool[Tensor, "batch context_token"] | None = None,
+    ) -> CrossCache:
+        """Scan the context once, for `read` and `step`.
+
+        Raises:
+            ValueError: the readout is not "final": which state a token reads then depends on tokens to come.
+        """
+        if self.readout != "final":
+            raise ValueError(
+                f'what is read token by token is the last state: it needs readout="final", got {self.readout!r}'
+            )
+        orders = self._orders(context)
+        written = self._write(context, context_mask, orders)
+        return CrossCache(_scan(written, written.B, merge=True, orders=orders, mask=context_mask)[1])
+
+    def read(self, query: Float[Tensor, "batch token dim"], cache: CrossCache) -> Float[Tensor, "batch token dim"]:
+        """What `forward` gives, for any number of tokens that read the context of `cache`."""
+        C = self._readout(query).to(cache.state.dtype)
+        y = einsum(C, cache.state, "b direction token n, b direction inner n -> b token inner")
+        return self._gate(query, y)
+
+    def step(self, query: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
+        """What `forward` gives for one token; its cost does not depend on the context, nor does `cache` change."""
+        return self.read(query[:, None], cache)[:, 0]
+
+    def _readout(self, query: Tensor) -> Tensor:
+        """C of each direction, (batch, direction, token, state)."""
+        return self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
+
+    def _gate(self, query: Tensor, y: Tensor) -> Tensor:
+        update = self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
+        return query + update if self.residual else update
+
+    def _orders(self, context: Tensor) -> list[ScanOrder]:
+        return scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
 
     def _write(self, context: Tensor, mask: Tensor | None, orders: Sequence[ScanOrder]) -> "_Written":
         x = self.in_proj(context)

@@ -43,3 +43,10 @@ def test_frames_that_do_not_fill_a_box_are_refused():
         ValueError, match=r"boxes of \(2, 4, 4\) frames, rows, columns do not tile a clip of \(3, 8, 8\)"
     ):
         embed(torch.randn(1, 3, 3, 8, 8))
+
+
+def test_blocks_with_an_mlp_have_a_transformers_norms():
+    model = build(num_frames=3, mlp=True)
+    norms = [model.norm, *(norm for block in model.blocks for norm in (block.norm1, block.norm2))]
+    assert all(isinstance(norm, torch.nn.LayerNorm) for norm in norms)
+    assert build(num_frames=3).blocks[0].mlp is None

@@ -311,3 +311,27 @@ def test_bert_fills_the_mamba_encoder_outside_its_mixers():
     x = torch.randn(5, 12)
     layer = teacher.encoder.layer[1]
     torch.testing.assert_close(student.blocks[1].mlp(x), layer.output.dense(layer.intermediate(x)))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_clip_text_gives_a_text_encoder_its_tables_norms_and_mlps(wrapped):
+    tokens = {"vocab_size": 11, "max_position_embeddings": 7, "bos_token_id": 9, "eos_token_id": 10}
+    clip = transformers.CLIPTextModelWithProjection(transformers.CLIPTextConfig(**SIZES, **tokens))
+    student = MambaEncoder(11, 12, depth=2, max_length=7, mlp_ratio=20 / 12)
+    subclone(clip if wrapped else clip.text_model, student, first_importance)
+    layers = clip.text_model.encoder.layers
+    assert torch.equal(student.embedding.weight, clip.text_model.embeddings.token_embedding.weight)
+    assert torch.equal(student.pos_embed[0], clip.text_model.embeddings.position_embedding.weight)
+    assert torch.equal(student.blocks[1].mlp.fc1.weight, layers[1].mlp.fc1.weight)
+    assert torch.equal(student.blocks[1].norm2.bias, layers[1].layer_norm2.bias)
+    assert torch.equal(student.norm.weight, clip.text_model.final_layer_norm.weight)
+
+
+def test_clip_gives_a_video_mamba_with_mlps_all_but_its_mixers():
+    clip = transformers.CLIPVisionModelWithProjection(
+        transformers.CLIPVisionConfig(**{**SIZES, "intermediate_size": 48}, **IMAGE)
+    )
+    student = VideoMamba(8, 2, num_frames=3, dim=12, depth=3, num_classes=0, mlp=True)
+    report = subclone(clip, student, first_importance)
+    left = {name for name in report.skipped if "mixer" not in name}
+    assert left == {"patch_embed.proj.bias", "temporal_pos_embed"}

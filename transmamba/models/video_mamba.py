@@ -39,6 +39,8 @@ class VideoMamba(Pretrained, nn.Module):
         num_classes: outputs of the head; 0 leaves the class token as it is.
         dim: width of the tokens.
         depth: number of blocks.
+        mlp: blocks of the transfer's student, LayerNorm and an MLP half, which a Transformer's weights fit; the
+            published ones have RMSNorm and no MLP.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
 
@@ -65,6 +67,7 @@ class VideoMamba(Pretrained, nn.Module):
         num_classes: int = 1000,
         dim: int = 192,
         depth: int = 24,
+        mlp: bool = False,
         drop_path: float = 0.0,
         float32_residual: bool = True,
     ) -> None:
@@ -82,11 +85,12 @@ class VideoMamba(Pretrained, nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, dim))
         self.temporal_pos_embed = None if num_frames is None else nn.Parameter(torch.empty(1, self.grid[0], dim))
+        norm: type[nn.Module] = nn.LayerNorm if mlp else RMSNorm
         self.blocks = BlockStack(
-            MambaBlock(dim, MambaMixer(dim, directions=2), mlp=False, norm=RMSNorm, drop_path=rate)
+            MambaBlock(dim, MambaMixer(dim, directions=2), mlp=mlp, norm=norm, drop_path=rate)
             for rate in drop_path_rates(drop_path, depth)
         )
-        self.norm = RMSNorm(dim)
+        self.norm = norm(dim)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 

@@ -120,6 +120,23 @@ CLIP: Entries = {
     "head.weight": ("visual_projection.weight", "class residual"),
 }
 
+CLIP_TEXT: Entries = {
+    "embedding.weight": (
+        "text_model.embeddings.token_embedding.weight | embeddings.token_embedding.weight",
+        "vocab residual",
+    ),
+    "pos_embed": (
+        "text_model.embeddings.position_embedding.weight | embeddings.position_embedding.weight",
+        "1 sequence residual",
+    ),
+    **{
+        name: (pattern.replace("vision_model", "text_model"), axes)
+        for name, (pattern, axes) in CLIP.items()
+        if name.startswith("blocks.") and ".attn." not in name
+    },
+    **affine("norm", "text_model.final_layer_norm | final_layer_norm", "residual"),
+}
+
 # Post-norm teacher, pre-norm student: what enters a teacher layer was normalised at the end of the layer before. The
 # norm of the embeddings stays where it is, or becomes the first norm of a student that has no other place for it.
 BERT: Entries = {
@@ -224,6 +241,7 @@ LM: Entries = {
 PRESETS: dict[str, Plan] = {
     "vit": VIT,
     "clip": CLIP,
+    "clip_text": CLIP_TEXT,
     "bert": BERT,
     "bert_bare": {name: entry for name, entry in BERT_BARE.items() if not name.startswith("embed_norm")},
     "llama": LLAMA,

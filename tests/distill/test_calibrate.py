@@ -46,6 +46,73 @@ def test_sliced_form_equals_padding_then_full_mlp(pad, hidden):
         torch.testing.assert_close(ours, theirs)
 
 
+PLACES = (6, 0, 4)
+
+
+def spread(x):
+    """Student channel j at teacher channel PLACES[j] of 7."""
+    y = torch.zeros(*x.shape[:-1], 7)
+    for channel, place in enumerate(PLACES):
+        y[..., place] = x[..., channel]
+    return y
+
+
+@pytest.mark.parametrize("mode", ["pad_mlp", "pad_linear", "pad"])
+@pytest.mark.parametrize("pad", [PLACES, list(PLACES), torch.tensor(PLACES)], ids=["tuple", "list", "tensor"])
+def test_new_calibrator_puts_channels_where_they_were_kept(mode, pad):
+    x = torch.randn(2, 5, 3)
+    assert torch.equal(FeatureCalibrator(3, 7, mode=mode, pad=pad)(x), spread(x))
+
+
+@pytest.mark.parametrize("hidden", [None, 3])
+def test_scattered_form_equals_padding_then_full_mlp(hidden):
+    calibrator = randomised(FeatureCalibrator(3, 7, pad=PLACES, hidden_dim=hidden))
+    x = torch.randn(2, 5, 3, requires_grad=True)
+    first, last = calibrator.maps
+    padded = spread(x)
+    full = F.linear(F.gelu(F.linear(padded, first.weight, first.bias)), last.weight, last.bias) + padded
+    got = calibrator(x)
+    torch.testing.assert_close(got, full)
+    wanted, direction = (x, *calibrator.parameters()), torch.randn_like(full)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, wanted, direction), torch.autograd.grad(full, wanted, direction), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_the_first_places_are_padding_on_the_right():
+    right, places = (randomised(FeatureCalibrator(3, 7, pad=pad)) for pad in ("right", range(3)))
+    places.load_state_dict({**right.state_dict(), "index": places.index})
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(places(x), right(x))
+
+
+def test_places_at_equal_widths_permute():
+    x = torch.randn(2, 3)
+    assert torch.equal(FeatureCalibrator(3, 3, pad=(2, 0, 1))(x), x[:, [1, 2, 0]])
+
+
+def test_places_travel_with_the_weights():
+    calibrator = randomised(FeatureCalibrator(3, 7, pad=PLACES))
+    other = FeatureCalibrator(3, 7, pad=(1, 2, 3), device="meta").to_empty(device="cpu")
+    other.load_state_dict(calibrator.state_dict())
+    x = torch.randn(2, 5, 3)
+    torch.testing.assert_close(other(x), calibrator(x))
+
+
+def test_places_survive_autocast_compile_and_a_start_on_meta():
+    calibrator = randomised(FeatureCalibrator(3, 7, pad=PLACES))
+    x = torch.randn(2, 5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = calibrator(x)
+    torch.testing.assert_close(half.float(), calibrator(x), atol=3e-2, rtol=3e-2)
+    compiled = torch.compile(calibrator, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), calibrator(x))
+    late = FeatureCalibrator(3, 7, pad=PLACES, device="meta").to_empty(device="cpu")
+    late.reset_parameters()
+    assert torch.equal(late(x), spread(x))
+
+
 def test_without_residual_there_is_no_skip():
     calibrator = randomised(FeatureCalibrator(3, 7, mode="pad_linear", residual=False))
     x = torch.randn(5, 3)
@@ -186,6 +253,13 @@ def test_compiles_to_one_graph():
         ((3, 7), {"hidden_dim": -1}, r"hidden_dim must be at least 1, got -1"),
         ((3, 7), {"mode": "glue"}, r"unknown mode 'glue': expected one of pad_mlp, pad_linear"),
         ((3, 7), {"pad": "left"}, r"unknown pad 'left': expected one of right, center"),
+        ((3, 7), {"pad": (0, 1)}, r"pad names 2 teacher channels for 3 student channels: name one each"),
+        ((3, 7), {"pad": (0, 1, 7)}, r"pad names teacher channel 7: expected integers from 0 to 6"),
+        ((3, 7), {"pad": (0, 1, -1)}, r"pad names teacher channel -1: expected integers from 0 to 6"),
+        ((3, 7), {"pad": torch.tensor([0.0, 1, 2])}, r"pad names teacher channel 0.0: expected integers"),
+        ((3, 7), {"pad": (5, 1, 5)}, r"pad names teacher channel 5 more than once"),
+        ((3, 7), {"pad": PLACES, "mode": "mlp"}, r"mode='mlp' does not pad: leave out the channels in pad"),
+        ((9, 7), {"pad": range(9)}, r"pad names teacher channel 7: expected integers from 0 to 6"),
         ((3, 7), {"norm": "batch"}, r"unknown norm 'batch': expected one of layer, standardize"),
         ((3, 7), {"mode": "identity"}, r"mode='identity' needs equal widths, got 3 and 7: use mode='pad_mlp'"),
         ((9, 7), {"on_wider": "error"}, r"student has 9 channels, more than the teacher's 7, and cannot be padded"),

@@ -29,7 +29,9 @@ class FeatureCalibrator(nn.Module):
         teacher_dim: channels out.
         mode: "pad_mlp" (the paper), "pad_linear" (one layer), "pad" (no parameters), "mlp" and "linear" (plain maps:
             no padding, no skip, usual initialisation), "identity" (equal widths only).
-        pad: zeros on the "right", or in equal parts on both sides ("center"; an odd one goes right).
+        pad: zeros on the "right", or in equal parts on both sides ("center"; an odd one goes right), or the teacher
+            channel of each student channel. For an inherited student give `report.kept["residual"]`: then a channel
+            meets the one it was cut from.
         hidden_dim: width between the layers; None takes teacher_dim.
         depth: number of linear layers of the MLP.
         activation: makes the activation between them.
@@ -42,8 +44,8 @@ class FeatureCalibrator(nn.Module):
         dtype: their dtype.
 
     Raises:
-        ValueError: a width or depth below 1, an unknown name, unequal widths for "identity", or a wider student with
-            on_wider="error".
+        ValueError: a width or depth below 1, an unknown name, unequal widths for "identity", a wider student with
+            on_wider="error", or a `pad` that does not name one teacher channel for each of the student's.
 
     Reference:
         TransMamba, arXiv 2502.15130, feature calibration. The paper says "simple MLP"; skip and zero start are ours.
@@ -52,7 +54,11 @@ class FeatureCalibrator(nn.Module):
         >>> calibrate = FeatureCalibrator(2, 5)
         >>> calibrate(torch.ones(1, 3, 2))[0, 0]
         tensor([1., 1., 0., 0., 0.], grad_fn=...)
+        >>> FeatureCalibrator(2, 5, pad=(1, 4))(torch.ones(1, 3, 2))[0, 0]
+        tensor([0., 1., 0., 0., 1.], grad_fn=...)
     """
+
+    index: Tensor | None
 
     def __init__(
         self,
@@ -60,7 +66,7 @@ class FeatureCalibrator(nn.Module):
         teacher_dim: int,
         *,
         mode: Mode = "pad_mlp",
-        pad: Literal["right", "center"] = "right",
+        pad: Literal["right", "center"] | Sequence[int] | Tensor = "right",
         hidden_dim: int | None = None,
         depth: int = 2,
         activation: Callable[[], nn.Module] = nn.GELU,
@@ -75,7 +81,7 @@ class FeatureCalibrator(nn.Module):
         _check_sizes(student_dim, teacher_dim, depth, hidden_dim)
         _check_choices(
             mode=(mode, get_args(Mode)),
-            pad=(pad, ("right", "center")),
+            **({"pad": (pad, ("right", "center"))} if isinstance(pad, str) else {}),
             norm=(norm or "layer", ("layer", "standardize")),
             on_wider=(on_wider, ("project", "error")),
         )
@@ -83,6 +89,9 @@ class FeatureCalibrator(nn.Module):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.student_dim, self.teacher_dim, self.mode = student_dim, teacher_dim, mode
         self.offset = max(teacher_dim - student_dim, 0) // 2 if pad == "center" else 0
+        self.places = None if isinstance(pad, str) else _check_places(pad, student_dim, teacher_dim, mode)
+        # in the state dict: the weights mean nothing without it
+        self.register_buffer("index", None if self.places is None else torch.tensor(self.places, device=device))
         self.standardize = norm == "standardize"
         padded = mode.startswith("pad")
         self.residual = padded and (residual or mode == "pad")
@@ -98,7 +107,7 @@ class FeatureCalibrator(nn.Module):
 
     def _build_maps(self, widths: list[int], padded: bool, bias: bool, factory: dict[str, Any]) -> None:
         for number, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False)):
-            if number == 0 and padded and self.student_dim < self.teacher_dim:
+            if number == 0 and padded and (self.student_dim < self.teacher_dim or self.places is not None):
                 options = {"offset": self.offset, "bias": bias, **factory}
                 self.maps.append(PaddedLinear(wide_in, self.teacher_dim, wide_out, **options))
             else:
@@ -115,6 +124,8 @@ class FeatureCalibrator(nn.Module):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         self._start_as_skip()
+        if self.index is not None:
+            self.index.copy_(torch.tensor(self.places))
 
     @typed
     def forward(self, x: Float[Tensor, "*batch student"]) -> Float[Tensor, "*batch teacher"]:
@@ -128,15 +139,21 @@ class FeatureCalibrator(nn.Module):
         x = self.norm(_standardize(x) if self.standardize else x)
         if not len(self.maps):
             return self._skip(x)
-        y: Tensor = self.maps[0](x)
+        y: Tensor = self.maps[0](x) if self.index is None else self.maps[0](x, self.index)
         for layer in list(self.maps)[1:]:
             y = layer(self.activation(y))
+        if not self.residual:
+            return y
+        if self.index is not None:
+            return _scatter(y, x, self.index)
         # not in place: FSDP hangs its hook on the output, which must not be a view that was written to
-        return y + self._skip(x) if self.residual else y
+        return y + self._skip(x)
 
     def _skip(self, x: Tensor) -> Tensor:
         if self.skip is not None:
             return self.skip(x)
+        if self.index is not None:
+            return _scatter(x.new_zeros(*x.shape[:-1], self.teacher_dim), x, self.index)
         if self.student_dim == self.teacher_dim:
             return x
         return F.pad(x, (self.offset, self.teacher_dim - self.student_dim - self.offset))
@@ -144,6 +161,12 @@ class FeatureCalibrator(nn.Module):
     def extra_repr(self) -> str:
         """Widths and mode."""
         return f"{self.student_dim}, {self.teacher_dim}, mode={self.mode!r}"
+
+
+def _scatter(y: Tensor, x: Tensor, index: Tensor) -> Tensor:
+    """Add channel j of `x` to channel index[j] of `y`, out of place; costs no more than adding a padded `x`."""
+    dtype = torch.promote_types(y.dtype, x.dtype)
+    return y.to(dtype).scatter_add(-1, index.expand(x.shape), x.to(dtype))
 
 
 def _standardize(x: Tensor) -> Tensor:
@@ -163,6 +186,21 @@ def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
     for name, (value, known) in choices.items():
         if value not in known:
             raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
+
+
+def _check_places(pad: Sequence[int] | Tensor, student_dim: int, teacher_dim: int, mode: str) -> tuple[int, ...]:
+    places = tuple(pad.tolist() if isinstance(pad, Tensor) else pad)
+    if not mode.startswith("pad"):
+        raise ValueError(f"mode={mode!r} does not pad: leave out the channels in pad, or use mode='pad_mlp'")
+    if len(places) != student_dim:
+        raise ValueError(f"pad names {len(places)} teacher channels for {student_dim} student channels: name one each")
+    outside = [place for place in places if not (isinstance(place, int) and 0 <= place < teacher_dim)]
+    if outside:
+        raise ValueError(f"pad names teacher channel {outside[0]}: expected integers from 0 to {teacher_dim - 1}")
+    if len(set(places)) < len(places):
+        twice = next(place for place in places if places.count(place) > 1)
+        raise ValueError(f"pad names teacher channel {twice} more than once: each can hold one student channel")
+    return places
 
 
 def _check_widths(student_dim: int, teacher_dim: int, mode: str, on_wider: str) -> None:

@@ -49,6 +49,7 @@ class PaddedLinear(nn.Module):
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The product with the columns that meet the input."""
-        return F.linear(x, self.weight.narrow(1, self.offset, self.in_features), self.bias)
+    def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+        """The product with the columns that meet the input: those of `index`, or `in_features` from `offset` on."""
+        met = self.weight.narrow(1, self.offset, self.in_features) if index is None else self.weight[:, index]
+        return F.linear(x, met, self.bias)

@@ -20,12 +20,13 @@ MAY_IMPORT = {
     "models": {"ops", "nn"},
     "distill": {"ops.orders"},
     "transfer": set(),
+    "data": set(),
 }
 PUBLIC = {
     "AdaptiveLayerDistill", "BidirectionalDistill", "CrossMamba", "FeatureCalibrator", "TransMambaLoss",
-    "selective_scan", "subclone", "distill", "models", "nn", "ops", "transfer",
+    "selective_scan", "subclone", "data", "distill", "models", "nn", "ops", "transfer",
 }  # fmt: skip
-LAZY = {"triton", "mamba_ssm", "causal_conv1d", "timm", "transformers", "tqdm", "safetensors", "huggingface_hub"}
+LAZY = {"av", "triton", "mamba_ssm", "causal_conv1d", "timm", "transformers", "tqdm", "safetensors", "huggingface_hub"}
 
 
 def imports(path):
@@ -74,7 +75,7 @@ def test_public_names():
 
 
 def test_no_module_hides_behind_a_function_of_its_name():
-    for package in ("ops", "nn", "models", "distill", "transfer"):
+    for package in ("ops", "nn", "models", "distill", "transfer", "data"):
         exported = vars(getattr(transmamba, package))
         for path in (PACKAGE / package).glob("*.py"):
             shadow = exported.get(path.stem)

@@ -2,11 +2,13 @@
 
 - `ops` is arithmetic, `nn` is made of ops, `models` are made of nn;
 - `distill` moves knowledge: features in, a scalar out;
-- `transfer` moves weights: state dict in, state dict out.
+- `transfer` moves weights: state dict in, state dict out;
+- `data` reads benchmarks and scores answers.
 
-The last two know no model: a training loop is where they meet.
+The last three know no model: a training loop is where they meet.
 """
 
+from transmamba import data as data
 from transmamba import distill as distill
 from transmamba import models as models
 from transmamba import nn as nn

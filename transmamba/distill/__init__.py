@@ -17,6 +17,9 @@ from transmamba.distill.baselines import LayerwiseDistill as LayerwiseDistill
 from transmamba.distill.baselines import LogitsDistill as LogitsDistill
 from transmamba.distill.calibrate import FeatureCalibrator as FeatureCalibrator
 from transmamba.distill.calibrate import LayerCalibrators as LayerCalibrators
+from transmamba.distill.contrastive import ContrastiveLoss as ContrastiveLoss
+from transmamba.distill.contrastive import SimilarityDistill as SimilarityDistill
+from transmamba.distill.contrastive import gather_batch as gather_batch
 from transmamba.distill.directional import BidirectionalDistill as BidirectionalDistill
 from transmamba.distill.directional import DirectionalDetails as DirectionalDetails
 from transmamba.distill.directional import MultiDirectionalDistill as MultiDirectionalDistill

@@ -27,6 +27,11 @@ from transmamba.models.plain_mamba import plain_mamba_l3 as plain_mamba_l3
 from transmamba.models.plain_mamba import plain_mamba_small as plain_mamba_small
 from transmamba.models.plain_mamba import plain_mamba_tiny as plain_mamba_tiny
 from transmamba.models.pretrained import Pretrained as Pretrained
+from transmamba.models.retrieval_heads import MeanPooling as MeanPooling
+from transmamba.models.retrieval_heads import SequentialHead as SequentialHead
+from transmamba.models.retrieval_heads import TemporalMamba as TemporalMamba
+from transmamba.models.retrieval_heads import TemporalTransformer as TemporalTransformer
+from transmamba.models.retrieval_heads import TightHead as TightHead
 from transmamba.models.stack import BlockStack as BlockStack
 from transmamba.models.stack import recompute_blocks as recompute_blocks
 from transmamba.models.video_mamba import VideoMamba as VideoMamba
@@ -34,6 +39,15 @@ from transmamba.models.video_mamba import video_mamba_base as video_mamba_base
 from transmamba.models.video_mamba import video_mamba_middle as video_mamba_middle
 from transmamba.models.video_mamba import video_mamba_small as video_mamba_small
 from transmamba.models.video_mamba import video_mamba_tiny as video_mamba_tiny
+from transmamba.models.video_retrieval import ClipFrames as ClipFrames
+from transmamba.models.video_retrieval import ClipText as ClipText
+from transmamba.models.video_retrieval import LogitScale as LogitScale
+from transmamba.models.video_retrieval import MambaFrames as MambaFrames
+from transmamba.models.video_retrieval import PooledText as PooledText
+from transmamba.models.video_retrieval import TextFeatures as TextFeatures
+from transmamba.models.video_retrieval import VideoFeatures as VideoFeatures
+from transmamba.models.video_retrieval import VideoRetriever as VideoRetriever
+from transmamba.models.video_retrieval import clip4clip as clip4clip
 from transmamba.models.video_text_mamba import VideoTextMamba as VideoTextMamba
 from transmamba.models.vim import Vim as Vim
 from transmamba.models.vim import vim_base as vim_base

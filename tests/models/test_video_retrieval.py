@@ -1,0 +1,157 @@
+import math
+
+import pytest
+import torch
+
+from transmamba.models import (
+    LogitScale,
+    MambaEncoder,
+    MambaFrames,
+    MeanPooling,
+    PooledText,
+    TightHead,
+    VideoMamba,
+    VideoRetriever,
+    VideoTextMamba,
+    clip4clip,
+)
+
+transformers = pytest.importorskip("transformers")
+
+
+@pytest.fixture
+def video():
+    return MambaFrames(VideoMamba((8, 12), 4, num_frames=3, dim=12, depth=2, num_classes=0), 5).eval()
+
+
+@pytest.fixture
+def clips():
+    return torch.randn(2, 3, 3, 8, 12)
+
+
+@pytest.fixture
+def clip():
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 12, "intermediate_size": 20}
+    words = {"vocab_size": 11, "max_position_embeddings": 7, "bos_token_id": 9, "eos_token_id": 10}
+    pixels = {"image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(text_config=layers | words, vision_config=layers | pixels, projection_dim=5)
+    return transformers.CLIPModel(config).eval()
+
+
+def test_frames_are_pooled_as_in_videomambas_retrieval_models(video, clips):
+    reference = VideoTextMamba(video.encoder, 7).eval()
+    reference.pool_norm = video.pool_norm
+    expected = video.proj(reference(clips, per_frame=True).pooled)
+    torch.testing.assert_close(video(clips), expected)
+
+
+def test_padded_frames_of_a_clip_do_not_matter(video, clips):
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    other = clips.clone()
+    other[0, :, 2] = 9.0
+    torch.testing.assert_close(video(other, mask)[0, :2], video(clips, mask)[0, :2])
+    torch.testing.assert_close(video(clips, mask)[1], video(clips)[1])
+
+
+def test_directions_of_a_clip_add_up_to_what_the_mixers_wrote(video, clips):
+    frames, features = video.forward_features(clips, directions=True)
+    torch.testing.assert_close(frames, video(clips))
+    expected = video.encoder.forward_features(clips, directions=True)
+    for got, wanted in zip(features.directions[1], expected.directions[1], strict=True):
+        torch.testing.assert_close(got, wanted)
+    assert features.extra == (0,) and features.grid == (3, 2, 3)
+
+
+def test_a_mask_of_other_frames_is_refused(video, clips):
+    with pytest.raises(ValueError, match="frame_mask has 2 frames, the encoder's grid 3"):
+        video(clips, torch.ones(2, 2, dtype=torch.bool))
+
+
+def test_a_text_is_the_mean_of_its_real_tokens():
+    text = PooledText(MambaEncoder(11, 8, depth=1), 8, 5).eval()
+    ids, mask = torch.tensor([[3, 4, 5, 0]]), torch.tensor([[True, True, True, False]])
+    torch.testing.assert_close(text(ids, mask).pooled, text(ids[:, :3]).tokens.mean(1))
+
+
+def test_clip4clip_is_clip_on_frames(clip):
+    ids, clips = torch.tensor([[9, 3, 10, 10], [9, 4, 5, 10]]), torch.randn(3, 3, 4, 8, 8)
+    teacher = clip4clip(clip)
+    images = clip.get_image_features(clips.transpose(1, 2).flatten(0, 1)).pooler_output.view(3, 4, 5)
+    texts = clip.get_text_features(ids).pooler_output
+    expected = MeanPooling()(texts, images) * clip.logit_scale.exp()
+    torch.testing.assert_close(teacher(ids, clips), expected)
+
+
+def test_a_video_of_one_still_frame_is_an_image_to_clip(clip):
+    ids, image = torch.tensor([[9, 3, 10]]), torch.randn(2, 3, 8, 8)
+    expected = clip(input_ids=ids, pixel_values=image).logits_per_text
+    torch.testing.assert_close(clip4clip(clip)(ids, image[:, :, None].expand(-1, -1, 4, -1, -1)), expected)
+
+
+def test_tokens_of_the_teacher_stand_where_those_of_the_student_do(clip):
+    clips = torch.randn(2, 3, 3, 8, 8)
+    frames, features = clip4clip(clip).video.forward_features(clips)
+    torch.testing.assert_close(frames, clip4clip(clip).video(clips))
+    assert features.grid == (3, 2, 2) and features.last.shape == (2, 12, 12) and len(features.layers) == 2
+    one = clip.vision_model(pixel_values=clips[1, :, 2][None]).last_hidden_state[0, 1 + 3]
+    torch.testing.assert_close(features.last[1, 2 * 4 + 3], clip.vision_model.post_layernorm(one))
+    torch.testing.assert_close(features.layers[-1][1, 2 * 4 + 3], one)
+
+
+def test_padded_text_is_the_same_text_to_clip(clip):
+    ids, clips = torch.tensor([[9, 3, 10, 10, 10]]), torch.randn(2, 3, 1, 8, 8)
+    mask = torch.tensor([[True, True, True, False, False]])
+    teacher = clip4clip(clip)
+    torch.testing.assert_close(teacher(ids, clips, mask), teacher(ids[:, :3], clips))
+
+
+def test_comparing_in_chunks_changes_nothing(clip):
+    teacher = clip4clip(clip, TightHead(5)).eval()
+    torch.nn.init.normal_(teacher.head.cross.out_proj.weight)
+    ids, clips = torch.randint(9, (7, 4)), torch.randn(3, 3, 2, 8, 8)
+    mask = torch.rand(7, 4) < 0.7
+    text, frames = teacher.text(ids, mask), teacher.video(clips)
+    whole = teacher.similarity(text, frames, mask)
+    torch.testing.assert_close(teacher.similarity(text, frames, mask, chunk=3), whole)
+    torch.testing.assert_close(whole, teacher(ids, clips, mask))
+
+
+def test_the_scale_stays_below_its_bound_and_can_come_back():
+    scale, similarity = LogitScale(99.0), torch.ones(1, 1)
+    optimizer = torch.optim.SGD(scale.parameters(), 1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-scale(similarity)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(scale(similarity).item(), 100.0)
+    reached = scale.log_scale.item()
+    scale.zero_grad()
+    scale(similarity).sum().backward()
+    optimizer.step()
+    assert math.log(100) < reached and scale.log_scale.item() < reached
+
+
+def test_gradient_of_the_scale():
+    scale = LogitScale(7.0).double()
+    assert torch.autograd.gradcheck(scale, torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
+    scale(torch.ones(1, 1, dtype=torch.float64)).backward()
+    torch.testing.assert_close(scale.log_scale.grad.item(), 7.0, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"start": 0.0}, {"start": 101.0}, {"start": 3.0, "largest": 2.0}])
+def test_a_scale_outside_its_bounds_is_refused(options):
+    with pytest.raises(ValueError, match="expected 0 < start <= largest"):
+        LogitScale(**options)
+
+
+def test_a_retriever_learns_to_tell_two_clips_apart(video):
+    torch.manual_seed(0)
+    model = VideoRetriever(PooledText(MambaEncoder(11, 8, depth=1), 8, 5), video)
+    ids, clips = torch.tensor([[1, 2], [3, 4]]), torch.randn(2, 3, 3, 8, 12)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(ids, clips), torch.arange(2))
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1

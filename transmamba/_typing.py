@@ -1,4 +1,4 @@
-"""The shape check at the border of the library.
+"""The shape check at the border of the library, and the two checks that an annotation cannot express.
 
 Signatures carry jaxtyping annotations. Checking every call would slow a deep network threefold and break
 `torch.compile(fullgraph=True)`, so `typed` checks the outermost call only and nothing while compiling.
@@ -16,11 +16,13 @@ from typing import ParamSpec, TypeVar
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
+from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CHECK = os.environ.get("TRANSMAMBA_CHECK", "1")
+LARGEST = 2**31 - 1  # of a size: a larger one is a slip, and torch would speak of overflows
 _border = threading.local()
 
 
@@ -50,3 +52,40 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     code = wrapper.__code__  # type: ignore[attr-defined]
     wrapper.__code__ = code.replace(co_name=function.__name__, co_qualname=function.__qualname__)  # type: ignore[attr-defined]
     return wrapper
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse sizes below 1; None stands for a default.
+
+    Raises:
+        TypeError: a size is no whole number.
+        ValueError: a size is not between 1 and 2**31 - 1.
+    """
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name} must be a whole number, got {size!r}")
+        if not 1 <= size <= LARGEST:
+            raise ValueError(f"{name} must be at least 1 and at most {LARGEST}, got {size}")
+
+
+def scaled_size(size: int, ratio: float, name: str) -> int:
+    """`size` times `ratio`, rounded down.
+
+    Raises:
+        ValueError: that is no size.
+    """
+    if not 1 <= size * ratio <= LARGEST:
+        raise ValueError(f"{name}={ratio} of a width of {size} leaves no channel, or too many")
+    return int(size * ratio)
+
+
+def check_width(x: Tensor, width: int, name: str = "x", axis: int = -1) -> None:
+    """Refuse a tensor of another width than a module was built for.
+
+    Raises:
+        ValueError: the widths differ.
+    """
+    if x.shape[axis] != width:
+        raise ValueError(f"{name} has {x.shape[axis]} channels, the module was built for {width}")

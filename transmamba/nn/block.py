@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.mixer import MambaMixer
 from transmamba.ops import ScanOrder
 
@@ -16,22 +16,27 @@ from transmamba.ops import ScanOrder
 class Mlp(nn.Module):
     """fc1, GELU, fc2: the MLP of ViT, by timm's names."""
 
+    @typed
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
+        check_sizes(dim=dim, hidden_dim=hidden_dim)
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Each token by itself."""
+        check_width(x, self.fc1.in_features)
         return self.fc2(F.gelu(self.fc1(x)))
 
 
 class GatedMlp(nn.Module):
     """fc2(value silu(gate)) with value and gate the halves of fc1; the hidden width is a multiple of 128."""
 
+    @typed
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
+        check_sizes(dim=dim, hidden_dim=hidden_dim)
         hidden_dim = -(-hidden_dim // 128) * 128
         self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
@@ -39,6 +44,7 @@ class GatedMlp(nn.Module):
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Each token by itself."""
+        check_width(x, self.fc1.in_features)
         value, gate = self.fc1(x).chunk(2, -1)
         return self.fc2(value * F.silu(gate))
 
@@ -50,6 +56,7 @@ class DropPath(nn.Module):
         ValueError: `rate` is not in [0, 1).
     """
 
+    @typed
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= rate < 1.0:
@@ -89,6 +96,7 @@ class MambaBlock(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    @typed
     def __init__(
         self,
         dim: int,
@@ -100,10 +108,12 @@ class MambaBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        check_sizes(dim=dim)
+        self.dim = dim
         self.norm1 = norm(dim)
         self.mixer: Any = mixer if mixer is not None else MambaMixer(dim)
         self.norm2 = norm(dim) if mlp else None
-        self.mlp = Mlp(dim, int(dim * mlp_ratio)) if mlp else None
+        self.mlp = Mlp(dim, scaled_size(dim, mlp_ratio, "mlp_ratio")) if mlp else None
         self.drop_path = DropPath(drop_path)
 
     @typed
@@ -114,6 +124,7 @@ class MambaBlock(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
         """The stream after the block. `orders` and `mask` are the mixer's."""
+        check_width(x, self.dim)
         return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, mask)))
 
     def forward_directions(

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.ops.orders import Grid
 
 
@@ -25,8 +25,10 @@ class PatchEmbed(nn.Module):
         torch.Size([2, 6, 6])
     """
 
+    @typed
     def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, stride: int | None = None) -> None:
         super().__init__()
+        check_sizes(dim=dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
         self.patch_size, self.stride = patch_size, stride or patch_size
         self.proj = nn.Conv2d(in_chans, dim, patch_size, self.stride)
 
@@ -43,12 +45,15 @@ class PatchEmbed(nn.Module):
     @typed
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
         """Tokens of the image in raster order."""
+        check_width(image, self.proj.in_channels, "image", axis=1)
         self.grid(*image.shape[-2:])
         return self.proj(image).flatten(2).transpose(1, 2)
 
 
+@typed
 def init_position(positions: int, dim: int) -> nn.Parameter:
     """A learned position table (1, positions, dim), drawn by `draw_position`."""
+    check_sizes(positions=positions, dim=dim)
     table = nn.Parameter(torch.empty(1, positions, dim))
     draw_position(table)
     return table

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import MixerCache
 from transmamba.nn.norm import GatedRMSNorm
 from transmamba.nn.ssm import decay_rates, init_step_bias
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens, ssd_scan, ssd_step
+from transmamba.ops.ssd import check_limits
 
 
 class HeadSSM(nn.Module):
@@ -30,9 +31,10 @@ class HeadSSM(nn.Module):
         chunk_size: tokens per matrix product of the scan; changes the speed, not the result.
 
     Raises:
-        ValueError: the groups do not divide the heads.
+        ValueError: the groups do not divide the heads, or `dt_limit` is no interval of step sizes.
     """
 
+    @typed
     def __init__(
         self,
         heads: int,
@@ -45,6 +47,8 @@ class HeadSSM(nn.Module):
         chunk_size: int = 64,
     ) -> None:
         super().__init__()
+        check_sizes(heads=heads, head_dim=head_dim, d_state=d_state, groups=groups, chunk_size=chunk_size)
+        check_limits(dt_limit)
         if heads % groups:
             raise ValueError(f"groups must divide the heads: got {groups} groups, {heads} heads")
         self.heads, self.head_dim, self.d_state, self.groups = heads, head_dim, d_state, groups
@@ -70,7 +74,14 @@ class HeadSSM(nn.Module):
         initial_state: Float[Tensor, "batch head channel state"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token inner"], Float[Tensor, "batch head channel state"]]:
-        """Scan the tokens; x, B and C come side by side. Outputs and the state after the last token."""
+        """Scan the tokens; x, B and C come side by side. Outputs and the state after the last token.
+
+        Raises:
+            ValueError: a width or the shape of the state is not that of the heads.
+        """
+        shape = (self.heads, self.head_dim, self.d_state)
+        if initial_state is not None and initial_state.shape[1:] != shape:
+            raise ValueError(f"initial_state is {tuple(initial_state.shape[1:])} per sample: expected {shape}")
         y, last_state = ssd_scan(
             *self._inputs(xBC, dt),
             dt_bias=self.dt_bias,
@@ -93,6 +104,8 @@ class HeadSSM(nn.Module):
 
     def _inputs(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, ...]:
         shared = self.groups * self.d_state
+        check_width(xBC, self.heads * self.head_dim + 2 * shared, "xBC")
+        check_width(dt, self.heads, "dt")
         x, B, C = xBC.split([self.heads * self.head_dim, shared, shared], -1)
         B, C = (z.unflatten(-1, (self.groups, self.d_state)) for z in (B, C))
         D = self.D if len(self.D) == self.heads else self.D.unflatten(0, (self.heads, self.head_dim))
@@ -123,6 +136,7 @@ class Mamba2Mixer(nn.Module):
         torch.Size([2, 7, 8])
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,
@@ -136,6 +150,7 @@ class Mamba2Mixer(nn.Module):
         ssm: HeadSSM | None = None,
     ) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, d_state=d_state, head_dim=head_dim, d_conv=d_conv, expand=expand)
         d_inner = expand * d_model
         self.ssm = HeadSSM(d_inner // head_dim, head_dim, d_state=d_state) if ssm is None else ssm
         if self.ssm.heads * self.ssm.head_dim != d_inner:
@@ -221,6 +236,7 @@ class Mamba2Mixer(nn.Module):
         return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        check_width(x, self.in_proj.in_features)
         d_inner = self.out_proj.in_features
         z, xBC, dt = self.in_proj(x).split([d_inner, len(self.conv1d.weight), self.ssm.heads], -1)
         return z, xBC, dt

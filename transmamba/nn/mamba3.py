@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.mamba2 import mix_along
 from transmamba.nn.norm import RMSNorm
 from transmamba.nn.ssm import init_step_bias
@@ -49,6 +49,7 @@ class Mamba3Mixer(nn.Module):
         torch.Size([2, 7, 8])
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,
@@ -61,7 +62,10 @@ class Mamba3Mixer(nn.Module):
         decay: Callable[[Tensor], Tensor] = heavy_tail,
     ) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, d_state=d_state, head_dim=head_dim, expand=expand, groups=groups)
         d_inner = expand * d_model
+        if not 0 < rotary_fraction <= 1:
+            raise ValueError(f"rotary_fraction must be in (0, 1], got {rotary_fraction}")
         heads, pairs = d_inner // head_dim, int(d_state * rotary_fraction) // 2
         if heads * head_dim != d_inner or heads % groups or not 0 < 2 * pairs <= d_state:
             raise ValueError(
@@ -144,6 +148,7 @@ class Mamba3Mixer(nn.Module):
         return self.out_proj((y * gate).flatten(2)), cache
 
     def _project(self, x: Tensor) -> tuple[Tensor, ScanInputs]:
+        check_width(x, self.in_proj.in_features)
         z, u, B, C, dt, rate, blend, theta = self.in_proj(x).split(self.sizes, -1)
         z, u = (t.unflatten(-1, (self.heads, -1)) for t in (z, u))
         B, C = self._by_head(B, self.B_norm, self.B_bias), self._by_head(C, self.C_norm, self.C_bias)

@@ -1,6 +1,5 @@
 """The Mamba mixer: gate, short convolution and selective scan, along one order or several."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -10,17 +9,19 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import MixerCache
-from transmamba.nn.ssm import SelectiveSSM, scan_directions
+from transmamba.nn.ssm import SelectiveSSM, scan_directions, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, selective_step
 
 
 class ScanBranch(nn.Module):
     """What one direction of a mixer owns: a causal convolution and a selective SSM."""
 
+    @typed
     def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool = True) -> None:
         super().__init__()
+        check_sizes(d_inner=d_inner, d_state=d_state, d_conv=d_conv, dt_rank=dt_rank)
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, bias=conv_bias)
         self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=dt_rank)
 
@@ -50,6 +51,7 @@ class MambaMixer(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    @typed
     def __init__(
         self,
         d_model: int,
@@ -64,9 +66,10 @@ class MambaMixer(nn.Module):
         average: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, directions=directions)
         self.average = average
         d_inner = expand * d_model
-        rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
+        rank = step_rank(d_model, dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
         self.branches: Sequence[ScanBranch] = nn.ModuleList(  # type: ignore[assignment]
             ScanBranch(d_inner, d_state=d_state, d_conv=d_conv, dt_rank=rank, conv_bias=conv_bias)
@@ -169,6 +172,7 @@ class MambaMixer(nn.Module):
         merge: bool = True,
         cache: MixerCache | None = None,
     ) -> "_Scanned":
+        check_width(x, self.in_proj.in_features)
         orders = self._orders(orders, x)
         u, gate = self.in_proj(x).chunk(2, -1)
         u = u if mask is None else u.masked_fill(~mask[..., None], 0.0)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 
 
 class RMSNorm(nn.Module):
@@ -19,13 +19,16 @@ class RMSNorm(nn.Module):
         eps: added to the mean square.
     """
 
+    @typed
     def __init__(self, dim: int, *, eps: float = 1e-5) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Each token by itself."""
+        check_width(x, len(self.weight))
         return _rms_norm(x, self.eps, self.weight).to(self.weight.dtype)
 
     def reset_parameters(self) -> None:
@@ -46,16 +49,19 @@ class GatedRMSNorm(nn.Module):
         ValueError: the groups do not divide the width.
     """
 
+    @typed
     def __init__(self, dim: int, *, groups: int = 1, norm_before_gate: bool = False, eps: float = 1e-5) -> None:
         super().__init__()
+        check_sizes(dim=dim, groups=groups)
         if dim % groups:
             raise ValueError(f"the groups of the norm must divide its width: got {groups} groups, width {dim}")
         self.groups, self.norm_before_gate, self.eps = groups, norm_before_gate, eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     @typed
-    def forward(self, x: Float[Tensor, "... dim"], z: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+    def forward(self, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """Each token by itself."""
+        check_width(x, len(self.weight))
         gate = F.silu(z.to(_at_least_float32(z)))
         if self.norm_before_gate:
             y = self._normed(x) * gate
@@ -75,6 +81,7 @@ class GatedRMSNorm(nn.Module):
 class UnitRMSNorm(nn.Module):
     """x / rms(x), for any width: what FalconMamba does to dt, B and C."""
 
+    @typed
     def __init__(self, eps: float) -> None:
         super().__init__()
         self.eps = eps

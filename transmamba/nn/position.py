@@ -1,11 +1,13 @@
 """Position tables of another size."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import LARGEST, check_sizes, typed
 from transmamba.ops.orders import Grid
 
 
@@ -23,18 +25,32 @@ def resize_position(
         new_grid: as many sides.
 
     Raises:
-        ValueError: the table does not have one row per cell of `grid`.
+        ValueError: the table does not have one row per cell of `grid`, or the grids are not of 1 or 2 positive sides.
 
     Example:
         >>> resize_position(torch.ones(1, 6, 5), (2, 3), (4, 3)).shape
         torch.Size([1, 12, 5])
     """
-    cells = torch.Size(grid).numel()
+    check_sizes(width=table.shape[2])
+    cells = math.prod(grid)
     if table.shape[1] != cells:
         raise ValueError(f"the position table has {table.shape[1]} rows, a grid of {grid} has {cells} cells")
+    if (
+        len(grid) != len(new_grid)
+        or len(grid) not in (1, 2)
+        or min(*grid, *new_grid) < 1
+        or math.prod(new_grid) > LARGEST
+    ):
+        raise ValueError(f"cannot resize a grid of {grid} to {new_grid}: expected a length, or rows and columns")
     if grid == new_grid:
         return table
     image = table.transpose(1, 2).unflatten(2, grid)
     mode = "linear" if len(grid) == 1 else "bicubic"
     resized = F.interpolate(image.to(torch.promote_types(table.dtype, torch.float32)), new_grid, mode=mode)
     return resized.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def check_grid(x: Tensor, grid: Grid) -> None:
+    """Raise ValueError unless the tokens (axis 1) fill a grid of rows and columns."""
+    if len(grid) != 2 or grid[0] * grid[1] != x.shape[1] or grid[0] < 0:
+        raise ValueError(f"x has {x.shape[1]} tokens, which are not those of a grid of {grid}")

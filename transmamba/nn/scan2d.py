@@ -1,6 +1,5 @@
 """The mixer of VMamba: a map scanned along several orders, each with parameters of its own, stacked."""
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,8 +9,9 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
-from transmamba.nn.ssm import ScanParameters, decay_rates, init_decay, init_step_bias
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
+from transmamba.nn.position import check_grid
+from transmamba.nn.ssm import ScanParameters, decay_rates, init_decay, init_step_bias, step_rank
 from transmamba.ops import ScanOrder, multi_scan
 from transmamba.ops.orders import Grid
 
@@ -19,8 +19,10 @@ from transmamba.ops.orders import Grid
 class StackedSSM(nn.Module):
     """The selective state spaces of several directions, `SelectiveSSM` with the direction as first axis."""
 
+    @typed
     def __init__(self, d_inner: int, d_state: int, *, dt_rank: int, directions: int) -> None:
         super().__init__()
+        check_sizes(d_inner=d_inner, d_state=d_state, dt_rank=dt_rank, directions=directions)
         self.d_state, self.dt_rank = d_state, dt_rank
         self.x_proj = nn.Parameter(torch.empty(directions, dt_rank + 2 * d_state, d_inner))
         self.dt_proj = nn.Parameter(torch.empty(directions, d_inner, dt_rank))
@@ -39,6 +41,7 @@ class StackedSSM(nn.Module):
 
     def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
         """The inputs of the scans over `u` with a direction axis; functions of each token, so any order may follow."""
+        check_width(u, self.x_proj.shape[2], "u")
         projected = einsum(u, self.x_proj, "batch token inner, direction row inner -> batch direction token row")
         low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
         dt = einsum(
@@ -59,8 +62,12 @@ class Scan2dMixer(nn.Module):
         directions: number of scan orders.
         conv_bias: bias of the convolution.
         gated: multiply by silu of a second half of `in_proj`.
+
+    Raises:
+        ValueError: `d_conv` is even, or `expand` leaves no channel; on the call, the tokens do not fill the grid.
     """
 
+    @typed
     def __init__(
         self,
         dim: int,
@@ -74,11 +81,13 @@ class Scan2dMixer(nn.Module):
         gated: bool = True,
     ) -> None:
         super().__init__()
-        d_inner = int(expand * dim)
+        check_sizes(dim=dim, d_state=d_state, d_conv=d_conv, directions=directions)
+        check_odd(d_conv)
+        d_inner = scaled_size(dim, expand, "expand")
         self.gated = gated
         self.in_proj = nn.Linear(dim, (2 if gated else 1) * d_inner, bias=False)
         self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
-        rank = math.ceil(dim / 16) if dt_rank == "auto" else dt_rank
+        rank = step_rank(dim, dt_rank)
         self.ssm = StackedSSM(d_inner, d_state, dt_rank=rank, directions=directions)
         self.out_norm = nn.LayerNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
@@ -105,6 +114,8 @@ class Scan2dMixer(nn.Module):
         return parts.sum(0), parts
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> tuple[Tensor, Tensor | None]:
+        check_width(x, self.in_proj.in_features)
+        check_grid(x, grid)
         u, gate = self.in_proj(x).chunk(2, -1) if self.gated else (self.in_proj(x), None)
         rows, columns = grid
         u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
@@ -113,6 +124,12 @@ class Scan2dMixer(nn.Module):
         y = multi_scan(u, dt, A, B, C, D, dt_bias=dt_bias, softplus=True, orders=orders, merge=merge)
         assert isinstance(y, Tensor)
         return y, gate
+
+
+def check_odd(d_conv: int) -> None:
+    """Raise ValueError for a convolution without a centre, whose map would have another size."""
+    if d_conv % 2 == 0:
+        raise ValueError(f"the side of the convolution must be odd, got d_conv={d_conv}")
 
 
 def _gate(y: Tensor, gate: Tensor | None) -> Tensor:

@@ -9,10 +9,12 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
+from transmamba.nn.position import check_grid
+from transmamba.nn.scan2d import check_odd
 from transmamba.nn.ssm import SelectiveSSM
 from transmamba.ops import ScanOrder, multi_scan
-from transmamba.ops.orders import Grid
+from transmamba.ops.orders import Grid, stack_orders
 
 
 class SnakeMixer(nn.Module):
@@ -27,12 +29,18 @@ class SnakeMixer(nn.Module):
         expand: inner width as a multiple of `dim`.
         released_scan: scan as the released checkpoints were trained: step s takes dt, B and C from token s in raster
             order instead of the token it visits, and the step bias is added twice.
+
+    Raises:
+        ValueError: `d_conv` is even; on the call, tokens, grid, orders and moves do not fit each other.
     """
 
+    @typed
     def __init__(
         self, dim: int, d_state: int = 16, *, d_conv: int = 7, expand: int = 2, released_scan: bool = False
     ) -> None:
         super().__init__()
+        check_sizes(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        check_odd(d_conv)
         d_inner = expand * dim
         self.released_scan = released_scan
         self.in_proj = nn.Linear(dim, 2 * d_inner)
@@ -70,13 +78,18 @@ class SnakeMixer(nn.Module):
     def _scan(
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool
     ) -> tuple[Tensor, Tensor]:
+        check_width(x, self.in_proj.in_features)
+        check_grid(x, grid)
         u, gate = self.in_proj(x).chunk(2, -1)
         rows, columns = grid
         u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
         u = rearrange(F.silu(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
         dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(u)
+        table = stack_orders(orders, x.shape[1])
+        if moves.shape != table.index.shape:
+            raise ValueError(f"moves have shape {tuple(moves.shape)}: expected {tuple(table.index.shape)}")
         if not self.released_scan:  # a move belongs to the token it leads to
-            moves = moves.gather(1, torch.stack([order.inverse for order in orders]))
+            moves = moves.gather(1, table.inverse)
         y = multi_scan(
             u,
             dt[:, None],
@@ -94,12 +107,16 @@ class SnakeMixer(nn.Module):
         return y, F.silu(gate)
 
 
+@typed
 def moves_between(orders: Sequence[ScanOrder], grid: Grid) -> Int[Tensor, "direction token"]:
     """For each step of each order the move that led to it: 0 none, 1 right, 2 left, 3 up, 4 down.
 
     The orders go from neighbour to neighbour, as snakes do.
+
+    Raises:
+        ValueError: there is no order, or one does not visit the grid's tokens.
     """
-    visits = torch.stack([order.index for order in orders])
+    visits = stack_orders(orders, torch.Size(grid).numel()).index
     down = (visits // grid[1]).diff(dim=1)
     right = (visits % grid[1]).diff(dim=1)
     moves = (right == 1) * 1 + (right == -1) * 2 + (down == -1) * 3 + (down == 1) * 4

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.ops import ScanOrder, multi_scan
 
 
@@ -37,14 +37,21 @@ class SelectiveSSM(nn.Module):
         dt_min: smallest initial step.
         dt_max: largest initial step.
 
+    Raises:
+        ValueError: not 0 < dt_min <= dt_max; on the call, the input has another width.
+
     Reference:
         Mamba, arXiv 2312.00752; the other parameter names as in mamba_ssm.
     """
 
+    @typed
     def __init__(
         self, d_inner: int, d_state: int = 16, *, dt_rank: int, dt_min: float = 1e-3, dt_max: float = 1e-1
     ) -> None:
         super().__init__()
+        check_sizes(d_inner=d_inner, d_state=d_state, dt_rank=dt_rank)
+        if not 0 < dt_min <= dt_max < math.inf:
+            raise ValueError(f"initial steps must be positive and finite, got {dt_min} to {dt_max}")
         self.d_state, self.dt_rank, self.dt_min, self.dt_max = d_state, dt_rank, dt_min, dt_max
         self.x_proj = nn.Linear(d_inner, dt_rank + 2 * d_state, bias=False)
         self.parameter_norm: nn.Module = nn.Identity()
@@ -65,6 +72,7 @@ class SelectiveSSM(nn.Module):
 
     def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
         """The inputs of the scan over `u`; they are functions of each token alone, so any order may follow."""
+        check_width(u, self.x_proj.in_features, "u")
         parts = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         low, B, C = (self.parameter_norm(part) for part in parts)
         return ScanParameters(self.dt_proj(low), decay_rates(self.A_log), B, C, self.D, self.dt_bias)
@@ -75,6 +83,14 @@ class SelectiveSSM(nn.Module):
     ) -> Float[Tensor, "batch length inner"]:
         """Scan the tokens from first to last. True in `mask` marks a real token."""
         return scan_directions(u[:, None], [self.scan_parameters(u)], mask=mask)[:, 0]
+
+
+def step_rank(width: int, rank: int | Literal["auto"]) -> int:
+    """The rank of the step-size projection; "auto" is Mamba's ceil(width / 16)."""
+    if rank == "auto":
+        return math.ceil(width / 16)
+    check_sizes(dt_rank=rank)
+    return rank
 
 
 @torch.no_grad()
@@ -107,6 +123,8 @@ def scan_directions(
     `u` and `parameters` hold one entry per direction, or a single one that all directions share. `options` go to
     `multi_scan`.
     """
+    if not parameters:
+        raise ValueError("parameters is empty: expected those of at least one direction")
     dt, A, B, C, D, dt_bias = zip(*parameters, strict=True)
     return multi_scan(  # type: ignore[return-value]
         u,

@@ -5,7 +5,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 
 
 class ConvStem(nn.Module):
@@ -16,22 +16,32 @@ class ConvStem(nn.Module):
         patch_size: side of a patch in pixels of the image; even.
         in_chans: channels of the image.
         refinements: 3 x 3 convolutions between halving and projecting.
+
+    Raises:
+        ValueError: `patch_size` is odd; on the call, the image has another number of channels.
     """
 
+    @typed
     def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, refinements: int = 2) -> None:
         super().__init__()
+        check_sizes(dim=dim, patch_size=patch_size, in_chans=in_chans)
+        if patch_size % 2:
+            raise ValueError(f"the stem halves the image: patch_size must be even, got {patch_size}")
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
         )
         self.convs = nn.Sequential()
         for _ in range(refinements):
             self.convs.extend([nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()])
-        self.side = patch_size // 2
+        self.in_chans, self.side = in_chans, patch_size // 2
         self.projection = nn.Conv2d(64, dim, self.side, self.side)
 
     @typed
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
         """A map of tokens; a border that does not fill a patch is filled up with zeros, below and on the right."""
+        check_width(image, self.in_chans, "image", axis=1)
+        if not image.numel():
+            raise ValueError(f"image has shape {tuple(image.shape)}: expected at least one pixel of one image")
         half = self.convs(self.stem(image))
         below, right = (-side % self.side for side in half.shape[-2:])
         return self.projection(F.pad(half, (0, right, 0, below)))
@@ -47,8 +57,10 @@ class ConvNorm(nn.Module):
         stride: distance between its places.
     """
 
+    @typed
     def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int) -> None:
         super().__init__()
+        check_sizes(in_chans=in_chans, dim=dim, kernel_size=kernel_size, stride=stride)
         # an even kernel tiles the map, an odd one is centred
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, padding=(kernel_size - 1) // 2 * (kernel_size % 2))
         self.channel_norm = nn.LayerNorm(dim)
@@ -56,6 +68,8 @@ class ConvNorm(nn.Module):
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
         """The normed map."""
+        check_width(x, self.conv.in_channels, axis=1)
+        check_sizes(rows=x.shape[2], columns=x.shape[3])
         return self.channel_norm(self.conv(x).movedim(1, -1)).movedim(-1, 1)
 
 
@@ -65,14 +79,17 @@ class PatchMerging(nn.Module):
     A map with an odd side is filled up with zeros, below and on the right.
     """
 
+    @typed
     def __init__(self, in_chans: int, dim: int) -> None:
         super().__init__()
+        check_sizes(in_chans=in_chans, dim=dim)
         self.norm = nn.LayerNorm(4 * in_chans)
         self.reduction = nn.Linear(4 * in_chans, dim, bias=False)
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
         """The map of half the size."""
+        check_width(x, self.reduction.in_features // 4, axis=1)
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         merged = rearrange(x, "batch channel (row r) (column c) -> batch row column (c r channel)", r=2, c=2)
         return self.reduction(self.norm(merged)).movedim(-1, 1)

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.ops.orders import Grid
 
 
@@ -25,8 +25,10 @@ class TubeletEmbed(nn.Module):
         torch.Size([2, 12, 6])
     """
 
+    @typed
     def __init__(self, dim: int, *, tubelet: int = 1, patch_size: int = 16, in_chans: int = 3) -> None:
         super().__init__()
+        check_sizes(dim=dim, tubelet=tubelet, patch_size=patch_size, in_chans=in_chans)
         self.sides = (tubelet, patch_size, patch_size)
         self.proj = nn.Conv3d(in_chans, dim, self.sides, self.sides)
 
@@ -40,5 +42,6 @@ class TubeletEmbed(nn.Module):
     @typed
     def forward(self, clip: Float[Tensor, "batch channel frame height width"]) -> Float[Tensor, "batch token dim"]:
         """Tokens of the clip: frames outermost, then rows."""
+        check_width(clip, self.proj.in_channels, "clip", axis=1)
         self.grid(*clip.shape[-3:])
         return self.proj(clip).flatten(2).transpose(1, 2)

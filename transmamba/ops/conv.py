@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.backends import choose_convolution
 from transmamba.ops.backends.problem import Convolution
-from transmamba.ops.orders import ScanOrder
+from transmamba.ops.orders import ScanOrder, stack_orders
 
 
 @typed
@@ -42,7 +41,8 @@ def causal_conv1d(
             accepts. A named one runs or refuses.
 
     Raises:
-        ValueError: there is not one order per direction, `initial_tokens` has another size, or the backend is unknown.
+        ValueError: there is not one order of all tokens per direction, the weight is empty, `initial_tokens` has
+            another size, or the backend is unknown.
         NotImplementedError: the named backend refuses.
 
     Example:
@@ -51,6 +51,8 @@ def causal_conv1d(
         tensor([ 0.,  1., 12.])
     """
     directions, _, width = weight.shape
+    if not directions or not width:
+        raise ValueError(f"weight has {directions} directions and width {width}: expected at least 1 of both")
     if orders is not None and len(orders) != directions:
         raise ValueError(f"weight has {directions} directions, orders {len(orders)}")
     if initial_tokens is not None and initial_tokens.shape[1:3] != (directions, width - 1):
@@ -58,12 +60,13 @@ def causal_conv1d(
             f"initial_tokens must hold {width - 1} tokens (width - 1) for {directions} directions, got "
             f"{initial_tokens.shape[2]} for {initial_tokens.shape[1]}"
         )
+    table = None if orders is None else stack_orders(orders, x.shape[1])
     convolution = Convolution(
         x,
         weight,
         bias,
-        None if orders is None else torch.stack([order.index for order in orders]).long(),
-        None if orders is None else torch.stack([order.inverse for order in orders]).long(),
+        None if table is None else table.index,
+        None if table is None else table.inverse,
         None if seq_idx is None else seq_idx.long(),
         None if initial_tokens is None else initial_tokens.to(x.dtype),
         activation == "silu",

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.orders import ScanOrder
+from transmamba.ops.orders import ScanOrder, stack_orders
 
 
 @typed
@@ -31,7 +31,7 @@ def mixing_matrix(
     x length^2 x state, so the sequence must be short. The arguments are those of `multi_scan`.
 
     Raises:
-        ValueError: there is not one order per direction.
+        ValueError: there is not one order per direction, or sizes on the direction axis disagree.
 
     Reference:
         Eqs. 3 and 6-8 of arXiv 2502.15130.
@@ -45,12 +45,14 @@ def mixing_matrix(
     """
     directions, length = max(x.shape[1] for x in (dt, B, C)), dt.shape[2]
     directions = max(directions, len(A), len(orders or ()))
+    if not {x.shape[1] for x in (dt, B, C)} | {len(x) for x in (A, D, dt_bias) if x is not None} <= {1, directions}:
+        raise ValueError(f"every input needs 1 or {directions} entries on the direction axis")
     if orders is not None and len(orders) != directions:
         raise ValueError(f"expected {directions} scan orders, one per direction, got {len(orders)}")
     dt = dt if dt_bias is None else dt + dt_bias[:, None]
     dt = F.softplus(dt) if softplus else dt
     index = torch.arange(length, device=dt.device).expand(directions, -1)
-    index = index if orders is None else torch.stack([order.index for order in orders])
+    index = index if orders is None else stack_orders(orders, length).index
 
     def in_scan_order(x: Tensor) -> Tensor:
         x = x.expand(-1, directions, -1, -1)

@@ -4,6 +4,7 @@ A grid is `(length,)`, `(rows, columns)` or `(frames, rows, columns)`; tokens ar
 axis fastest. An order is a permutation `index`: step t visits token `index[t]`; `inverse[token]` is its step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import LARGEST, typed
 
 Grid = tuple[int, ...]
 
@@ -100,8 +101,10 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
         tensor([0, 1, 2, 5, 4, 3])
     """
     sides = (grid,) if isinstance(grid, int) else tuple(grid)
-    if not 1 <= len(sides) <= 3 or any(side < 1 for side in sides):
+    if not 1 <= len(sides) <= 3 or any(not isinstance(side, (int, torch.SymInt)) or side < 1 for side in sides):
         raise ValueError(f"grid must be 1 to 3 positive integers, got {sides}")
+    if math.prod(sides) > LARGEST:
+        raise ValueError(f"grid has {math.prod(sides)} tokens: expected at most {LARGEST}")
     full = _ALIASES.get(name, name)
     base = full.removesuffix("_reverse")
     if base not in _PATHS:
@@ -109,18 +112,11 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
     path, axes = _PATHS[base]
     if len(sides) < axes:
         raise ValueError(f"scan order {name!r} needs a grid of at least {axes} axes, got {sides}")
-    tokens = torch.arange(_count(sides), device=device).view(sides)
+    tokens = torch.arange(math.prod(sides), device=device).view(sides)
     index = path(tokens)
     if full != base:
         index = index.flip(0)
     return ScanOrder(index, index.argsort())
-
-
-def _count(sides: Grid) -> int:
-    total = 1
-    for side in sides:
-        total *= side
-    return total
 
 
 @typed
@@ -150,6 +146,23 @@ def scan_orders(
     return orders
 
 
+def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
+    """Orders of `length` tokens above each other, (direction, length).
+
+    Raises:
+        ValueError: there is no order, or one visits another number of tokens.
+        TypeError: something is no `ScanOrder`.
+    """
+    if not len(orders):
+        raise ValueError("orders is empty: expected one scan order per direction")
+    for number, order in enumerate(orders):
+        if not isinstance(order, ScanOrder) or not all(isinstance(part, Tensor) for part in order):
+            raise TypeError(f"orders[{number}] is {order!r}: expected a ScanOrder, as scan_order gives")
+        if not len(order.index) == len(order.inverse) == length:
+            raise ValueError(f"orders visit {len(order.index)} tokens, there are {length}")
+    return ScanOrder(*(torch.stack(parts).long() for parts in zip(*orders, strict=True)))
+
+
 class _Permute(torch.autograd.Function):
     """Gather along one axis; the backward is the gather by the inverse, where autograd would scatter."""
 
@@ -175,8 +188,10 @@ def permute_tokens(x: Float[Tensor, "..."], order: ScanOrder, dim: int = -2) -> 
     """Bring the tokens of `x` (axis `dim`) into scan order. `order.undo()` brings them back.
 
     Raises:
-        ValueError: the axis has another length than the order.
+        ValueError: there is no such axis, or it has another length than the order.
     """
+    if not -x.dim() <= dim < x.dim():
+        raise ValueError(f"x has {x.dim()} axes, and no axis {dim}")
     if x.shape[dim] != len(order.index):
         raise ValueError(f"order has {len(order.index)} tokens, axis {dim} of x has {x.shape[dim]}")
     return _Permute.apply(x, order.index, order.inverse, dim)

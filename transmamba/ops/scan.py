@@ -16,7 +16,7 @@ from torch import Tensor
 from transmamba._typing import typed
 from transmamba.ops.backends import choose
 from transmamba.ops.backends.problem import Problem
-from transmamba.ops.orders import ScanOrder
+from transmamba.ops.orders import ScanOrder, stack_orders
 
 Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
 
@@ -68,7 +68,7 @@ def selective_scan(
     """
     channels, length = u.shape[1:]
     groups = channels if B.dim() == 2 or C.dim() == 2 else max(x.shape[1] if x.dim() == 4 else 1 for x in (B, C))
-    if channels % groups:
+    if not groups or channels % groups:
         raise ValueError(
             f"the groups of B and C must divide the channels of u: got {groups} groups, {channels} channels"
         )
@@ -169,7 +169,7 @@ def multi_scan(
         None if D is None else D.to(compute),
         None if dt_bias is None else dt_bias.to(compute),
         _order_table(orders, u.shape[-2]),
-        seq_idx,
+        None if seq_idx is None else seq_idx.long(),
         None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
         softplus,
         step_parameters,
@@ -195,10 +195,11 @@ def _dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
 def _order_table(orders: Orders | None, length: int) -> Tensor | None:
     if orders is None:
         return None
-    table = orders if isinstance(orders, Tensor) else torch.stack([order.index for order in orders])
-    if table.shape[1] != length:
-        raise ValueError(f"orders visit {table.shape[1]} tokens, u has {length}")
-    return table.long()
+    if not isinstance(orders, Tensor):
+        return stack_orders(orders, length).index
+    if orders.shape[1] != length:
+        raise ValueError(f"orders visit {orders.shape[1]} tokens, there are {length}")
+    return orders.long()
 
 
 def _check_directions(problem: Problem) -> None:
@@ -210,6 +211,8 @@ def _check_directions(problem: Problem) -> None:
         "A": problem.A.shape[0],
         "B": problem.B.shape[1],
         "C": problem.C.shape[1],
+        "D": 1 if problem.D is None else problem.D.shape[0],
+        "dt_bias": 1 if problem.dt_bias is None else problem.dt_bias.shape[0],
         "initial_state": k if problem.initial_state is None else problem.initial_state.shape[1],
     }
     if any(count not in (1, k) for count in counts.values()) or counts["initial_state"] != k:

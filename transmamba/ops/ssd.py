@@ -12,7 +12,8 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
+from transmamba.ops.backends.opaque import _without_autocast
 from transmamba.ops.step import selective_step
 
 Limits = tuple[float, float]
@@ -61,7 +62,7 @@ def ssd_scan(
         return_last_state: return `(y, state after the last step)`.
 
     Raises:
-        ValueError: groups do not divide the heads.
+        ValueError: groups do not divide the heads, `dt_limit` is no interval of step sizes, or `chunk_size` is below 1.
 
     Reference:
         Mamba-2, arXiv 2405.21060, section 6.
@@ -73,7 +74,7 @@ def ssd_scan(
     """
     _check_groups(B.shape[2], x.shape[2])
     compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device):
         steps = _step_sizes(dt.to(compute), dt_bias, dt_softplus, dt_limit)
         inputs = x.to(compute)
         if mask is not None:
@@ -130,11 +131,18 @@ def ssd_step(
 
 
 def _check_groups(groups: int, heads: int) -> None:
-    if heads % groups:
+    if not groups or heads % groups:
         raise ValueError(f"the groups of B and C must divide the heads: got {groups} groups, {heads} heads")
 
 
+def check_limits(limits: Limits) -> None:
+    """Raise ValueError unless 0 <= smallest <= largest step size."""
+    if not 0 <= limits[0] <= limits[1]:
+        raise ValueError(f"dt_limit must hold 0 <= smallest <= largest, got {limits}")
+
+
 def _step_sizes(dt: Tensor, dt_bias: Tensor | None, softplus: bool, limits: Limits) -> Tensor:
+    check_limits(limits)
     dt = dt if dt_bias is None else dt + dt_bias
     dt = F.softplus(dt) if softplus else dt
     return dt if limits == (0.0, float("inf")) else dt.clamp(*limits)
@@ -150,6 +158,7 @@ def scan_chunks(
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
+    check_sizes(chunk_size=chunk_size)
     (batch, length, heads, channels), groups = x.shape, B.shape[2]
     padding = -length % chunk_size
     run = _runs(seq_idx, padding, chunk_size)

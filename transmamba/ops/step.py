@@ -62,7 +62,7 @@ def _per_channel(x: Tensor, channels: int) -> Tensor:
     """B or C for every channel: (batch, 1 | dim, state)."""
     if x.dim() == 2 or x.shape[1] == 1:
         return x[:, None] if x.dim() == 2 else x
-    if channels % x.shape[1]:
+    if not x.shape[1] or channels % x.shape[1]:
         raise ValueError(
             f"the groups of B and C must divide the channels: got {x.shape[1]} groups, {channels} channels"
         )

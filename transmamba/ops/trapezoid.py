@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
+from transmamba.ops.backends.opaque import _without_autocast
 from transmamba.ops.ssd import scan_chunks
 
 TURN = 2 * torch.pi
@@ -66,6 +67,11 @@ def trapezoidal_scan(
         mask: True marks a real token. Padding may stand at either end of a sequence, its output is zero.
         chunk_size: tokens per matrix product; changes the speed, not the result.
 
+    Raises:
+        ValueError: `initial` is of other sizes than the tokens, there are more pairs than states, or `chunk_size` is
+            below 1.
+        TypeError: a part of `initial` is no floating tensor.
+
     Reference:
         Mamba-3, arXiv 2603.15569; checked against the reference functions of mamba_ssm's tests.
 
@@ -76,11 +82,12 @@ def trapezoidal_scan(
     """
     compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
     given = x.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device):
         x, dt, A, B, C, blend, theta = (t.to(compute) for t in (x, dt, A, B, C, blend, theta))
         if mask is not None:
             x, dt = x.masked_fill(~mask[..., None, None], 0.0), dt.masked_fill(~mask[..., None], 0.0)
         start = _nothing(x, B, theta) if initial is None else initial
+        _check_sizes(start, x.new_empty(len(x), *x.shape[2:]), B, theta)
         angle = start.angle[:, None] + (dt[..., None] * theta).cumsum(1)
         B_turned, C_turned = rotate(B, angle), rotate(C, angle)
         # what the next step adds of this token: its own decay is part of the way there
@@ -110,7 +117,13 @@ def trapezoidal_step(
     theta: Float[Tensor, "batch head pair"],
     D: Float[Tensor, " head"] | None = None,
 ) -> tuple[Float[Tensor, "batch head channel"], TrapezoidState]:
-    """One step of `trapezoidal_scan`: the output for one token, and what to go on from."""
+    """One step of `trapezoidal_scan`: the output for one token, and what to go on from.
+
+    Raises:
+        ValueError: `before` is of other sizes than the token, or there are more pairs than states.
+        TypeError: a part of `before` is no floating tensor.
+    """
+    _check_sizes(before, x, B, theta)
     compute, given = before.state.dtype, x.dtype
     x, dt, A, B, C, blend, theta = (t.to(compute) for t in (x, dt, A, B, C, blend, theta))
     angle = before.angle + dt[..., None] * theta
@@ -130,6 +143,20 @@ def rotate(x: Tensor, angle: Tensor) -> Tensor:
     cos, sin = angle.cos(), angle.sin()
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], -1)
     return torch.cat([turned.flatten(-2), still], -1)
+
+
+def _check_sizes(before: TrapezoidState, token: Tensor, B: Tensor, theta: Tensor) -> None:
+    (batch, heads, channels), states, pairs = token.shape, B.shape[-1], theta.shape[-1]
+    if 2 * pairs > states:
+        raise ValueError(f"{pairs} pairs cannot rotate among {states} states")
+    shapes = ((pairs,), (channels, states), (states,), (channels,))
+    for name, x, shape in zip(before._fields, before, shapes, strict=True):
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"{name} of the state before is no floating tensor")
+        if x.shape != (batch, heads, *shape):
+            raise ValueError(
+                f"{name} of the state before has shape {tuple(x.shape)}: expected {(batch, heads, *shape)}"
+            )
 
 
 def _nothing(x: Tensor, B: Tensor, theta: Tensor) -> TrapezoidState:

@@ -37,6 +37,9 @@ def run_plain(convolution: Convolution) -> Tensor:
         order = None if orders is None or inverses is None else ScanOrder(orders[k], inverses[k])
         x_scan = x if order is None else permute_tokens(x, order)
         past = x.new_zeros(len(x), kernel.shape[1] - 1, x.shape[2]) if before is None else before[:, k]
+        if not x.shape[1]:
+            outputs.append(x_scan)
+            continue
         seen = torch.cat([past, x_scan], 1)
         bias_k = None if bias is None else bias[k].to(x.dtype)
         if segments is None:
@@ -78,7 +81,9 @@ for _signature in (f"conv_forward({_INPUTS}) -> Tensor", f"conv_backward({_INPUT
 
 @torch.library.impl(_LIBRARY, "conv_forward", "CompositeExplicitAutograd")
 def _forward(name: str, *fields: Any) -> Tensor:
-    return KERNELS[name].forward(Convolution(*fields))
+    convolution = Convolution(*fields)
+    convolution.check()
+    return KERNELS[name].forward(convolution)
 
 
 @torch.library.impl(_LIBRARY, "conv_backward", "CompositeExplicitAutograd")

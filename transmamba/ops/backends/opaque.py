@@ -49,7 +49,8 @@ def _define(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    active = torch.is_autocast_enabled(device.type)
+    """Switch autocast off on the device, if it is on."""
+    active = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
 
 
@@ -72,9 +73,11 @@ def _forward(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
+    problem = Problem(*tensors, softplus, step_parameters, merge)
+    problem.check()
     _check_orders(orders, u.shape[2])
     with _without_autocast(u.device):
-        return KERNELS[name].forward(Problem(*tensors, softplus, step_parameters, merge), save)
+        return KERNELS[name].forward(problem, save)
 
 
 def _check_orders(orders: Tensor | None, length: int) -> None:
@@ -83,7 +86,7 @@ def _check_orders(orders: Tensor | None, length: int) -> None:
         return
     low, high = (int(x) for x in orders.aminmax())
     if low < 0 or high >= length:
-        raise IndexError(f"orders must hold token numbers 0 to {length - 1}, got {low} to {high}")
+        raise ValueError(f"orders must hold token numbers 0 to {length - 1}, got {low} to {high}")
 
 
 @torch.library.register_fake("transmamba::scan_forward", lib=_LIBRARY)

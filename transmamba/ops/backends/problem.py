@@ -11,9 +11,12 @@ Activations (u, dt, B, C, y and their gradients) have one floating dtype; A, D, 
 compute dtype: float64 if the activations are float64, otherwise float32. Arithmetic is done in the compute dtype.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+Shape = tuple[int, ...]
 
 
 class Problem(NamedTuple):
@@ -45,6 +48,14 @@ class Problem(NamedTuple):
         """Sizes of b, k, l, d, n."""
         batch, _, length, channels = self.u.shape
         return batch, self.directions, length, channels, self.A.shape[1]
+
+    def check(self) -> None:
+        """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
+        b, k, l, d, n = self.sizes  # noqa: E741
+        tokens, inputs, vectors = (b, k, l, d), (b, k, l, n), (k, d)
+        shapes = (tokens, tokens, (k, n, d), inputs, inputs, vectors, vectors, (k, l), (b, l), (b, k, n, d))
+        shared = ((b, 1, l, d),) * 2 + ((1, n, d),) + ((b, 1, l, n),) * 2 + ((1, d),) * 2 + shapes[7:]
+        _check(self, shapes, shared)
 
 
 class Gradients(NamedTuple):
@@ -78,6 +89,12 @@ class Convolution(NamedTuple):
     initial_tokens: Tensor | None = None  # (b, k, width - 1, d) in the dtype of x: visited before, oldest first
     silu: bool = False
 
+    def check(self) -> None:
+        """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
+        (b, l, d), (k, _, width) = self.x.shape, self.weight.shape  # noqa: E741
+        shapes = ((b, l, d), (k, d, width), (k, d), (k, l), (k, l), (b, l), (b, k, width - 1, d))
+        _check(self, shapes, shapes)
+
 
 class ConvolutionGradients(NamedTuple):
     """One entry per floating tensor of `Convolution`, with its shape and dtype; None for an input that is None."""
@@ -86,6 +103,17 @@ class ConvolutionGradients(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     initial_tokens: Tensor | None
+
+
+def _check(fields: Problem | Convolution, shapes: Sequence[Shape], shared: Sequence[Shape]) -> None:
+    device = fields[0].device
+    for name, x, shape, other in zip(fields._fields, fields, shapes, shared, strict=False):
+        if not isinstance(x, Tensor):
+            continue
+        if x.shape != shape and x.shape != other:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {shape}, with a 1 for what directions share")
+        if x.device != device:
+            raise ValueError(f"{name} is on {x.device}, {fields._fields[0]} on {device}: move both to one device")
 
 
 def allocate(template: Tensor, directions: int) -> Tensor:

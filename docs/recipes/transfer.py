@@ -1,0 +1,128 @@
+"""From a DeiT into a vision Mamba, with the paper's settings: `torchrun docs/recipes/transfer.py --help`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import images
+import loop
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from transmamba import AdaptiveLayerDistill, TransMambaLoss, models, subclone, transfer
+from transmamba.distill import LayerCalibrators, MultiDirectionalDistill, drop_tokens, resize_tokens
+from transmamba.models.vmamba import ORDERS
+from transmamba.ops import permute_tokens, scan_orders
+
+WIDTHS = {"tiny": 192, "small": 384, "base": 768}
+
+
+def build(name: str, classes: int, args: argparse.Namespace) -> nn.Module:
+    """A model by name: `vision_*` have the blocks of the paper's student, the others are the library's."""
+    options: dict[str, Any] = {"img_size": args.size, "patch_size": args.patch, "num_classes": classes}
+    if name.startswith("vision_"):
+        return models.VisionMamba(dim=WIDTHS[name.removeprefix("vision_")], orders=models.SNAKES, **options)
+    if name.startswith("vmamba"):
+        options = {"num_classes": classes}
+    return getattr(models, name)(**options)
+
+
+def read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint of timm, of DeiT's repository, or of `finetune.py`."""
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    saved = saved.get("module", saved.get("model", saved))
+    return {name.removeprefix("model."): value for name, value in saved.items()}
+
+
+def inherit(teacher: nn.Module, student: nn.Module, before: Path | None) -> transfer.SubcloneReport:
+    """Keep what moved least while the teacher was fine-tuned (the paper); without `before`, what is largest."""
+    importance: Any = transfer.magnitude_importance
+    if before is not None:
+        old = {name: value for name, value in read(before).items() if not name.startswith("head")}
+        importance = transfer.stability_importance(old, teacher)
+    plan = None
+    if isinstance(student, models.VMamba):
+        names = student.state_dict()
+        depths = [len(stage.blocks) for stage in student.stages]
+        plan = {
+            name: entry for name, entry in transfer.stage_plan(depths, len(teacher.blocks)).items() if name in names
+        }
+    return subclone(teacher, student, importance, plan=plan, exclude=[*transfer.SSM_PARAMETERS, "head.*"])
+
+
+def natural_shares(features: models.Features, target: Sequence[int]) -> list[list[Tensor]]:
+    """By direction, every layer's share in natural order, without class tokens, on the teacher's grid."""
+    directions = []
+    for number, layers in enumerate(features.directions):
+        shares = []
+        for layer, x in enumerate(layers):
+            grid = features.grids[layer] if features.grids else features.grid
+            orders = scan_orders(ORDERS, grid, x.device) if features.grids else features.orders
+            x = permute_tokens(x, orders[number].undo())
+            shares.append(resize_tokens(drop_tokens(x, features.extra) if features.extra else x, grid, target))
+        directions.append(shares)
+    return directions
+
+
+class Transfer(nn.Module):
+    """Student, calibrators and losses: what is trained, as one module for DDP."""
+
+    def __init__(self, student: nn.Module, teacher: models.ViT, pad: Any, args: argparse.Namespace) -> None:
+        super().__init__()
+        self.model, self.grid = student, teacher.grid
+        with torch.no_grad():
+            probe = student.eval().forward_features(torch.zeros(1, 3, args.size, args.size), directions=True)
+        dims = [layer.shape[-1] for layer in probe.directions[0]]
+        width = teacher.norm.weight.numel()
+        self.bridges = nn.ModuleList(LayerCalibrators(dims, width, pad=pad) for _ in probe.directions)
+        # for a cosine per token, natural order on both sides gives the value of scan order on both sides
+        self.distill = MultiDirectionalDistill(AdaptiveLayerDistill(tau=args.tau), order="raster")
+        self.total = TransMambaLoss.v1(args.alpha)
+
+    def forward(self, x: Tensor, labels: Tensor, target: Tensor) -> Tensor:
+        """Eq. 11, from images, their (soft) labels and the teacher's last feature."""
+        features = self.model.forward_features(x, directions=True)
+        read_out = features.last[:, list(features.extra)] if features.extra else features.last
+        task = F.cross_entropy(self.model.head(read_out.mean(1)), labels)
+        shares = natural_shares(features, self.grid)
+        student = {str(k): bridge(layers) for k, (bridge, layers) in enumerate(zip(self.bridges, shares, strict=True))}
+        return self.total(task, self.distill(student, target))
+
+
+def main(given: Sequence[str] | None = None) -> dict[str, float]:
+    """Read the command line and train."""
+    parser = loop.arguments("Transfer a fine-tuned DeiT into a vision Mamba.")
+    parser.add_argument("--teacher", default="vit_small", help="vit_tiny, vit_small or vit_base")
+    parser.add_argument("--weights", type=Path, required=True, help="the teacher, fine-tuned on the same classes")
+    parser.add_argument("--before", type=Path, help="the teacher before fine-tuning, for the paper's importance")
+    parser.add_argument(
+        "--student", default="vision_tiny", help="vision_tiny, plain_mamba_tiny, vim_tiny, vmamba_v0_tiny, ..."
+    )
+    parser.add_argument("--alpha", type=float, default=0.5, help="weight of the task, Eq. 11; the paper has no value")
+    parser.add_argument(
+        "--tau", type=float, default=1.0, help="temperature of the layer weights; the paper has no value"
+    )
+    args = parser.parse_args(given)
+    torch.manual_seed(args.seed)
+    classes = len(images.ClassFolders(args.data / "train", images.to_tensor).classes)
+    teacher = build(args.teacher, classes, args)
+    teacher.load_state_dict(read(args.weights))
+    teacher.eval().requires_grad_(False)
+    student = build(args.student, classes, args)
+    report = inherit(teacher, student, args.before)
+    module = Transfer(student, teacher, report.kept.get("residual", "right"), args)
+    groups = transfer.param_groups(student, report.inherited, lr=args.lr, weight_decay=0.05)
+    groups.append({"name": "bridges", "params": list(module.bridges.parameters()), "weight_decay": 0.05})
+
+    def prepare(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, soft = images.mix(x, labels, classes)
+        with torch.no_grad():
+            return x, soft, drop_tokens(teacher.to(x.device).forward_features(x).last, 1)
+
+    return loop.Run(module, student, groups, prepare, args).fit()
+
+
+if __name__ == "__main__":
+    main()

@@ -215,6 +215,9 @@ def test_tied_tensors_are_written_once_and_counted_once():
     assert shared.eq(1).all()
     assert report.skipped == {"head.weight": "tied to embed.weight, which is written"}
     assert report.fraction == 1.0
+    del plan["head.weight"]
+    report = subclone(teacher, {"embed.weight": shared, "head.weight": shared}, first_importance, plan=plan)
+    assert report.skipped == {"head.weight": "tied to embed.weight, which is written"}
 
 
 def test_teacher_is_not_touched_and_the_student_owns_its_memory():

@@ -171,10 +171,13 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor]) -> SubcloneReport:
         else:
             part = f"{write.teacher}: {write.change}"
             sliced[write.student] = f"{sliced[write.student]}; {part}" if write.student in sliced else part
-    unnamed = {name: "the plan has no entry for it" for name in target if name not in {*copied, *sliced, *skipped}}
+    for name in target:
+        if name not in {*copied, *sliced, *skipped}:
+            twin = owner.get(_memory(target[name]))
+            skipped[name] = f"tied to {twin}, which is written" if twin else "the plan has no entry for it"
     distinct = {_memory(tensor): tensor.numel() for tensor in target.values()}
     fraction = sum(write.numbers for write in writes) / max(sum(distinct.values()), 1)
-    return SubcloneReport(copied, sliced, skipped | unnamed, prepared.kept, prepared.layers, fraction)
+    return SubcloneReport(copied, sliced, skipped, prepared.kept, prepared.layers, fraction)
 
 
 def _floating(student: Weights) -> dict[str, Tensor]:

@@ -1,0 +1,79 @@
+"""The code on the pages of the documentation runs, and the pictures are what their code draws."""
+
+import doctest
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md"))
+# the comment that stands before a block which cannot run here, with the reason
+NOT_RUN = re.compile(r"<!-- not run: .+? -->\n\n?$", re.DOTALL)
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def blocks(text):
+    """(first line, code) of every Python block that is not marked."""
+    for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if not NOT_RUN.search(text[: match.start()]):
+            yield text[: match.start(1)].count("\n"), match[1]
+
+
+def page_id(path):
+    return str(path.relative_to(DOCS))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(True for _ in blocks(page.read_text()))], ids=page_id)
+def test_code_runs(page, tmp_path, monkeypatch):
+    """The blocks of a page share their names; one with prompts must print what it says."""
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": page.stem}
+    for line, code in blocks(page.read_text()):
+        if ">>> " in code:
+            test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
+            failed, _ = doctest.DocTestRunner(optionflags=OPTIONS).run(test, clear_globs=False)
+            names = test.globs
+            assert not failed
+        else:
+            # empty lines in front, so that a traceback names the line of the page
+            exec(compile("\n" * line + code, page, "exec"), names)
+
+
+def test_what_is_not_run_says_why():
+    for page in PAGES:
+        text = page.read_text()
+        assert text.count("<!-- not run") == len(re.findall(r"<!-- not run: .+? -->\n\n?```python", text, re.DOTALL)), (
+            page
+        )
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    path = DOCS / "mkdocs" / "pictures.py"
+    spec = importlib.util.spec_from_file_location("docs_pictures", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    spec.loader.exec_module(module)
+    sys.path.remove(str(path.parent))
+    return module.PICTURES
+
+
+def test_every_picture_is_drawn_and_shown(pictures):
+    assert {path.stem for path in (DOCS / "pictures").glob("*.svg")} == set(pictures)
+    shown = {name for page in PAGES for name in re.findall(r"pictures/(\w+)\.svg", page.read_text())}
+    assert shown == set(pictures)
+
+
+def numbers(svg):
+    return [float(x) for x in re.findall(r"-?\d+\.?\d*", svg)]
+
+
+def test_pictures_are_what_the_code_draws(pictures):
+    for name, draw in pictures.items():
+        drawn, kept = str(draw()), (DOCS / "pictures" / f"{name}.svg").read_text()
+        # another torch may round a coordinate the other way
+        assert numbers(drawn) == pytest.approx(numbers(kept), abs=0.11), f"{name}: python docs/mkdocs/pictures.py"
+        assert re.sub(r"[-\d.]+", "0", drawn) == re.sub(r"[-\d.]+", "0", kept)

@@ -2,18 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from einops import einsum
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.nn.cache import CrossCache
 from transmamba.nn.ssm import decay_rates, init_decay, init_step_bias
-from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
+from transmamba.ops import causal_conv1d, cross_scan, multi_scan, read_state, scan_orders
 
 Readout = Literal["final", "aligned", "progress"]
 
@@ -111,11 +110,13 @@ class CrossMamba(nn.Module):
             )
         if self.readout == "final":
             return self.read(query, self.prefill(context, context_mask))
-        orders = self._orders(context)
-        written = self._write(context, context_mask, orders)
-        if self.readout == "progress":
-            return self._gate(query, _read_along(written, self._readout(query), context_mask))
-        return self._gate(query, _scan(written, self._readout(query), merge=True, orders=orders, mask=context_mask)[0])
+        inputs, C = self._write(context, context_mask), self._readout(query)
+        if self.readout == "aligned":
+            y: Any = multi_scan(**inputs, C=C, merge=True)
+        else:
+            reads = _in_proportion(query.shape[1], context, context_mask)
+            y = cross_scan(**inputs, C=C, reads=reads, merge=True)
+        return self._gate(query, y)
 
     def prefill(
         self,
@@ -131,15 +132,13 @@ class CrossMamba(nn.Module):
             raise ValueError(
                 f'what is read token by token is the last state: it needs readout="final", got {self.readout!r}'
             )
-        orders = self._orders(context)
-        written = self._write(context, context_mask, orders)
-        return CrossCache(_scan(written, written.B, merge=True, orders=orders, mask=context_mask)[1])
+        inputs = self._write(context, context_mask)
+        nobody = inputs["B"][:, :1, :0]
+        return CrossCache(cross_scan(**inputs, C=nobody, return_last_state=True)[1])
 
     def read(self, query: Float[Tensor, "batch token dim"], cache: CrossCache) -> Float[Tensor, "batch token dim"]:
         """What `forward` gives, for any number of tokens that read the context of `cache`."""
-        C = self._readout(query).to(cache.state.dtype)
-        y = einsum(C, cache.state, "b direction token n, b direction inner n -> b token inner")
-        return self._gate(query, y)
+        return self._gate(query, read_state(self._readout(query), cache.state, merge=True))
 
     def step(self, query: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
         """What `forward` gives for one token; its cost does not depend on the context, nor does `cache` change."""
@@ -153,10 +152,9 @@ class CrossMamba(nn.Module):
         update = self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
         return query + update if self.residual else update
 
-    def _orders(self, context: Tensor) -> list[ScanOrder]:
-        return scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
-
-    def _write(self, context: Tensor, mask: Tensor | None, orders: Sequence[ScanOrder]) -> "_Written":
+    def _write(self, context: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        """Arguments of the scans over the context."""
+        orders = scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
         x = self.in_proj(context)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
@@ -168,56 +166,16 @@ class CrossMamba(nn.Module):
             steps.append((branch.dt_proj(low), B))
         dt, B = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
         A = decay_rates(torch.stack([branch.A_log for branch in self.branches]))
-        return _Written(u, dt, A, B, torch.stack([branch.dt_bias for branch in self.branches]))
+        dt_bias = torch.stack([branch.dt_bias for branch in self.branches])
+        inputs = {"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias}
+        return inputs | {"softplus": True, "orders": orders, "mask": mask}
 
 
-class _Written(NamedTuple):
-    """The inputs of the scans over the context; direction is axis 1 (axis 0 of A and dt_bias)."""
-
-    u: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    dt_bias: Tensor
-
-
-def _scan(written: _Written, C: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
-    u, dt, A, B, dt_bias = written
-    return multi_scan(u, dt, A, B, C, dt_bias=dt_bias, softplus=True, return_last_state=True, **options)  # type: ignore[return-value]
-
-
-def _read_along(written: _Written, C: Tensor, mask: Tensor | None) -> Tensor:
-    """The "progress" readout: queries are woven into the context as steps of size zero, which only read.
-
-    Query t stands just behind context token s(t), seen in the direction of the scan.
-    """
-    u, dt, A, B, dt_bias = written
-    batch, directions, queries, _ = C.shape
-    length = u.shape[2]
-    woven = _weaving(mask, (batch, directions, length, queries), C.device)
-
-    def weave(x: Tensor) -> Tensor:
-        return x.gather(2, woven[..., None].expand(-1, -1, -1, x.shape[-1]))
-
-    dt = dt if mask is None else dt.masked_fill(~mask[:, None, :, None], -torch.inf)
-    reading = (0, 0, 0, queries)
-    inputs = _Written(
-        weave(F.pad(u, reading)), weave(F.pad(dt, reading, value=-torch.inf)), A, weave(F.pad(B, reading)), dt_bias
-    )
-    orders = scan_orders(("forward", "backward")[:directions], length + queries, C.device)
-    y, _ = _scan(inputs, weave(F.pad(C, (0, 0, length, 0))), merge=False, orders=orders)
-    place = woven.argsort(-1)[:, :, length:]
-    return y.gather(2, place[..., None].expand(-1, -1, -1, y.shape[-1])).sum(1)
-
-
-def _weaving(mask: Tensor | None, sizes: tuple[int, int, int, int], device: torch.device) -> Tensor:
-    """Positions in [context, query] of the woven sequence, (batch, direction, context + query)."""
-    batch, directions, length, queries = sizes
-    real = torch.ones(batch, length, dtype=torch.bool, device=device) if mask is None else mask
-    rank = real.cumsum(-1) - 1
-    step = torch.arange(1, queries + 1, device=device)
-    target = -(-step * real.sum(-1, keepdim=True) // queries) - 1
-    # the backward scan meets the query after token s(t) when the query stands before it
-    side = torch.tensor([0.5, -0.5], device=device)[:directions, None]
-    keys = torch.cat([rank[:, None].expand(-1, directions, -1), target[:, None] + side], -1)
-    return keys.argsort(dim=-1, stable=True)
+def _in_proportion(queries: int, context: Tensor, mask: Tensor | None) -> Tensor:
+    """The context token that each query reads after, (batch, query): the ceil((t + 1) L / queries)-th real one."""
+    batch, length, _ = context.shape
+    real = torch.ones(batch, length, dtype=torch.bool, device=context.device) if mask is None else mask
+    step = torch.arange(1, queries + 1, device=context.device)
+    rank = -(-step * real.sum(-1, keepdim=True) // queries) - 1
+    # where no token is real, any state is zero
+    return (~real).long().argsort(dim=-1, stable=True).gather(-1, rank.clamp(min=0))

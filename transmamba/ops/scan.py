@@ -154,12 +154,7 @@ def multi_scan(
     act, compute = _dtypes(u, dt, B, C, A)
     tokens = u if u.dim() == 4 else u[:, None]
     if mask is not None:
-        padded = ~mask[:, None, :, None]
-        if dt_bias is not None and not softplus:
-            dt, dt_bias = dt + dt_bias[:, None], None
-        # a step of size zero leaves the state as it is; softplus(-inf) is zero
-        dt = dt.masked_fill(padded, -torch.inf if softplus else 0.0)
-        tokens = tokens.masked_fill(padded, 0.0)
+        tokens, dt, dt_bias = _hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
     problem = Problem(
         tokens.to(act),
         dt.to(act),
@@ -177,9 +172,20 @@ def multi_scan(
     )
     _check_directions(problem)
     y, last_state = choose(problem, backend).run(problem)
-    y = y.to(u.dtype) if mask is None else y.to(u.dtype).masked_fill(padded, 0.0)
+    y = y.to(u.dtype) if mask is None else y.to(u.dtype).masked_fill(~mask[:, None, :, None], 0.0)
     y = y[:, 0] if merge else y
     return (y, last_state.transpose(-1, -2)) if return_last_state else y
+
+
+def _hide_padding(
+    mask: Tensor, tokens: Tensor, dt: Tensor, dt_bias: Tensor | None, *, softplus: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """u, dt and dt_bias whose padded steps have size zero, which leaves the state as it is."""
+    padded = ~mask[:, None, :, None]
+    if dt_bias is not None and not softplus:
+        dt, dt_bias = dt + dt_bias[:, None], None
+    # softplus(-inf) is zero
+    return tokens.masked_fill(padded, 0.0), dt.masked_fill(padded, -torch.inf if softplus else 0.0), dt_bias
 
 
 def _dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:

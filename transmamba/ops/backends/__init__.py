@@ -1,34 +1,44 @@
 """Who can run a scan: the ordered table, and the report of who refuses and why."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from transmamba.ops.backends import cuda, reference
+from transmamba.ops.backends import cross_reference, cuda, opaque_cross, reference
 from transmamba.ops.backends.convolution import Convolver, choose_convolver
+from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.flops import FLOP_FORMULAS as FLOP_FORMULAS
 from transmamba.ops.backends.opaque import KERNELS, refuse_opaque, run_opaque
 from transmamba.ops.backends.problem import Convolution, Problem
 
 
 class Backend(NamedTuple):
-    """A way to run a `Problem`.
+    """A way to run a `Problem` or a `CrossProblem`.
 
     `refuse` looks at metadata only and gives the reasons why this backend cannot run the problem; none means it can.
     """
 
     name: str
-    run: Callable[[Problem], tuple[Tensor, Tensor]]
-    refuse: Callable[[Problem], list[str]]
+    run: Callable[[Any], tuple[Tensor, Tensor]]
+    refuse: Callable[[Any], list[str]]
 
 
 BACKENDS = (
     Backend("cuda", cuda.run, cuda.refuse),
     *(Backend(name, partial(run_opaque, name), partial(refuse_opaque, name)) for name in KERNELS),
     Backend("reference", reference.run, reference.refuse),
+)
+
+CROSS_BACKENDS = (
+    Backend("cuda", cross_reference.run, lambda problem: ["package mamba_ssm has no cross scan"]),
+    *(
+        Backend(name, partial(opaque_cross.run_opaque, name), partial(opaque_cross.refuse_opaque, name))
+        for name in opaque_cross.KERNELS
+    ),
+    Backend("reference", cross_reference.run, cross_reference.refuse),
 )
 
 _preferred = ["auto"]
@@ -43,7 +53,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: there is no backend of that name.
     """
-    _lookup(name)
+    _lookup(name, BACKENDS)
     _preferred.append(name)
     try:
         yield
@@ -51,7 +61,7 @@ def use_backend(name: str) -> Iterator[None]:
         _preferred.pop()
 
 
-def choose(problem: Problem, name: str) -> Backend:
+def choose(problem: Problem | CrossProblem, name: str) -> Backend:
     """The backend `name`, or for "auto" the first of the table that accepts the problem.
 
     Raises:
@@ -59,16 +69,17 @@ def choose(problem: Problem, name: str) -> Backend:
         NotImplementedError: the named backend refuses; the message has its reasons and says who would accept.
     """
     name = _preferred[-1] if name == "auto" else name
+    table, kind = (CROSS_BACKENDS, "cross scan") if isinstance(problem, CrossProblem) else (BACKENDS, "scan")
     if name == "auto":
-        return next(backend for backend in BACKENDS if not backend.refuse(problem))
-    backend = _lookup(name)
+        return next(backend for backend in table if not backend.refuse(problem))
+    backend = _lookup(name, table)
     assert backend is not None
     reasons = backend.refuse(problem)
     if reasons:
-        accepting = ", ".join(other.name for other in BACKENDS if not other.refuse(problem))
+        accepting = ", ".join(other.name for other in table if not other.refuse(problem))
         u = problem.u
         raise NotImplementedError(
-            f"scan backend {name!r} refuses u {tuple(u.shape)} {str(u.dtype).removeprefix('torch.')} on {u.device}:\n"
+            f"{kind} backend {name!r} refuses u {tuple(u.shape)} {str(u.dtype).removeprefix('torch.')} on {u.device}:\n"
             + "".join(f"  {reason}\n" for reason in reasons)
             + f"accepting here: {accepting}"
         )
@@ -80,10 +91,10 @@ def choose_convolution(convolution: Convolution, name: str) -> Convolver:
     return choose_convolver(convolution, name, _preferred[-1])
 
 
-def _lookup(name: str) -> Backend | None:
+def _lookup(name: str, table: Sequence[Backend]) -> Backend | None:
     if name == "auto":
         return None
-    for backend in BACKENDS:
+    for backend in table:
         if backend.name == name:
             return backend
-    raise ValueError(f"unknown scan backend {name!r}: expected auto, {', '.join(b.name for b in BACKENDS)}")
+    raise ValueError(f"unknown scan backend {name!r}: expected auto, {', '.join(b.name for b in table)}")

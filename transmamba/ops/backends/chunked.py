@@ -20,7 +20,7 @@ def refuse(problem: Problem) -> list[str]:
     return []
 
 
-class _Steps(NamedTuple):
+class Steps(NamedTuple):
     """The inputs of one chunk in scan order and the compute dtype."""
 
     u: Tensor  # (t, b, 1|k, d)
@@ -32,7 +32,7 @@ class _Steps(NamedTuple):
     states: Tensor  # (t + 1, b, k, n, d), the first one before the chunk
 
 
-class _Walk:
+class Walk:
     """Reads and writes (b, 1|k, l, c) tensors one chunk of steps at a time."""
 
     def __init__(self, problem: Problem) -> None:
@@ -40,12 +40,15 @@ class _Walk:
         self.chunks = [(s, min(s + CHUNK, problem.sizes[2])) for s in range(0, problem.sizes[2], CHUNK)]
 
     def tokens(self, start: int, stop: int) -> Tensor | None:
+        """Tokens visited by each direction, (k, t); None where they are the steps."""
         return None if self.p.orders is None else self.p.orders[:, start:stop]
 
     def parameter_tokens(self, start: int, stop: int) -> Tensor | None:
+        """The same for dt, B and C."""
         return None if self.p.step_parameters else self.tokens(start, stop)
 
     def take(self, x: Tensor, tokens: Tensor | None, start: int, stop: int) -> Tensor:
+        """The rows of a chunk, (t, b, 1|k, c), in the compute dtype."""
         if tokens is None:
             part = x[:, :, start:stop]
         else:
@@ -54,6 +57,7 @@ class _Walk:
         return part.to(self.p.A.dtype).permute(2, 0, 1, 3)
 
     def add(self, target: Tensor, value: Tensor, tokens: Tensor | None, start: int, stop: int) -> None:
+        """Add `value` (t, b, 1|k, c) to the rows of a chunk, summed where directions share them."""
         value = value.permute(1, 2, 0, 3)
         if tokens is None:
             target[:, :, start:stop] += value.sum(1, keepdim=True) if target.shape[1] == 1 else value
@@ -61,7 +65,7 @@ class _Walk:
         for k, visited in enumerate(tokens):
             target[:, k if target.shape[1] > 1 else 0, visited] += value[:, k if value.shape[1] > 1 else 0]
 
-    def steps(self, start: int, stop: int, state: Tensor, decay: Tensor, states: Tensor) -> _Steps:
+    def steps(self, start: int, stop: int, state: Tensor, decay: Tensor, states: Tensor) -> Steps:
         """Load a chunk and run its recurrence inside the buffers `decay` and `states`."""
         p, count = self.p, stop - start
         u = self.take(p.u, self.tokens(start, stop), start, stop)
@@ -77,7 +81,7 @@ class _Walk:
         torch.mul((dt * u)[:, :, :, None], B[..., None], out=states[1:])
         for t in range(count):
             states[t + 1].addcmul_(decay[t], states[t])
-        return _Steps(u, raw, dt, B, C, decay, states)
+        return Steps(u, raw, dt, B, C, decay, states)
 
     def keep(self, start: int, stop: int) -> Tensor:
         """Zero where a segment begins (step 0 excepted, which keeps the initial state); (t, b, k, 1, 1)."""
@@ -100,7 +104,7 @@ class _Walk:
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states and, if `save`, the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, _Walk(problem), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
     h = p.A.new_zeros(batch, directions, state, channels) if p.initial_state is None else p.initial_state.clone()
     y = allocate(p.u.to(p.A.dtype), 1 if p.merge else directions).zero_()
     saved = p.A.new_empty((batch, directions, len(walk.chunks), state, channels) if save else (0,))
@@ -118,7 +122,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every floating input, from the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, _Walk(problem), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
     dtype = p.A.dtype
     du, ddt = (allocate(x.to(dtype), x.shape[1]).zero_() for x in (p.u, p.dt))
     dA = p.A.new_zeros(directions, state, channels)
@@ -133,17 +137,9 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
         tokens, own = walk.tokens(start, stop), walk.parameter_tokens(start, stop)
         g = walk.take(grad_y, tokens, start, stop)
         q, carry = _adjoint(chunk, g, carry, adjoint)
-        dx = (chunk.B[..., None, :] @ q).squeeze(-2)
         walk.add(dC, (chunk.states[1:] @ g[..., None]).squeeze(-1), own, start, stop)
-        walk.add(dB, (q @ (chunk.dt * chunk.u)[..., None]).squeeze(-1), own, start, stop)
-        exponent = q.mul_(chunk.decay).mul_(chunk.states[:-1])
-        draw = (exponent * p.A).sum(-2) + dx * chunk.u
-        dA += exponent.mul_(chunk.dt[:, :, :, None]).sum((0, 1))
-        draw = draw * torch.sigmoid(chunk.raw) if p.softplus else draw
-        walk.add(ddt, draw, own, start, stop)
-        dbias += draw.sum((0, 1))
         dD += (g * chunk.u).sum((0, 1))
-        dx = dx * chunk.dt
+        dx = through_inputs(walk, chunk, q, Sums(ddt, dA, dB, dbias), start, stop)
         walk.add(du, dx if p.D is None else dx + g * p.D, tokens, start, stop)
     return Gradients(
         du.to(p.u.dtype),
@@ -157,7 +153,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     )
 
 
-def _adjoint(chunk: _Steps, g: Tensor, carry: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
+def _adjoint(chunk: Steps, g: Tensor, carry: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
     """dL/dh at every step of the chunk, written into `buffer`, and dL/dh just before it."""
     q = buffer[: len(chunk.u)]
     torch.mul(g[:, :, :, None], chunk.C[..., None], out=q)
@@ -165,3 +161,26 @@ def _adjoint(chunk: _Steps, g: Tensor, carry: Tensor, buffer: Tensor) -> tuple[T
     for t in range(len(q) - 2, -1, -1):
         q[t].addcmul_(chunk.decay[t + 1], q[t + 1])
     return q, chunk.decay[0] * q[0]
+
+
+class Sums(NamedTuple):
+    """Gradients that chunks are added to."""
+
+    dt: Tensor  # (b, 1|k, l, d)
+    A: Tensor  # (k, n, d)
+    B: Tensor  # (b, 1|k, l, n)
+    dt_bias: Tensor  # (k, d)
+
+
+def through_inputs(walk: Walk, chunk: Steps, q: Tensor, sums: Sums, start: int, stop: int) -> Tensor:
+    """Adds what the adjoints `q` of the states give to `sums`, and returns what they give to u; overwrites `q`."""
+    p, own = walk.p, walk.parameter_tokens(start, stop)
+    dx = (chunk.B[..., None, :] @ q).squeeze(-2)
+    walk.add(sums.B, (q @ (chunk.dt * chunk.u)[..., None]).squeeze(-1), own, start, stop)
+    exponent = q.mul_(chunk.decay).mul_(chunk.states[:-1])
+    draw = (exponent * p.A).sum(-2) + dx * chunk.u
+    sums.A.add_(exponent.mul_(chunk.dt[:, :, :, None]).sum((0, 1)))
+    draw = draw * torch.sigmoid(chunk.raw) if p.softplus else draw
+    walk.add(sums.dt, draw, own, start, stop)
+    sums.dt_bias.add_(draw.sum((0, 1)))
+    return dx * chunk.dt

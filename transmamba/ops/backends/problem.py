@@ -12,7 +12,7 @@ compute dtype: float64 if the activations are float64, otherwise float32. Arithm
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -105,7 +105,7 @@ class ConvolutionGradients(NamedTuple):
     initial_tokens: Tensor | None
 
 
-def _check(fields: Problem | Convolution, shapes: Sequence[Shape], shared: Sequence[Shape]) -> None:
+def _check(fields: Any, shapes: Sequence[Shape], shared: Sequence[Shape]) -> None:
     device = fields[0].device
     for name, x, shape, other in zip(fields._fields, fields, shapes, shared, strict=False):
         if not isinstance(x, Tensor):

@@ -52,12 +52,13 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: 
         kernel[grid](**named, num_warps=warps, enable_fp_fusion=True)
 
 
-def _strides(x: Tensor) -> tuple[int, ...]:
+def strides(x: Tensor) -> tuple[int, ...]:
     """Strides, zero along a direction that all share."""
     return (x.stride(0), 0 if x.shape[1] == 1 else x.stride(1), x.stride(2), x.stride(3))
 
 
-def _per_direction(x: Tensor | None) -> int:
+def per_direction(x: Tensor | None) -> int:
+    """Stride of a constant by direction, zero if all share it or there is none."""
     return 0 if x is None or x.shape[0] == 1 else x[0].numel()
 
 
@@ -82,11 +83,11 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
     _, directions, length, channels, states = p.sizes
     rows = {"u": p.u, "dt": p.dt, "B": p.B, "C": p.C}
     constants = {"A": p.A, "D": p.D, "bias": p.dt_bias}
-    strides = {f"{name}_at": _strides(x) for name, x in rows.items()}
-    steps = {f"{name}_at": _per_direction(x) for name, x in constants.items()}
+    by_row = {f"{name}_at": strides(x) for name, x in rows.items()}
+    steps = {f"{name}_at": per_direction(x) for name, x in constants.items()}
     sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": PART}
     flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters}
-    return p, rows | constants | strides | steps | sizes | flags | {"orders": p.orders, "restart": _restarts(p)}
+    return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": _restarts(p)}
 
 
 class Driver(NamedTuple):
@@ -110,7 +111,7 @@ def _borders(
     gain = p.A.new_empty(batch, directions, spans, states, channels)
     decay = p.A.new_empty(batch, 1 if tiles.shared else directions, spans, states, channels)
     maps = {"decay": decay, "gain": gain, "ADJOINT": driver.adjoint}
-    summary = maps | {"x": driver.x, "M": driver.M, "x_at": _strides(driver.x), "M_at": _strides(driver.M)}
+    summary = maps | {"x": driver.x, "M": driver.M, "x_at": strides(driver.x), "M_at": strides(driver.M)}
     launch(summarise_spans, tiles.grid, p.u.device, arguments | summary)
     border, block = torch.empty_like(gain), 256
     chain = maps | {"start": start, "border": border, "K": directions, "spans": spans, "size": states * channels}
@@ -132,13 +133,13 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     from transmamba.ops.backends.triton_forward import scan_forward
 
     tiles = cut(p, CHUNK)
-    arguments |= tiles.shape | {"y": y, "y_at": _strides(y), "last": last, "saved": saved if save else None}
+    arguments |= tiles.shape | {"y": y, "y_at": strides(y), "last": last, "saved": saved if save else None}
     enter = _borders(p, tiles, arguments, Driver(p.u, p.B, adjoint=False), p.initial_state)
     launch(scan_forward, tiles.grid, p.u.device, arguments | {"enter": enter})
-    return _over_directions(y, p.u, 1) if p.merge else y, last, saved
+    return over_directions(y, p.u, 1) if p.merge else y, last, saved
 
 
-def _over_directions(x: Tensor, template: Tensor, directions: int) -> Tensor:
+def over_directions(x: Tensor, template: Tensor, directions: int) -> Tensor:
     """The sum over directions if they share one tensor, else x itself."""
     if x.shape[1] == directions:
         return x
@@ -156,20 +157,20 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     parts = _parts(p, tiles)
     names = ("du", "ddt", "dA", "dB", "dC", "dD", "dbias", "dstart")
     arguments |= tiles.shape | dict(zip(names, parts, strict=True))
-    arguments |= {"saved": saved, "grad_y": grad_y, "grad_y_at": _strides(grad_y)}
-    arguments |= {"du_at": _strides(parts.u), "ddt_at": _strides(parts.dt)}
+    arguments |= {"saved": saved, "grad_y": grad_y, "grad_y_at": strides(grad_y)}
+    arguments |= {"du_at": strides(parts.u), "ddt_at": strides(parts.dt)}
     leave = _borders(p, tiles, arguments, Driver(grad_y, p.C, adjoint=True), grad_last)
     for turn in range(tiles.turns):
         taken = {"leave": leave, "turn": turn, "ADD": turn > 0}
         launch(scan_backward, tiles.backward_grid, p.u.device, arguments | taken)
     return Gradients(
-        _over_directions(parts.u, p.u, p.u.shape[1]),
-        _over_directions(parts.dt, p.dt, p.dt.shape[1]),
-        _total(parts.A, p.A, (0, 1)),
-        _total(parts.B, p.B, (0,)),
-        _total(parts.C, p.C, (0,)),
-        None if parts.D is None or p.D is None else _total(parts.D, p.D, (0, 1)),
-        None if parts.dt_bias is None or p.dt_bias is None else _total(parts.dt_bias, p.dt_bias, (0, 1)),
+        over_directions(parts.u, p.u, p.u.shape[1]),
+        over_directions(parts.dt, p.dt, p.dt.shape[1]),
+        total(parts.A, p.A, (0, 1)),
+        total(parts.B, p.B, (0,)),
+        total(parts.C, p.C, (0,)),
+        None if parts.D is None or p.D is None else total(parts.D, p.D, (0, 1)),
+        None if parts.dt_bias is None or p.dt_bias is None else total(parts.dt_bias, p.dt_bias, (0, 1)),
         None if p.initial_state is None else parts.initial_state,
     )
 
@@ -198,9 +199,9 @@ def _untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
     return Gradients(u, dt, A, B, C, D, dt_bias, start if start is None or grad_last is None else grad_last.clone())
 
 
-def _total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:
+def total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Parts (blocks or spans, b, k, ...) summed over `axes`, and over directions if `like` is shared by them."""
     direction = 2 - len(axes)
-    total = parts.sum(axes)
-    total = total if like.shape[direction] > 1 else total.sum(direction, keepdim=True)
-    return total.to(like.dtype)
+    found = parts.sum(axes)
+    found = found if like.shape[direction] > 1 else found.sum(direction, keepdim=True)
+    return found.to(like.dtype)

@@ -32,14 +32,15 @@ class Tiles(NamedTuple):
         return {"Q": self.rows, "N": self.states, "W": self.width, "SHARED": self.shared, "span": self.span}
 
 
-def _power(x: int) -> int:
+def power(x: int) -> int:
+    """The next power of two."""
     return 1 << (x - 1).bit_length()
 
 
 def _shares_decay(p: Problem) -> bool:
     same_steps = p.step_parameters or p.orders is None
     one_decay = p.dt.shape[1] == 1 and p.A.shape[0] == 1 and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
-    fits = 4 * _power(p.directions) * _power(p.A.shape[1]) <= ENTRIES
+    fits = 4 * power(p.directions) * power(p.A.shape[1]) <= ENTRIES
     return p.directions > 1 and fits and one_decay and same_steps and p.segments is None
 
 
@@ -47,14 +48,14 @@ def cut(p: Problem, chunk: int) -> Tiles:
     """Tiles of ENTRIES states, 16 per lane: as many as the registers of the backward allow."""
     batch, directions, length, channels, states = p.sizes
     shared = _shares_decay(p)
-    rows = _power(directions) if shared else 1
-    width = max(1, min(ENTRIES // (rows * _power(states)), 64, _power(channels)))
+    rows = power(directions) if shared else 1
+    width = max(1, min(ENTRIES // (rows * power(states)), 64, power(channels)))
     groups, blocks = batch if shared else batch * directions, -(-channels // width)
     wanted = programs(p.u.device)
     span = _span(chunk, length, wanted // (groups * blocks))
     spans = -(-length // span)
     parts = -(-blocks // max(1, round(groups * blocks * spans / wanted)))
-    return Tiles(rows, _power(states), width, shared, span, (groups, blocks, spans), -(-blocks // parts))
+    return Tiles(rows, power(states), width, shared, span, (groups, blocks, spans), -(-blocks // parts))
 
 
 def programs(device: torch.device) -> int:

@@ -5,6 +5,8 @@ forward keeps the states at chunk starts; the backward recomputes the rest, chun
 interface, unit.h how work is divided.
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from transmamba.ops.backends.native.library import DTYPES, Array, Scan, are_perm
 from transmamba.ops.backends.problem import Gradients, Problem, allocate
 
 CHUNK = 32
+AnyScan = TypeVar("AnyScan", bound=Scan)
 
 
 def refuse(problem: Problem) -> list[str]:
@@ -32,9 +35,9 @@ def refuse(problem: Problem) -> list[str]:
 def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
-    scan, _keep = _describe(p)
+    scan, _keep = describe(p, Scan)
     chunks = -(-length // CHUNK)
-    y = _sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
+    y = sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
     last = p.A.new_empty(batch, directions, state, channels)
     saved = fresh(p.A.new_empty((batch, directions, chunks, state, channels) if save else 0))
     scan.y, scan.last = array(y, 0, 1, 2, 3), array(last, 0, 1, None, 3)
@@ -49,9 +52,9 @@ def backward(
 ) -> Gradients:
     """Gradients of every input, from those of the outputs and of the last states."""
     p, (batch, _, length, channels, state) = problem, problem.sizes
-    scan, _keep = _describe(p)
+    scan, _keep = describe(p, Scan)
     grad_last = None if grad_last is None else grad_last.contiguous()
-    du, ddt = (_sum_buffer(x, x.shape[1], scan) for x in (p.u, p.dt))
+    du, ddt = (sum_buffer(x, x.shape[1], scan) for x in (p.u, p.dt))
     # one slot per batch element or part of the channels, summed afterwards: the same result on any number of threads
     dA = p.A.new_zeros(batch, *p.A.shape)
     dD, dbias = (None if x is None else x.new_zeros(batch, *x.shape) for x in (p.D, p.dt_bias))
@@ -64,18 +67,19 @@ def backward(
     scan.dB, scan.dC = array(dB, 1, 2, 3, 4), array(dC, 1, 2, 3, 4)
     scan.dB_part, scan.dC_part = dB.stride(0), dC.stride(0)
     run(scan, backward=True, variant=variant)
-    dA, dB, dC = (_sum(x) for x in (dA, dB, dC))
+    dA, dB, dC = (sum_slots(x) for x in (dA, dB, dC))
     du, ddt, dB, dC = (x.to(p.u.dtype) for x in (du, ddt, dB, dC))
-    dD, dbias = (None if x is None else _sum(x) for x in (dD, dbias))
+    dD, dbias = (None if x is None else sum_slots(x) for x in (dD, dbias))
     return Gradients(du, ddt, dA, dB, dC, dD, dbias, dinitial)
 
 
-def _sum(slots: Tensor) -> Tensor:
+def sum_slots(slots: Tensor) -> Tensor:
+    """The sum over the first axis, without a copy of a single slot."""
     return slots[0] if len(slots) == 1 else slots.sum(0)
 
 
-def _describe(p: Problem) -> tuple[Scan, list[Tensor | None]]:
-    """The problem by pointers, and the tensors that must outlive them.
+def describe(p: Problem, kind: type[AnyScan]) -> tuple[AnyScan, list[Tensor | None]]:
+    """The problem by pointers in a structure of that kind, and the tensors that must outlive them.
 
     Raises:
         ValueError: a row of `orders` is not a permutation of the tokens.
@@ -86,7 +90,7 @@ def _describe(p: Problem) -> tuple[Scan, list[Tensor | None]]:
     batch, directions, length, channels, state = p.sizes
     if orders is not None and not are_permutations(orders):
         raise ValueError(f"orders must hold a permutation of range({length}) in every row: build them with scan_order")
-    scan = Scan(batch, directions, length, channels, state, CHUNK, _part(batch, channels))
+    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels))
     scan.wide, scan.softplus = p.u.dtype == torch.float64, p.softplus
     scan.by_step = p.step_parameters or orders is None
     shared = (x is None or x.shape[axis] == 1 for x, axis in ((p.dt, 1), (p.A, 0), (p.dt_bias, 0)))
@@ -108,7 +112,7 @@ def _part(batch: int, channels: int) -> int:
     return max(1, -(-channels // parts // 32) * 32)
 
 
-def _sum_buffer(like: Tensor, size: int, scan: Scan) -> Tensor:
+def sum_buffer(like: Tensor, size: int, scan: Scan) -> Tensor:
     """Allocated like `like`; if directions are summed into it, in the compute dtype and ready to be added to."""
     out = fresh(allocate(like, size))
     if size == scan.directions:

@@ -121,3 +121,11 @@ EXPORT int64_t run_conv(const Conv *conv, int64_t backward, int64_t variant, int
   Job<Conv> job{*conv, backward ? v.conv_backward : v.conv_forward, v.conv_scratch(*conv)};
   return run(job, threads, team);
 }
+
+// The same for a cross scan.
+EXPORT int64_t run_cross(const Cross *cross, int64_t backward, int64_t variant, int64_t threads, Team team) {
+  const Variant &v = *runnable()[variant];
+  const auto scratch = backward ? v.cross_backward_scratch : v.cross_forward_scratch;
+  Job<Cross> job{*cross, backward ? v.cross_backward : v.cross_forward, scratch(*cross)};
+  return run(job, threads, team);
+}

@@ -38,6 +38,12 @@ class Scan(ctypes.Structure):
     ]
 
 
+class Cross(Scan):
+    """`Cross` of scan.h."""
+
+    _fields_ = [("queries", _INT), ("queue", ctypes.c_void_p), ("first", ctypes.c_void_p), ("readout", Array)]
+
+
 class Conv(ctypes.Structure):
     """`Conv` of scan.h."""
 
@@ -66,8 +72,9 @@ def _library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(PATH))
     loaded.variant_name.restype = ctypes.c_char_p
     loaded.variant_name.argtypes = [_INT]
-    loaded.run_scan.restype = loaded.run_conv.restype = loaded.orders_are_permutations.restype = _INT
-    loaded.run_scan.argtypes = loaded.run_conv.argtypes = [ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_void_p]
+    for function in (loaded.run_scan, loaded.run_conv, loaded.run_cross):
+        function.restype, function.argtypes = _INT, [ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_void_p]
+    loaded.orders_are_permutations.restype = _INT
     loaded.orders_are_permutations.argtypes = [ctypes.c_void_p, _INT, _INT]
     _owner()
     return loaded
@@ -107,7 +114,7 @@ def _team() -> int | None:
 
 
 def run(what: Scan | Conv, *, backward: bool, variant: str | None) -> None:
-    """Run a scan or a convolution on torch's number of threads.
+    """Run a scan, a cross scan or a convolution on torch's number of threads.
 
     Raises:
         MemoryError: no memory for the tiles of a thread.
@@ -115,6 +122,7 @@ def run(what: Scan | Conv, *, backward: bool, variant: str | None) -> None:
     chosen, loaded = variants().index(variant) if variant else 0, _library()
     # a team of OpenMP threads does not survive a fork; the library then starts threads of its own
     team = _team() if os.getpid() == _owner() else None
-    function = loaded.run_scan if isinstance(what, Scan) else loaded.run_conv
+    cross = isinstance(what, Cross)
+    function = loaded.run_cross if cross else loaded.run_scan if isinstance(what, Scan) else loaded.run_conv
     if not function(ctypes.byref(what), backward, chosen, torch.get_num_threads(), team):
         raise MemoryError("the native scan found no memory for its tiles: use fewer threads, torch.set_num_threads")

@@ -29,6 +29,15 @@ struct Scan {
   int64_t dB_part, dC_part;
 };
 
+// A cross scan, as `CrossProblem` in ../cross_problem.py describes it: the context, without C, D, segments, initial
+// states and `together`; y, grad_y and dC have a row per query, in the compute dtype. y is added to, dC zero at entry.
+struct Cross : Scan {
+  int64_t queries;
+  const int64_t *queue;        // (batch, direction, query): numbers of queries in the order of the steps they read
+  const int64_t *first;        // (batch, direction, length + 1): how many come before each step
+  Array readout;               // C of the queries in the compute dtype, column stride 1
+};
+
 // A depthwise causal convolution, as `Convolution` in ../problem.py describes it.
 struct Conv {
   int64_t batch, directions, length, channels, width;
@@ -52,4 +61,8 @@ struct Variant {
   void (*conv_forward)(const Conv &, int64_t batch, int64_t part, void *scratch);
   void (*conv_backward)(const Conv &, int64_t batch, int64_t part, void *scratch);
   size_t (*conv_scratch)(const Conv &);
+  void (*cross_forward)(const Cross &, int64_t batch, int64_t part, void *scratch);
+  void (*cross_backward)(const Cross &, int64_t batch, int64_t part, void *scratch);
+  size_t (*cross_forward_scratch)(const Cross &);
+  size_t (*cross_backward_scratch)(const Cross &);
 };

@@ -137,7 +137,7 @@ template <class F> struct Group {
     follow(ahead, next < 0 ? 0 : next);
     for (int64_t g = 0; g < size; ++g) {
       stage_states(B + g * s.chunk * s.state, s.B, first + g, parameters(g));
-      stage_states(C + g * s.chunk * s.state, s.C, first + g, parameters(g));
+      if (s.C.data) stage_states(C + g * s.chunk * s.state, s.C, first + g, parameters(g));
     }
     if (!s.segments) return;
     const int64_t *segment = s.segments + b * s.length, *visit = s.orders ? s.orders + first * s.length : nullptr;

@@ -9,6 +9,7 @@
 namespace {
 #include "backward.h"
 #include "conv.h"
+#include "cross.h"
 #include "forward.h"
 
 #if defined(__SSE2__)
@@ -41,6 +42,22 @@ void conv_backward(const Conv &c, int64_t b, int64_t part, void *scratch) {
   conv_unit<true>(c, b, part, scratch);
 }
 size_t conv_scratch(const Conv &c) { return conv_unit<true>(c, 0, 0, nullptr); }
+size_t cross_forward_at(const Cross &x, int64_t b, int64_t part, void *scratch) {
+  return x.wide ? cross_forward_unit<double>(x, b, part, scratch) : cross_forward_unit<float>(x, b, part, scratch);
+}
+size_t cross_backward_at(const Cross &x, int64_t b, int64_t part, void *scratch) {
+  return x.wide ? cross_backward_unit<double>(x, b, part, scratch) : cross_backward_unit<float>(x, b, part, scratch);
+}
+void cross_forward(const Cross &x, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  cross_forward_at(x, b, part, scratch);
+}
+void cross_backward(const Cross &x, int64_t b, int64_t part, void *scratch) {
+  [[maybe_unused]] const FlushToZero flush;
+  cross_backward_at(x, b, part, scratch);
+}
+size_t cross_forward_scratch(const Cross &x) { return cross_forward_at(x, 0, 0, nullptr); }
+size_t cross_backward_scratch(const Cross &x) { return cross_backward_at(x, 0, 0, nullptr); }
 }  // namespace
 
 #define JOIN(a, b) a##b
@@ -49,4 +66,5 @@ size_t conv_scratch(const Conv &c) { return conv_unit<true>(c, 0, 0, nullptr); }
 #define QUOTED(a) TEXT(a)
 extern "C" const Variant NAMED(variant_, VARIANT);
 const Variant NAMED(variant_, VARIANT) = {
-    QUOTED(VARIANT), forward, backward, forward_scratch, backward_scratch, conv_forward, conv_backward, conv_scratch};
+    QUOTED(VARIANT), forward, backward, forward_scratch, backward_scratch, conv_forward, conv_backward, conv_scratch,
+    cross_forward, cross_backward, cross_forward_scratch, cross_backward_scratch};

@@ -16,7 +16,7 @@ def data_flow() -> Svg:
     svg.arrow([(330, 42), (150, 82)])
     svg.arrow([(430, 42), (610, 82)])
     svg.box(24, 186, 250, 56, ["align_tokens", "class tokens off, grids made equal"], GREY)
-    svg.box(486, 186, 250, 56, ["LayerCalibrators", "dim -> dim', one per layer"], GREEN)
+    svg.box(476, 186, 260, 56, ["LayerCalibrators", "dim -> dim', one per layer"], GREEN)
     svg.arrow([(149, 140), (149, 184)])
     svg.arrow([(611, 140), (611, 184)])
     svg.box(230, 280, 300, 56, ["BidirectionalDistill", "AdaptiveLayerDistill, once per direction"], ORANGE)

@@ -15,6 +15,8 @@ from nbconvert import MarkdownExporter
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
 FOLDERS = ("", "ops", "nn", "models", "distill", "transfer")
+# a notebook's place in the repository; its page stands one folder nearer
+NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb")
 # the two forms that a repository's own page renders as well
 BLOCK, INLINE = re.compile(r"^```math\n(.*?)^```", re.M | re.S), re.compile(r"\$`(.+?)`\$")
 PLACE = re.compile(r"(?:<p>)?equation-place-(\d+)-(block|inline)(?:</p>)?")
@@ -52,7 +54,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Take the equations out before Markdown sees their stars and underscores."""
+    """Take the equations out before Markdown sees their stars and underscores; let links to notebooks find pages."""
     found = equations[page.file.src_uri] = []
 
     def take(kind: str) -> Any:
@@ -64,6 +66,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
         return place
 
+    markdown = NOTEBOOK.sub(r"](\1.md", markdown)
     return INLINE.sub(take("inline"), BLOCK.sub(take("block"), markdown))
 
 

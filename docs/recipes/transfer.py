@@ -49,7 +49,7 @@ def inherit(teacher: nn.Module, student: nn.Module, before: Path | None) -> tran
         plan = {
             name: entry for name, entry in transfer.stage_plan(depths, len(teacher.blocks)).items() if name in names
         }
-    return subclone(teacher, student, importance, plan=plan, exclude=[*transfer.SSM_PARAMETERS, "head.*"])
+    return subclone(teacher, student, importance, plan=plan)
 
 
 def natural_shares(features: models.Features, target: Sequence[int]) -> list[list[Tensor]]:

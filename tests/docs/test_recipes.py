@@ -138,9 +138,13 @@ def test_a_folder_without_images_is_refused(recipes, tmp_path):
 
 @pytest.mark.slow
 def test_runs_on_two_processes(folder, tmp_path):
+    from transmamba import models
+
+    torch.save(models.vit_tiny(img_size=16, patch_size=4, num_classes=3).state_dict(), tmp_path / "teacher.pt")
+    ours = ("--teacher", "vit_tiny", "--weights", tmp_path / "teacher.pt", "--student", "vision_tiny")
     path = os.pathsep.join([str(RECIPES.parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    script = [str(RECIPES / "finetune.py"), *command(folder, tmp_path / "out", "--model", "vit_tiny")]
+    script = [str(RECIPES / "transfer.py"), *command(folder, tmp_path / "out", *ours)]
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *script],
         env=environment, capture_output=True, text=True, timeout=300,

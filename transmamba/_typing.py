@@ -67,7 +67,7 @@ def check_sizes(**sizes: int | None) -> None:
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"{name} must be a whole number, got {size!r}")
         if not 1 <= size <= LARGEST:
-            raise ValueError(f"{name} must be at least 1 and at most {LARGEST}, got {size}")
+            raise ValueError(f"{name} must be {'at least 1' if size < 1 else f'at most {LARGEST}'}, got {size}")
 
 
 def scaled_size(size: int, ratio: float, name: str) -> int:

@@ -84,5 +84,5 @@ def test_another_image_size_is_refused():
 
 
 def test_wrong_channels_come_with_their_shape():
-    with pytest.raises(RuntimeError, match="expected input.* to have 3 channels"):
+    with pytest.raises(ValueError, match="image has 1 channels, the module was built for 3"):
         build()(torch.randn(2, 1, 8, 12))

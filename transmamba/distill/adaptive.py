@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, check_layers
+from transmamba.distill.layers import Layers, check_layers, check_mask
 from transmamba.distill.matching import match_layers
 from transmamba.distill.similarity import Similarity, batch_mean, cosine, unit_target
 
@@ -69,6 +69,7 @@ class AdaptiveLayerDistill(nn.Module):
 
     Raises:
         ValueError: tau is not positive and finite, eps not between 0 and 1, or a name is unknown.
+        TypeError: an argument has another type.
 
     Reference:
         TransMamba, arXiv 2502.15130, Eqs. 4-5. The place of tau is ours.
@@ -99,6 +100,8 @@ class AdaptiveLayerDistill(nn.Module):
             raise ValueError(f"tau must be positive and finite, got {tau}")
         if not 0 < eps < 1:
             raise ValueError(f"eps must lie between 0 and 1, got {eps}")
+        if not isinstance(process_group, ProcessGroup | None):
+            raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}")
         _check_choice("similarity", similarity, ("token", "flatten", "pooled"))
         _check_choice("weight_scope", weight_scope, ("batch", "sample"))
         _check_choice("scale", scale, ("sum1", "mean_N"))
@@ -109,7 +112,7 @@ class AdaptiveLayerDistill(nn.Module):
         self.similarity: Similarity = similarity
         self.weighting = "tensor" if isinstance(weighting, Tensor) else weighting
         self.register_buffer("fixed_weights", weighting if isinstance(weighting, Tensor) else None, persistent=False)
-        self.tau, self.eps = tau, eps
+        self.tau, self.eps = float(tau), eps
         self.detach_weights, self.weight_scope, self.scale = detach_weights, weight_scope, scale
         self.teacher_layers = teacher_layers
         self.process_group = process_group
@@ -135,6 +138,7 @@ class AdaptiveLayerDistill(nn.Module):
             TypeError: a feature is not a floating tensor.
         """
         chosen = self.match(student, teacher)
+        check_mask(mask, student[0])
         units = {layer: self.unit(teacher, layer, mask) for layer in dict.fromkeys(chosen)}
         loss, details = self.compare(student, [units[layer] for layer in chosen], mask)
         return (loss, details) if return_details else loss

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from transmamba._typing import typed
+from transmamba._typing import LARGEST, typed
 from transmamba.distill.layers import widen
 
 Position = Literal["front", "back", "middle", "both"]
@@ -51,6 +51,8 @@ def drop_tokens(
 
 def _special_tokens(tokens: int, special: int | Sequence[int], position: Position) -> list[int]:
     """The special tokens in ascending order."""
+    if isinstance(special, int) and not 0 <= special < tokens:
+        raise ValueError(f"cannot drop {special} of {tokens} tokens")
     if not isinstance(special, int):
         for index in special:
             if not -tokens <= index < tokens:
@@ -63,9 +65,8 @@ def _special_tokens(tokens: int, special: int | Sequence[int], position: Positio
     else:
         first = {"front": 0, "middle": (tokens - special) // 2, "back": tokens - special}[position]
         gone = list(range(first, first + special))
-    count = special if isinstance(special, int) else len(gone)
-    if not 0 <= count < tokens:
-        raise ValueError(f"cannot drop {count} of {tokens} tokens")
+    if len(gone) == tokens:
+        raise ValueError(f"cannot drop {len(gone)} of {tokens} tokens")
     return gone
 
 
@@ -121,6 +122,8 @@ def resize_tokens(
         raise ValueError(f"cannot resize grid {grid} to {target}: expected 1 to 3 axes, as many on both sides")
     if interpolation == "bicubic" and len(grid) != 2:
         raise ValueError(f"bicubic interpolation needs a 2-D grid, got {grid}: use bilinear")
+    if min(*grid, *target, x.shape[2]) < 1 or math.prod(target) > LARGEST:
+        raise ValueError(f"cannot resize grid {grid} to {target} in {x.shape[2]} channels: expected positive sizes")
     if grid == target:
         return x
     smooth = interpolation in ("bilinear", "bicubic")

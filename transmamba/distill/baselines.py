@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, check_layers, widen
+from transmamba.distill.layers import Layers, check_layers, check_mask, widen
 from transmamba.distill.matching import match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
 
@@ -105,7 +105,7 @@ class LogitsDistill(nn.Module):
             raise ValueError(f"unknown divergence {divergence!r}: expected forward, reverse or js")
         if not 0 < beta < 1:
             raise ValueError(f"beta must lie between 0 and 1, got {beta}")
-        self.temperature, self.divergence, self.beta, self.chunk = temperature, divergence, beta, chunk
+        self.temperature, self.divergence, self.beta, self.chunk = float(temperature), divergence, beta, chunk
 
     @typed
     def forward(
@@ -225,6 +225,7 @@ class LayerwiseDistill(nn.Module):
         chosen = match_layers(len(student), len(teacher), self.teacher_layers) if matched else ()
         pairs = [teacher[index] for index in chosen]
         check_layers(student, pairs)
+        check_mask(mask, student[0])
         distances = [_distance(*pair, mask, self.criterion) for pair in zip(student, pairs, strict=True)]
         return torch.stack(distances).mean()
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transmamba._typing import typed
-from transmamba.distill.layers import Layers
+from transmamba._typing import check_sizes, typed
+from transmamba.distill.layers import Layers, check_tensors
 from transmamba.distill.padded import PaddedLinear
 
 Mode = Literal["pad_mlp", "pad_linear", "linear", "mlp", "pad", "identity"]
@@ -78,7 +78,7 @@ class FeatureCalibrator(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(student_dim, teacher_dim, depth, hidden_dim)
+        check_sizes(student_dim=student_dim, teacher_dim=teacher_dim, depth=depth, hidden_dim=hidden_dim)
         _check_choices(
             mode=(mode, get_args(Mode)),
             **({"pad": (pad, ("right", "center"))} if isinstance(pad, str) else {}),
@@ -175,13 +175,6 @@ def _standardize(x: Tensor) -> Tensor:
     return (x - mean) * torch.rsqrt(variance + 1e-6)
 
 
-def _check_sizes(student_dim: int, teacher_dim: int, depth: int, hidden_dim: int | None) -> None:
-    sizes = {"student_dim": student_dim, "teacher_dim": teacher_dim, "depth": depth}
-    for name, size in (sizes if hidden_dim is None else sizes | {"hidden_dim": hidden_dim}).items():
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
-
-
 def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
     for name, (value, known) in choices.items():
         if value not in known:
@@ -261,6 +254,7 @@ class LayerCalibrators(nn.Module):
     @typed
     def forward(self, student: Layers) -> list[Tensor]:
         """Each layer in the teacher's width."""
+        check_tensors(student, "student")
         if len(student) != self.depth:
             raise ValueError(f"got {len(student)} student layers, the calibrators were made for {self.depth}")
         calibrators = list(self.layers) * (self.depth // len(self.layers))

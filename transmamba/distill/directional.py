@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.distill.adaptive import AdaptiveDetails, AdaptiveLayerDistill
-from transmamba.distill.layers import Layers
+from transmamba.distill.layers import Layers, check_mask
 from transmamba.ops.orders import ScanOrder, scan_order
 
 Order = Literal["scan", "raster"]
@@ -43,6 +43,7 @@ class MultiDirectionalDistill(nn.Module):
 
     Raises:
         ValueError: the inner similarity is pooled, a name is unknown, or a weight is not finite.
+        TypeError: an argument has another type.
 
     Reference:
         TransMamba, arXiv 2502.15130, Eqs. 6-10 (two directions) and the figure of v2 (several).
@@ -62,6 +63,10 @@ class MultiDirectionalDistill(nn.Module):
         direction_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(inner, AdaptiveLayerDistill | None):
+            raise TypeError(f"inner must be an AdaptiveLayerDistill, got {inner!r}")
+        if not isinstance(direction_weights, Mapping | None):
+            raise TypeError(f"direction_weights must map names to weights, got {direction_weights!r}")
         self.inner = AdaptiveLayerDistill() if inner is None else inner
         if self.inner.similarity == "pooled":
             raise ValueError("similarity='pooled' cannot tell directions apart: use 'token' or 'flatten'")
@@ -108,6 +113,7 @@ class MultiDirectionalDistill(nn.Module):
         details, losses = [], []
         for name, layers in student.items():
             chosen = self.inner.match(layers, teacher, f"{name} student")
+            check_mask(mask, layers[0])
             units |= {layer: self.inner.unit(teacher, layer, mask) for layer in set(chosen) - units.keys()}
             index = None
             if (self.order if order is None else order) == "scan":

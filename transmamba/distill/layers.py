@@ -64,6 +64,27 @@ def _check_feature(x: Tensor, name: str, axes: Sequence[str]) -> None:
         raise ValueError(f"{name} has shape {tuple(x.shape)}: expected [{' '.join(axes)}]")
 
 
+def check_mask(mask: Tensor | None, layer: Tensor) -> None:
+    """Refuse a mask of other tokens than those of `layer`, [batch token dim].
+
+    Raises:
+        ValueError: shapes differ.
+    """
+    if mask is not None and mask.shape != layer.shape[:2]:
+        raise ValueError(f"mask has shape {tuple(mask.shape)}: expected {tuple(layer.shape[:2])}, [batch token]")
+
+
+def check_tensors(layers: Layers, name: str) -> None:
+    """Refuse what is no tensor.
+
+    Raises:
+        TypeError: a layer is something else.
+    """
+    for number, layer in enumerate(layers):
+        if not isinstance(layer, Tensor):
+            raise TypeError(f"{name} layer {number} is a {type(layer).__name__}: expected a tensor")
+
+
 def widen(x: Tensor) -> Tensor:
     """`x` in at least single precision: losses never compute in half."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, widen
+from transmamba.distill.layers import Layers, check_tensors, widen
 
 
 @typed
@@ -84,9 +84,15 @@ def cka_matrix(student: Layers, teacher: Layers) -> Float[Tensor, "student teach
     """Linear CKA of every student layer with every teacher layer; same samples and tokens, any widths.
 
     Raises:
-        ValueError: a layer differs from the first teacher layer in samples or tokens.
+        ValueError: a side is empty, or a layer differs from the first teacher layer in samples or tokens.
+        TypeError: a layer is no tensor.
     """
-    for side, layers in (("student", student), ("teacher", teacher)):
+    sides = (("student", student), ("teacher", teacher))
+    for side, layers in sides:
+        check_tensors(layers, side)
+        if not len(layers):
+            raise ValueError(f"{side} is empty: expected at least one layer")
+    for side, layers in sides:
         for number, layer in enumerate(layers):
             if layer.shape[:-1] != teacher[0].shape[:-1]:
                 raise ValueError(

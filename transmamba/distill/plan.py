@@ -8,7 +8,7 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.distill.align import align_tokens
-from transmamba.distill.layers import Layers
+from transmamba.distill.layers import Layers, check_tensors
 from transmamba.distill.matching import match_layers
 
 
@@ -75,6 +75,8 @@ def dry_run(
         side if isinstance(side, Mapping) else {f"layer {number}": layer for number, layer in enumerate(side)}
         for side in (student, teacher)
     )
+    for name, side in (("student", students), ("teacher", teachers)):
+        check_tensors(list(side.values()), name)
     chosen = match_layers(list(students.values()), list(teachers.values()), how)
     names = list(teachers)
     rows = []

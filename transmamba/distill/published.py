@@ -40,7 +40,7 @@ class OfficialRepoLoss(nn.Module):
     def __init__(self, tau: float = 2.0, final_weight: float = 120.0) -> None:
         super().__init__()
         check_temperature(tau)
-        self.tau, self.final_weight = tau, final_weight
+        self.tau, self.final_weight = float(tau), float(final_weight)
 
     @typed
     def forward(
@@ -104,7 +104,7 @@ class OFADistill(nn.Module):
         if not (gamma >= 0 and math.isfinite(gamma)):
             raise ValueError(f"gamma must be finite and not negative, got {gamma}")
         check_temperature(temperature)
-        self.gamma, self.temperature = gamma, temperature
+        self.gamma, self.temperature = float(gamma), float(temperature)
 
     @typed
     def forward(

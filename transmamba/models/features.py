@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from transmamba._typing import typed
 from transmamba.ops.orders import Grid, ScanOrder
 
 
@@ -57,6 +58,7 @@ class Backbone(Protocol):
         ...
 
 
+@typed
 def select_layers(layers: Sequence[Tensor], indices: int | Sequence[int] | None) -> list[Tensor]:
     """Read `indices` as timm does: None all, n the last n, a sequence those positions (negative from the end).
 
@@ -64,6 +66,8 @@ def select_layers(layers: Sequence[Tensor], indices: int | Sequence[int] | None)
         ValueError: a position does not exist.
     """
     depth = len(layers)
+    if isinstance(indices, int) and not 0 <= indices <= depth:
+        raise ValueError(f"cannot select the last {indices} of {depth} layers")
     wanted = range(depth) if indices is None else range(depth - indices, depth) if isinstance(indices, int) else indices
     for i in wanted:
         if not -depth <= i < depth:

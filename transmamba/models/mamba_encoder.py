@@ -3,7 +3,7 @@
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
@@ -35,6 +35,7 @@ class MambaEncoder(Pretrained, nn.Module):
         torch.Size([2, 3, 8])
     """
 
+    @typed
     def __init__(
         self,
         vocab_size: int,
@@ -47,6 +48,8 @@ class MambaEncoder(Pretrained, nn.Module):
         d_state: int = 16,
     ) -> None:
         super().__init__()
+        check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, max_length=max_length, d_state=d_state)
+        check_sizes(types=types or None)
         self.embedding = nn.Embedding(vocab_size, dim)
         self.pos_embed = None if max_length is None else init_position(max_length, dim)
         self.type_embedding = nn.Embedding(types, dim) if types else None

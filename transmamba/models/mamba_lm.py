@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
@@ -88,6 +88,7 @@ class MambaLM(Pretrained, nn.Module):
         (torch.Size([1, 3, 16]), torch.Size([1, 7]))
     """
 
+    @typed
     def __init__(
         self,
         vocab_size: int,
@@ -101,6 +102,8 @@ class MambaLM(Pretrained, nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, vocab_multiple=vocab_multiple)
+        check_sizes(d_intermediate=d_intermediate or None)
         self.vocab_size, self.tied = vocab_size, tied
         rows = -(-vocab_size // vocab_multiple) * vocab_multiple
         self.embedding = nn.Embedding(rows, dim)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
@@ -99,6 +99,7 @@ class PlainMamba(Pretrained, nn.Module):
         torch.Size([2, 5])
     """
 
+    @typed
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -115,9 +116,11 @@ class PlainMamba(Pretrained, nn.Module):
         released_scan: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, refinements=refinements)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = (height // patch_size, width // patch_size)
+        check_sizes(rows=self.grid[0], columns=self.grid[1])
         self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
         self.blocks = BlockStack(
             PlainMambaBlock(

@@ -67,21 +67,27 @@ class Pretrained:
             revision: branch, tag or commit of the repository.
 
         Raises:
-            ValueError: the folder has no weights, or holds a model of another class.
+            ValueError: the folder has no weights, holds a model of another class, or a file in it is damaged.
+            TypeError: an argument in `config.json` has another type.
             ImportError: `source` is no folder and huggingface_hub is not installed.
         """
-        from transmamba.models.official.checkpoint import load_file
+        from transmamba.models.official.checkpoint import load_file, load_json
 
+        if Path(source).is_file():
+            raise ValueError(f"{source} is a file: expected the folder that save_pretrained wrote")
         folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
         weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
         if weights is None or not (folder / CONFIG).exists():
             raise ValueError(f"{folder} holds no model: expected {CONFIG} and {' or '.join(WEIGHTS)}")
         state = dict(load_file(weights))
         with torch.device("meta"):
-            model = _rebuild(cls, json.loads((folder / CONFIG).read_text()), state)
+            model = _rebuild(cls, load_json(folder / CONFIG), state)
         if not isinstance(model, cls):
             raise ValueError(f"{folder} holds a {type(model).__name__}, not a {cls.__name__}")
-        assign(cast(nn.Module, model), state)
+        try:
+            assign(cast(nn.Module, model), state)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit {CONFIG}: {error}") from error
         return cast(Self, cast(nn.Module, model).eval())
 
     def push_to_hub(self, repository: str, *, private: bool = False, message: str = "Upload model") -> None:
@@ -137,18 +143,33 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _rebuild(cls: type, recipe: Mapping[str, Any], state: dict[str, Tensor]) -> Any:
-    """Call what `recipe` names: the class itself, a public name of `transmamba.models`, or an official family."""
+    """Call what `recipe` names: the class itself, a public builder of `transmamba.models`, or an official family.
+
+    Raises:
+        ValueError: the recipe is not one that `save_pretrained` writes.
+    """
     from transmamba import models
     from transmamba.models.official import FAMILIES
     from transmamba.models.official.load import rebuild
 
     if "family" in recipe:
-        return rebuild(FAMILIES[recipe["family"]], recipe["config"], state)
-    name = recipe["build"]
+        family, config = recipe["family"], recipe.get("config")
+        if not isinstance(family, str) or family not in FAMILIES or not isinstance(config, Mapping):
+            raise ValueError(f"{CONFIG} names no official family and its config: {_shortened(recipe)}")
+        return rebuild(FAMILIES[family], config, state)
+    name, arguments = recipe.get("build"), recipe.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, Mapping):
+        raise ValueError(f"{CONFIG} does not say what to build with which arguments: {_shortened(recipe)}")
     maker = cls if name == cls.__name__ else None if name.startswith("_") else getattr(models, name, None)
-    if not callable(maker):
+    # with a path among its arguments a builder would read what the folder's author names
+    reads = name == "from_official" or (name == "from_hf" and [type(v) for v in arguments.values()] != [dict])
+    if not callable(maker) or reads:
         raise ValueError(f"cannot build {name!r}: it is neither {cls.__name__} nor a name of transmamba.models")
-    return maker(**recipe["arguments"])
+    return maker(**{name: tuple(v) if isinstance(v, list) else v for name, v in arguments.items()})
+
+
+def _shortened(recipe: Mapping[str, Any]) -> str:
+    return repr(recipe)[:200]
 
 
 def _download(repository: str, revision: str | None) -> Path:

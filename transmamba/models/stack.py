@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from transmamba._typing import typed
 from transmamba.ops import ScanOrder, permute_tokens
 
 
@@ -59,6 +60,7 @@ class BlockStack(nn.ModuleList):
         return block(*arguments)
 
 
+@typed
 def recompute_blocks(model: nn.Module, enabled: bool = True) -> None:
     """Let the backward of a backbone recompute the inside of its blocks: less memory, one more forward.
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
@@ -56,6 +56,7 @@ class VideoMamba(Pretrained, nn.Module):
         torch.Size([2, 5])
     """
 
+    @typed
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -72,6 +73,7 @@ class VideoMamba(Pretrained, nn.Module):
         float32_residual: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(num_frames=num_frames, in_chans=in_chans, dim=dim, depth=depth)
         self.patch_embed: Any
         sizes = (img_size, img_size) if isinstance(img_size, int) else img_size
         if num_frames is None:
@@ -91,6 +93,7 @@ class VideoMamba(Pretrained, nn.Module):
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = norm(dim)
+        check_sizes(num_classes=num_classes or None)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 

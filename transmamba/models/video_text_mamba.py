@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import reset_children
 from transmamba.models.video_mamba import ImageOrClip, VideoMamba
@@ -58,8 +58,10 @@ class VideoTextMamba(Pretrained, nn.Module):
         torch.Size([2, 1, 12])
     """
 
+    @typed
     def __init__(self, encoder: VideoMamba, teacher_dim: int) -> None:
         super().__init__()
+        check_sizes(teacher_dim=teacher_dim)
         self.encoder = encoder
         dim = encoder.cls_token.shape[-1]
         self.pool_norm = nn.LayerNorm(dim)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, init_linear, reset_children
@@ -44,6 +44,7 @@ class VisionMamba(Pretrained, nn.Module):
         torch.Size([2, 5])
     """
 
+    @typed
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -58,6 +59,7 @@ class VisionMamba(Pretrained, nn.Module):
         d_state: int = 16,
     ) -> None:
         super().__init__()
+        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)

@@ -6,7 +6,7 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import reset_children
@@ -77,6 +77,7 @@ class ViT(Pretrained, nn.Module):
         torch.Size([2, 5])
     """
 
+    @typed
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -90,6 +91,7 @@ class ViT(Pretrained, nn.Module):
         distilled: bool = False,
     ) -> None:
         super().__init__()
+        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, heads=heads)
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, scaled_size, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
@@ -28,7 +28,7 @@ class VMambaBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.mlp = Mlp(dim, int(dim * mlp_ratio)) if mlp_ratio > 0 else None
+        self.mlp = Mlp(dim, scaled_size(dim, mlp_ratio, "mlp_ratio")) if mlp_ratio > 0 else None
         self.drop_path = DropPath(drop_path)
 
     @typed
@@ -73,6 +73,9 @@ class VMamba(Pretrained, nn.Module):
         num_classes: outputs of the head.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
 
+    Raises:
+        ValueError: there is not one width and one depth per stage, or a number is out of its range.
+
     Reference:
         arXiv 2401.10166. Names of its checkpoints: `models.official.vmamba`.
 
@@ -82,6 +85,7 @@ class VMamba(Pretrained, nn.Module):
         torch.Size([2, 5])
     """
 
+    @typed
     def __init__(
         self,
         dims: Sequence[int],
@@ -94,6 +98,11 @@ class VMamba(Pretrained, nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        check_sizes(num_classes=num_classes)
+        if not dims or len(dims) != len(depths):
+            raise ValueError(f"expected one width and one depth per stage, got {dims} and {depths}")
+        for dim, depth in zip(dims, depths, strict=True):
+            check_sizes(dim=dim, depth=depth)
         self.patch_embed = stem
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.stages: Sequence[Stage] = nn.ModuleList(  # type: ignore[assignment]
@@ -165,6 +174,7 @@ def _map(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+@typed
 def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, **options: Any) -> VMamba:
     """The first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
     model = VMamba(
@@ -179,6 +189,7 @@ def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, 
     return model
 
 
+@typed
 def vmamba_v2(
     dims: Sequence[int], depths: Sequence[int], *, d_state: int = 1, expand: float = 2.0, **options: Any
 ) -> VMamba:
@@ -201,7 +212,7 @@ def _recipe(build: str, dims: Sequence[int], depths: Sequence[int], **options: A
 
 
 def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Two convolutions that each halve the image."""
+    """Two convolutions that each halve the image; `dim` is at least 2."""
     return nn.Sequential(
         ConvNorm(in_chans, dim // 2, kernel_size=3, stride=2),
         nn.GELU(),

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from transmamba._typing import check_sizes, typed
 from transmamba.transfer.axes import substitute
 from transmamba.transfer.layer_maps import LayerMap, uniform
 from transmamba.transfer.matching import Plan, match
 from transmamba.transfer.plans import PRESETS, VIT
 
 
+@typed
 def bind(plan: Plan, **sizes: int) -> dict[str, tuple[str, str]]:
     """`plan` with axis names replaced by numbers, for what shapes do not tell.
 
@@ -49,6 +51,7 @@ def place_class_row(plan: Plan, student: object) -> Plan:
     return {**plan, "pos_embed": (pattern, axes.replace("token", f"token:{side}>mid"))}
 
 
+@typed
 def stage_plan(depths: Sequence[int], teacher_depth: int) -> dict[str, tuple[str, str]]:
     """ViT -> a pyramid such as VMamba: norms and MLPs of its blocks, head; each stage has a stream of its own width.
 
@@ -56,11 +59,17 @@ def stage_plan(depths: Sequence[int], teacher_depth: int) -> dict[str, tuple[str
         depths: blocks of each stage; all together are spread evenly over the teacher's layers.
         teacher_depth: layers of the teacher.
 
+    Raises:
+        ValueError: a number of blocks or layers is below 1.
+
     Example:
         >>> plan = stage_plan((1, 2), 12)
         >>> plan["stages.1.blocks.1.mlp.fc1.bias"][0].split(" | ")[0]
         'blocks.11.mlp.fc1.bias'
     """
+    check_sizes(teacher_depth=teacher_depth)
+    for depth in depths:
+        check_sizes(depth=depth)
     layers = iter(uniform(sum(depths), teacher_depth).values())
     plan = {}
     for stage, depth in enumerate(depths):

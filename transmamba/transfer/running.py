@@ -116,6 +116,7 @@ class StabilityRecorder:
         [[-1.0, -0.0]]
     """
 
+    @typed
     def __init__(self, teacher: nn.Module) -> None:
         self._teacher = teacher
         self._last = {name: p.detach().clone() for name, p in teacher.named_parameters()}

@@ -21,7 +21,8 @@ class LazyTensors(Mapping[str, Tensor]):
         paths: files of one checkpoint, or the folder that holds them.
 
     Raises:
-        ValueError: there is no file, or a name stands in two files.
+        ValueError: there is no file, one is damaged, or a name stands in two files.
+        FileNotFoundError: a named file does not exist.
     """
 
     def __init__(self, *paths: str | Path) -> None:
@@ -35,13 +36,10 @@ class LazyTensors(Mapping[str, Tensor]):
         if not files:
             raise ValueError(f"no safetensors file at {', '.join(map(str, paths)) or 'an empty list of paths'}")
         for path in files:
-            with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():
-                    if name in self._paths:
-                        raise ValueError(f"{name} stands both in {self._paths[name].name} and in {path.name}")
-                    header = opened.get_slice(name)
-                    self._paths[name], self._dtypes[name] = path, header.get_dtype()
-                    self._shapes[name] = tuple(header.get_shape())
+            for name, dtype, shape in _header(path):
+                if name in self._paths:
+                    raise ValueError(f"{name} stands both in {self._paths[name].name} and in {path.name}")
+                self._paths[name], self._dtypes[name], self._shapes[name] = path, dtype, shape
 
     def __getitem__(self, name: str) -> Tensor:
         with self._open(self._paths[name], framework="pt") as opened:
@@ -67,6 +65,10 @@ def open_safetensors(*paths: str | Path) -> LazyTensors:
 
     Args:
         paths: safetensors files of one checkpoint, or the folder that holds them.
+
+    Raises:
+        ValueError: there is no file, one is damaged, or a name stands in two files.
+        FileNotFoundError: a named file does not exist.
     """
     return LazyTensors(*paths)
 
@@ -130,6 +132,20 @@ def _quantised(name: str, dtype: str) -> str:
         f"teacher tensor {name} is quantised ({dtype}): expected float16, bfloat16, float32 or float64; load the"
         " teacher without quantisation"
     )
+
+
+def _header(path: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, format code and shape of every tensor in a file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as opened:
+            slices = [(name, opened.get_slice(name)) for name in opened.keys()]
+            return [(name, header.get_dtype(), tuple(header.get_shape())) for name, header in slices]
+    except SafetensorError as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,18 +1,20 @@
 """Mamba, Mamba-2 and FalconMamba checkpoints as `transformers` writes them."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
 
+from transmamba._typing import check_sizes
 from transmamba.models.mamba_lm import MambaLM
-from transmamba.models.official.checkpoint import load_file, read_checkpoint
+from transmamba.models.official.checkpoint import load_file, load_json, read_checkpoint
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, build_lm
 from transmamba.nn import Mamba2Mixer, MambaMixer, UnitRMSNorm
 
+REQUIRED = ("hidden_size", "num_hidden_layers", "vocab_size", "state_size")
+REQUIRED_OF = {"mamba2": ("head_dim", "n_groups")}
 TIED_BY_DEFAULT = {"mamba": True, "falcon_mamba": True, "mamba2": False}
 
 
@@ -28,15 +30,20 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
         state_dict: the weights, if `config` is no folder; without them the model is a new one.
 
     Raises:
-        ValueError: the model type is none of `mamba`, `mamba2` and `falcon_mamba`, the configuration asks for
-            something else than SiLU, or the weights do not fit it.
+        ValueError: the model type is none of `mamba`, `mamba2` and `falcon_mamba`, the configuration lacks an entry or
+            asks for something else than SiLU, the weights do not fit it, or a file is damaged or names files elsewhere.
+        FileNotFoundError: the folder lacks a file.
     """
     if isinstance(config, (str, Path)):
         folder = Path(config)
-        return from_hf(json.loads((folder / "config.json").read_text()), _read_weights(folder))
+        return from_hf(load_json(folder / "config.json"), _read_weights(folder))
     kind = config.get("model_type")
     if kind not in TIED_BY_DEFAULT:
         raise ValueError(f"model_type must be one of {', '.join(TIED_BY_DEFAULT)}, got {kind!r}")
+    missing = [name for name in (*REQUIRED, *REQUIRED_OF.get(kind, ())) if name not in config]
+    if missing:
+        raise ValueError(f"the configuration lacks {', '.join(missing)}")
+    check_sizes(hidden_size=config["hidden_size"])
     if config.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act must be 'silu', got {config['hidden_act']!r}")
     official = {**_lm(config), "tie_embeddings": config.get("tie_word_embeddings", TIED_BY_DEFAULT[kind])}
@@ -116,5 +123,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        parts = load_json(index).get("weight_map")
+        if not isinstance(parts, Mapping) or not all(isinstance(n, str) and Path(n).name == n for n in parts.values()):
+            raise ValueError(f"cannot read {index}: expected weight_map, from names to files of the same folder")
+        names = sorted(set(parts.values()))
     return {name: value for file in names for name, value in load_file(folder / file).items()}

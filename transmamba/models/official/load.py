@@ -10,6 +10,8 @@ from transmamba.models.official.checkpoint import strip_prefixes
 from transmamba.models.official.family import Family, State
 from transmamba.models.pretrained import assign
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def build_and_load(
     family: Family, config: Mapping[str, Any], state: State, changes: Mapping[str, Any] | None = None
@@ -20,7 +22,7 @@ def build_and_load(
     their dtype and are copied.
 
     Raises:
-        ValueError: names are missing or left over, or shapes are wrong; all are listed.
+        ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.
     """
     state = family.modernise(state)
     with torch.device("meta"):
@@ -46,7 +48,7 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
     """`state` by our names and in our shapes.
 
     Raises:
-        ValueError: as `build_and_load`.
+        ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.
     """
     wanted = model.state_dict()
     names = {strip_prefixes(family.official_name(name)): name for name in wanted}
@@ -56,6 +58,8 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
         shape = family.official_shape(name, wanted[name].shape)
         if official in state and tuple(state[official].shape) != shape:
             problems.append(f"wrong shape: {official} is {tuple(state[official].shape)}, expected {shape}")
+        if official in state and wanted[name].is_floating_point() and state[official].dtype not in FLOATING:
+            problems.append(f"wrong dtype: {official} is {state[official].dtype}, expected floating numbers")
     if problems:
         raise ValueError(
             f"the state dict does not fit a {type(model).__name__} of these arguments:\n  " + "\n  ".join(problems)

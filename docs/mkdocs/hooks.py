@@ -17,6 +17,7 @@ PICTURES = ROOT / "docs" / "pictures"
 FOLDERS = ("", "ops", "nn", "models", "distill", "transfer")
 # a notebook's place in the repository; its page stands one folder nearer
 NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb")
+BAR = re.compile(r"\d%\|.*\| *\d+/\d+ \[")
 # the two forms that a repository's own page renders as well
 BLOCK, INLINE = re.compile(r"^```math\n(.*?)^```", re.M | re.S), re.compile(r"\$`(.+?)`\$")
 PLACE = re.compile(r"(?:<p>)?equation-place-(\d+)-(block|inline)(?:</p>)?")
@@ -42,7 +43,7 @@ def on_files(files: Files, config: Any) -> Files:
     for folder in FOLDERS:
         files.append(File.generated(config, f"api/{folder or 'index'}.md", content=names(folder)))
     for path in notebooks():
-        text, resources = MarkdownExporter().from_filename(str(path))
+        text, resources = MarkdownExporter().from_notebook_node(without_bars(path))
         # a table or widget is HTML already; styles of its own would leak into the page
         text = re.sub(r"<style.*?</style>", "", text, flags=re.S)
         for name, data in resources["outputs"].items():
@@ -97,6 +98,16 @@ def picture(match: re.Match[str]) -> str:
 def notebooks() -> list[Path]:
     """All notebooks, in order."""
     return sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def without_bars(path: Path) -> Any:
+    """A notebook without its progress bars, of which a page shows the start only."""
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = (output.get("data", {}).get("text/plain", "") for output in cell.outputs)
+            cell.outputs = [o for o, text in zip(cell.outputs, texts, strict=True) if not BAR.search(text)]
+    return notebook
 
 
 def title(path: Path) -> str:

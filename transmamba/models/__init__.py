@@ -4,6 +4,10 @@ from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
 from transmamba.models.features import select_layers as select_layers
 from transmamba.models.generate import next_token as next_token
+from transmamba.models.llava_sizes import clip_vit_l14 as clip_vit_l14
+from transmamba.models.llava_sizes import llava_llama_1b as llava_llama_1b
+from transmamba.models.llava_sizes import llava_llama_3b as llava_llama_3b
+from transmamba.models.llava_sizes import trans_llava_600m as trans_llava_600m
 from transmamba.models.mamba_encoder import MambaEncoder as MambaEncoder
 from transmamba.models.mamba_lm import MambaLM as MambaLM
 from transmamba.models.mamba_sizes import mamba2_1_3b as mamba2_1_3b
@@ -19,6 +23,8 @@ from transmamba.models.mamba_sizes import mamba_790m as mamba_790m
 from transmamba.models.official import from_official as from_official
 from transmamba.models.official import to_official as to_official
 from transmamba.models.official.hugging_face import from_hf as from_hf
+from transmamba.models.patch_encoders import BackbonePatches as BackbonePatches
+from transmamba.models.patch_encoders import ClipPatches as ClipPatches
 from transmamba.models.plain_mamba import PlainMamba as PlainMamba
 from transmamba.models.plain_mamba import plain_mamba_base as plain_mamba_base
 from transmamba.models.plain_mamba import plain_mamba_l1 as plain_mamba_l1
@@ -55,6 +61,8 @@ from transmamba.models.vim import vim_small as vim_small
 from transmamba.models.vim import vim_small_stride8 as vim_small_stride8
 from transmamba.models.vim import vim_tiny as vim_tiny
 from transmamba.models.vim import vim_tiny_stride8 as vim_tiny_stride8
+from transmamba.models.vision_language import VisionLanguageMamba as VisionLanguageMamba
+from transmamba.models.vision_language import cross_block as cross_block
 from transmamba.models.vision_mamba import SNAKES as SNAKES
 from transmamba.models.vision_mamba import VisionMamba as VisionMamba
 from transmamba.models.vit import ViT as ViT

@@ -1,0 +1,121 @@
+"""Image tokens between text tokens, by LLaVA's conventions."""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IMAGE_TOKEN_INDEX = -200
+IGNORE_INDEX = -100
+
+
+class Spliced(NamedTuple):
+    """What a language model reads; every tensor but the tokens is `(batch, token)`.
+
+    Attributes:
+        tokens: embedded text and projected patches, `(batch, token, dim)`.
+        mask: True marks a real token.
+        image: the tokens that are patches.
+        question: text up to the first label, or all text: what may be read before an answer is given.
+        labels: the tokens to learn, `IGNORE_INDEX` on images, padding and prompts; None if none were given.
+    """
+
+    tokens: Float[Tensor, "batch token dim"]
+    mask: Bool[Tensor, "batch token"]
+    image: Bool[Tensor, "batch token"]
+    question: Bool[Tensor, "batch token"]
+    labels: Int[Tensor, "batch token"] | None
+
+
+def splice(
+    ids: Int[Tensor, "batch text"],
+    text: Float[Tensor, "batch text dim"],
+    patches: Float[Tensor, "image patch dim"],
+    mask: Bool[Tensor, "batch text"],
+    labels: Int[Tensor, "batch text"] | None,
+    padding: Literal["left", "right"],
+) -> Spliced:
+    """Put the patches of image n in the place of placeholder n, and pad again.
+
+    Every token takes `width` places, a placeholder as many as an image has patches and padding none; place j of the
+    result belongs to the first token whose places end behind j.
+    """
+    placeholder = (ids == IMAGE_TOKEN_INDEX) & mask
+    width = torch.where(placeholder, patches.shape[1], 1) * mask
+    end = width.cumsum(1)
+    total = end[:, -1:]
+    length = int(total.max())
+    place = torch.arange(length, device=ids.device).expand(len(ids), -1)
+    place = place - (length - total if padding == "left" else 0)
+    real = (place >= 0) & (place < total)
+    source = torch.searchsorted(end, place.clamp_min(0).contiguous(), right=True).clamp_max(ids.shape[1] - 1)
+    image = placeholder.gather(1, source) & real
+    tokens = text.gather(1, source[..., None].expand(-1, -1, text.shape[2]))
+    # both sides are in the order of the samples, and within them of the text
+    tokens = tokens.masked_scatter(image[..., None], patches.to(tokens.dtype))
+    question = real & ~image
+    if labels is not None:
+        labels = labels.gather(1, source).masked_fill(~question, IGNORE_INDEX)
+        question = question & ((labels != IGNORE_INDEX).cumsum(1) == 0)
+    return Spliced(tokens, real, image, question, labels)
+
+
+def check_images(
+    ids: Int[Tensor, "batch text"], mask: Bool[Tensor, "batch text"], images: Sequence[Float[Tensor, "..."]]
+) -> None:
+    """Refuse samples whose placeholders and images do not fit.
+
+    Raises:
+        ValueError: there is not one entry of images per sample, one that has not as many images as placeholders, or
+            images of several sizes.
+    """
+    if len(images) != len(ids):
+        raise ValueError(
+            f"images has {len(images)} entries for {len(ids)} samples: give one tensor (image, channel, height, width) "
+            "per sample, an empty one where there is no image"
+        )
+    counts = ((ids == IMAGE_TOKEN_INDEX) & mask).sum(1).tolist()
+    for sample, (count, own) in enumerate(zip(counts, images, strict=True)):
+        if count != len(own):
+            raise ValueError(
+                f"sample {sample} has {count} image placeholders ({IMAGE_TOKEN_INDEX}) and {len(own)} images: "
+                "each placeholder stands for one image"
+            )
+        if own.shape[1:] != images[0].shape[1:]:
+            raise ValueError(
+                f"images of sample {sample} have shape {tuple(own.shape[1:])}, those of sample 0 "
+                f"{tuple(images[0].shape[1:])}: resize all to one size"
+            )
+
+
+class Chosen(NamedTuple):
+    """Some tokens of every sample, moved side by side; there is at least one place.
+
+    Attributes:
+        index: where they stand in the stream, `(batch, chosen)`.
+        mask: True where a place is taken.
+    """
+
+    index: Int[Tensor, "batch chosen"]
+    mask: Bool[Tensor, "batch chosen"]
+
+    @classmethod
+    def of(cls, mask: Bool[Tensor, "batch token"]) -> "Chosen":
+        """The tokens that `mask` marks, in their order."""
+        counts = mask.sum(1, keepdim=True)
+        length = max(int(counts.max()), 1)
+        index = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :length]
+        return cls(index, torch.arange(length, device=mask.device) < counts)
+
+    def take(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch chosen dim"]:
+        """These tokens of the stream."""
+        return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[2]))
+
+    def put(
+        self, x: Float[Tensor, "batch token dim"], new: Float[Tensor, "batch chosen dim"]
+    ) -> Float[Tensor, "batch token dim"]:
+        """The stream with these tokens in their place."""
+        kept = torch.where(self.mask[..., None], new.to(x.dtype), self.take(x))
+        return x.scatter(1, self.index[..., None].expand(-1, -1, x.shape[2]), kept)

@@ -14,7 +14,8 @@ def test_report_names_versions_and_every_backend():
     assert f"torch {torch.__version__.split('+')[0]}" in found.stdout
     for backend in BACKENDS:
         assert f"  {backend.name} " in found.stdout
-    assert "reference  right" in found.stdout
+    assert found.stdout.count("reference  right") == 2
+    assert "selective scan on cpu" in found.stdout and "cross scan on cpu" in found.stdout
     assert "needs a CUDA tensor" in found.stdout or torch.cuda.is_available()
 
 

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from transmamba.ops import multi_scan, scan_orders
-from transmamba.ops.backends import BACKENDS, Backend
+from transmamba.ops import cross_scan, multi_scan, scan_orders
+from transmamba.ops.backends import BACKENDS, CROSS_BACKENDS, Backend
+from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.problem import Problem
 
 PACKAGES = ("torch", "einops", "jaxtyping", "beartype", "triton", "mamba-ssm", "causal-conv1d", "transformers")
@@ -44,23 +45,33 @@ def case(device: torch.device) -> dict[str, Tensor]:
     return {name: x.to(device).requires_grad_() for name, x in tensors.items()}
 
 
-def solve(backend: str, device: torch.device) -> list[Tensor]:
+def readers(device: torch.device) -> Tensor:
+    """For the same case as a cross scan: who reads after which token."""
+    return (torch.arange(2 * 23, device=device) * 7 % 23).view(2, 23)
+
+
+def solve(backend: str, device: torch.device, *, cross: bool = False) -> list[Tensor]:
     """Outputs and gradients of the case."""
     tensors = case(device)
     orders = scan_orders(("forward", "backward"), 23, device)
-    y = multi_scan(*tensors.values(), softplus=True, orders=orders, backend=backend)
+    if cross:
+        y = cross_scan(*tensors.values(), reads=readers(device), softplus=True, orders=orders, backend=backend)
+    else:
+        y = multi_scan(*tensors.values(), softplus=True, orders=orders, backend=backend)
     assert isinstance(y, Tensor)
     return [y.detach(), *torch.autograd.grad(y.square().sum(), list(tensors.values()))]
 
 
-def examine(backend: Backend, device: torch.device) -> tuple[bool, str]:
+def examine(backend: Backend, device: torch.device, *, cross: bool = False) -> tuple[bool, str]:
     """Whether the backend is as it should be on the device (refusing is), and a line that says so."""
     u, dt, A, B, C = case(device).values()
-    reasons = backend.refuse(Problem(u[:, None], dt, A.mT, B, C))
+    tokens, A = u[:, None], A.mT
+    problem = CrossProblem(tokens, dt, A, B, C, None, None, readers(device)) if cross else Problem(tokens, dt, A, B, C)
+    reasons = backend.refuse(problem)
     if reasons:
         return True, f"  {backend.name:10s} refuses: " + "; ".join(reasons)
     try:
-        pairs = zip(solve(backend.name, device), solve("reference", device), strict=True)
+        pairs = zip(*(solve(name, device, cross=cross) for name in (backend.name, "reference")), strict=True)
         error = max(float((got - want).norm() / want.norm()) for got, want in pairs)
     except Exception as failure:  # the report goes on: what does not run is what the user came to learn
         return False, f"  {backend.name:10s} FAILS: {type(failure).__name__}: {failure}"
@@ -73,11 +84,12 @@ def main() -> int:
     print("\n".join(versions()))
     healthy = True
     for device in devices():
-        print(f"selective scan on {device.type}, fastest first:")
-        for backend in BACKENDS:
-            good, line = examine(backend, device)
-            healthy &= good
-            print(line)
+        for cross, table in ((False, BACKENDS), (True, CROSS_BACKENDS)):
+            print(f"{'cross' if cross else 'selective'} scan on {device.type}, fastest first:")
+            for backend in table:
+                good, line = examine(backend, device, cross=cross)
+                healthy &= good
+                print(line)
     print("all that runs is right" if healthy else "something is wrong: see above")
     return 0 if healthy else 1
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from transmamba.nn import CrossMamba
-from transmamba.ops import selective_scan
+from transmamba.ops import selective_scan, use_backend
+from transmamba.ops.backends.native import library
 
 READOUTS = ("final", "aligned", "progress")
 
@@ -104,6 +105,52 @@ def test_padding_in_the_context_changes_nothing(pair, readout, bidirectional, re
     got = module(query, context.masked_fill(~mask[..., None], 100.0), mask)
     torch.testing.assert_close(got[:1], module(query[:1], context[:1, real]))
     torch.testing.assert_close(got[1:], module(query[1:], context[1:]))
+
+
+@pytest.mark.parametrize("readout", ["final", "progress"])
+def test_nobody_asks(pair, readout):
+    module = CrossMamba(8, 6, readout=readout, bidirectional=True).double()
+    assert module(pair[0][:, :0], pair[1]).shape == (2, 0, 8)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_over_one_token_all_readouts_agree(pair, bidirectional):
+    query, context = pair[0][:, :1], pair[1][:, :1]
+    final, *others = (CrossMamba(8, 6, readout=readout, bidirectional=bidirectional).double() for readout in READOUTS)
+    for module in others:
+        module.load_state_dict(final.state_dict())
+        torch.testing.assert_close(module(query, context), final(query, context))
+
+
+@pytest.mark.parametrize("readout", ["final", "progress"])
+def test_a_context_of_padding_alone_adds_nothing(pair, readout):
+    query, context = pair
+    module = CrossMamba(8, 6, readout=readout, bidirectional=True).double()
+    torch.testing.assert_close(module(query, context, torch.zeros(2, 7, dtype=torch.bool)), query)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize("backend", ["chunked", "native"] if library.available() else ["chunked"])
+def test_every_backend_gives_the_same(readout, backend):
+    query, context, mask = torch.randn(2, 7, 8), torch.randn(2, 7, 6), torch.arange(7) < torch.tensor([[7], [5]])
+    module = CrossMamba(8, 6, readout=readout, bidirectional=True)
+    answers = []
+    for name in (backend, "reference"):
+        with use_backend(name):
+            y = module(query, context, mask)
+            answers.append((y, *torch.autograd.grad(y.square().sum(), list(module.parameters()))))
+    torch.testing.assert_close(*answers)
+
+
+@pytest.mark.parametrize("readout", READOUTS)
+def test_autocast_leaves_the_states_in_float32(readout):
+    query, context = torch.randn(2, 7, 8), torch.randn(2, 7, 6)
+    module = CrossMamba(8, 6, readout=readout, bidirectional=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = module(query, context)
+        cache = module.prefill(context).state if readout == "final" else y
+    assert y.dtype == cache.dtype == torch.float32
+    torch.testing.assert_close(y, module(query, context), rtol=0.05, atol=0.05)
 
 
 @pytest.mark.parametrize("readout", READOUTS)

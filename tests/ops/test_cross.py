@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from transmamba.ops import cross_scan, multi_scan, read_state, scan_order, use_backend
+from transmamba.ops import FLOP_FORMULAS, cross_scan, multi_scan, read_state, scan_order, use_backend
 from transmamba.ops.backends import CROSS_BACKENDS
 from transmamba.ops.backends.cross_problem import CrossProblem
 
@@ -232,6 +233,13 @@ def test_read_state_is_what_all_queries_read():
     torch.testing.assert_close(y[1, 2, 3, 4], (C[1, 2, 3] * state[1, 2, 4]).sum())
     torch.testing.assert_close(read_state(C, state, merge=True), y.sum(1))
     torch.testing.assert_close(read_state(C[:, :1], state), read_state(C[:, :1].expand(-1, 3, -1, -1), state))
+
+
+def test_operations_are_counted():
+    x = inputs(2, 2, 5, 3, 11, 7)
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        cross_scan(**x, reads=some_reads(2, 3, 5), backend="chunked").sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 2 * 11 * 7 * (7 * 5 + 2 * 3)
 
 
 class TestErrors:

@@ -40,7 +40,8 @@ def cross_scan(
     Query q reads the last state of each direction, or with `reads` the state just after context token `reads[q]` was
     visited. Outputs are `(batch, direction, query, dim)`, or summed over the directions `(batch, query, dim)` if
     `merge`. What all directions share is passed once, with size 1 on the direction axis. With `reads[q] = q` it is
-    `multi_scan` without a direct path.
+    `multi_scan` without a direct path. (What VMamba calls a cross scan, four orders over an image, is `multi_scan` with
+    these orders.)
 
     Args:
         u: input, `(batch, length, dim)` for all directions or `(batch, direction, length, dim)`.

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from transmamba.ops.backends import triton, triton_conv, triton_tiles
+from transmamba.ops.backends import triton, triton_conv, triton_cross, triton_tiles
+from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.problem import Problem
 
 pytestmark = [
@@ -104,6 +105,20 @@ def test_scan_kernels_stay_in_registers(monkeypatch, tmp_path, name, programs):
     # launches of the backward differ only in whether they add to the one before
     for launch in found[:3] if programs == 1 else found:
         # a few registers may lie in memory: half the tile needs none there, but nearly as many instructions
+        assert stack_bytes(*launch, tmp_path) <= 32, launch[0].__name__
+
+
+def test_cross_scan_kernels_stay_in_registers(monkeypatch, tmp_path):
+    p, reads = problem("vim"), torch.zeros(2, 50, dtype=torch.int64)
+    cross = CrossProblem(p.u, p.dt, p.A, p.B, p.C[:, :, :50], p.dt_bias, p.orders, reads, softplus=True)
+
+    def run() -> None:
+        y, last, saved = triton_cross.forward(cross, True)
+        triton_cross.backward(cross, saved, y, last)
+
+    found = launches(monkeypatch, triton_cross, run)
+    assert len(found) == 2
+    for launch in found:
         assert stack_bytes(*launch, tmp_path) <= 32, launch[0].__name__
 
 

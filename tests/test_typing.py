@@ -62,6 +62,44 @@ def test_only_the_outermost_call_is_checked(monkeypatch):
         outer(torch.zeros(5, 2))
 
 
+def test_a_form_of_call_is_checked_once_and_another_anew(monkeypatch):
+    monkeypatch.setattr(_typing, "CHECK", "1")
+    results = [torch.ones(2), torch.ones(3)]
+
+    @typed
+    def take(x: Float[Tensor, " dim"], scale: float = 1.0) -> Float[Tensor, " dim"]:
+        return results.pop(0)
+
+    take(torch.zeros(2))
+    assert take(torch.zeros(2)).shape == (3,)  # not looked at
+    for other in (
+        (torch.zeros(2, 1),),
+        (torch.zeros(2, dtype=torch.long),),
+        (torch.zeros(2), "1"),
+        (torch.zeros(2), True),
+    ):
+        with pytest.raises(TypeError):
+            take(*other)
+
+
+def test_a_rejected_form_of_call_is_rejected_again(monkeypatch):
+    monkeypatch.setattr(_typing, "CHECK", "1")
+    test_rejected_call_leaves_the_border_closed()
+
+
+def test_a_call_that_cannot_be_compared_is_checked_every_time(monkeypatch):
+    monkeypatch.setattr(_typing, "CHECK", "1")
+    results = [torch.ones(2), torch.ones(3)]
+
+    @typed
+    def take(x: Float[Tensor, " dim"], choices: dict[str, int]) -> Float[Tensor, " dim"]:
+        return results.pop(0)
+
+    take(torch.zeros(2), {})
+    with pytest.raises(TypeError, match="return"):
+        take(torch.zeros(2), {})
+
+
 def test_compiles_without_a_graph_break():
     compiled = torch.compile(Stack(), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(torch.zeros(5, 2)), torch.ones(5, 2))

@@ -3,7 +3,10 @@
 Signatures carry jaxtyping annotations. Checking every call would slow a deep network threefold and break
 `torch.compile(fullgraph=True)`, so `typed` checks the outermost call only and nothing while compiling.
 
-`TRANSMAMBA_CHECK` is read once, at import: `0` switches the check off, `all` checks nested calls as well
+A call whose arguments have the shapes, dtypes and plain values of one that passed is not checked again: the check would
+cost more than a small scan.
+
+`TRANSMAMBA_CHECK` is read once, at import: `0` switches the check off, `all` checks every call, nested ones as well
 (the test suite runs that way), anything else checks at the border.
 """
 
@@ -11,18 +14,20 @@ import functools
 import os
 import threading
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from beartype import beartype
 from jaxtyping import jaxtyped
-from torch import Tensor
+from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 CHECK = os.environ.get("TRANSMAMBA_CHECK", "1")
 LARGEST = 2**31 - 1  # of a size: a larger one is a slip, and torch would speak of overflows
+_REMEMBERED = 1000  # forms of calls per function
+_PLAIN = (type(None), bool, int, float, str)
 _border = threading.local()
 
 
@@ -36,15 +41,22 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     if CHECK == "0":
         return function
     checked = jaxtyped(function, typechecker=beartype)
+    passed: set[Any] = set()
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         if torch.compiler.is_compiling() or (CHECK != "all" and getattr(_border, "crossed", False)):
             return function(*args, **kwargs)
         outermost = not getattr(_border, "crossed", False)
+        form = None if CHECK == "all" else _form((args, *kwargs.items()))
         _border.crossed = True
         try:
-            return checked(*args, **kwargs)
+            if form in passed:
+                return function(*args, **kwargs)
+            result = checked(*args, **kwargs)
+            if form is not None and len(passed) < _REMEMBERED:
+                passed.add(form)
+            return result
         finally:
             _border.crossed = not outermost
 
@@ -52,6 +64,28 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     code = wrapper.__code__  # type: ignore[attr-defined]
     wrapper.__code__ = code.replace(co_name=function.__name__, co_qualname=function.__qualname__)  # type: ignore[attr-defined]
     return wrapper
+
+
+def _form(call: tuple[Any, ...]) -> Any:
+    """What the check sees of a call, as something to look up; None if it sees more than can be compared."""
+    form = _form_of(call)
+    try:
+        hash(form)
+    except TypeError:  # a size that is a symbol
+        return None
+    return form
+
+
+def _form_of(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.__class__, value.dtype, value.shape
+    if isinstance(value, _PLAIN):
+        return value.__class__, value
+    if isinstance(value, tuple | list):
+        forms = [_form_of(item) for item in value]
+        return None if None in forms else (value.__class__, *forms)
+    # a module's parameters and settings are not in its signature
+    return value.__class__ if isinstance(value, nn.Module) else None
 
 
 def check_sizes(**sizes: int | None) -> None:

@@ -39,7 +39,7 @@ template <class F, int G, int U> struct BackwardBlock {
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.b, group.first + g, group.range.begin + column, rows, group.iota};
+    return {a, group.coming.b, group.coming.first + g, group.coming.channel + column, rows, group.iota};
   }
 
   // Bias and softplus; the tiles that gather sums start at zero.
@@ -50,6 +50,7 @@ template <class F, int G, int U> struct BackwardBlock {
     const int64_t steps = group.steps;
     const V limit = splat(group.limit);
     F *dt_tile = tiles.dt, *slope_tile = tiles.slope, *da = tiles.da;
+    touch_states();
     V beyond{}, bias[U];
     for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
     for (int64_t t = 0; t < steps; ++t)
@@ -113,6 +114,16 @@ template <class F, int G, int U> struct BackwardBlock {
           h[j][i] = e * h[j][i] + xu[i] * splat(B[j]);
           store(h_at + j * WIDTH + i * W, h[j][i]);
         }
+    }
+  }
+
+  // Brings the states before the chunk closer.
+  __attribute__((always_inline)) void touch_states() const {
+    const Scan &s = group.s;
+    for (int g = 0; g < G; ++g) {
+      const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
+      for (int64_t n = 0; n < s.state; ++n)
+        for (int i = 0; i < LINES; ++i) __builtin_prefetch((const char *)(from + n * s.channels) + i * 64, 0, 2);
     }
   }
 

@@ -65,7 +65,9 @@ template <class F, int U> struct CrossBlock {
 
   int64_t channel() const { return group.range.begin + column; }
   int64_t columns() const { return group.range.size() - column; }
-  Ahead<LINES> ahead(const Array &a, const int64_t *rows) const { return {a, group.b, group.first, channel(), rows, group.iota}; }
+  Ahead<LINES> ahead(const Array &a, const int64_t *rows) const {
+    return {a, group.coming.b, group.coming.first, group.coming.channel + column, rows, group.iota};
+  }
 
   // Reads a chunk; bias and softplus.
   template <bool BACKWARD> void prepare() {

@@ -24,7 +24,7 @@ template <class F, int G, int U> struct ForwardBlock {
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.b, group.first + g, group.range.begin + column, rows, group.iota};
+    return {a, group.coming.b, group.coming.first + g, group.coming.channel + column, rows, group.iota};
   }
 
   // Bias, softplus, and what does not depend on the state.
@@ -137,7 +137,9 @@ template <class F, int G, int U> struct ForwardBlock {
       if (reset && reset[t])
         for (int j = 0; j < S; ++j)
           for (int i = 0; i < U; ++i) h[j][0][i] = V{};
+#pragma GCC unroll 16
       for (int j = 0; j < S; ++j)
+#pragma GCC unroll 2
         for (int i = 0; i < U; ++i) {
           const V e = exp2_product<BOUNDED>(dt[i], A[j][i]);
           for (int g = 0; g < G; ++g) {

@@ -58,8 +58,9 @@ def array(x: Tensor | None, *axes: int | None) -> Array:
     """Describe `x`, its axes of batch, direction, row and column named by number; an axis of size 1 is shared."""
     if x is None:
         return Array()
-    strides = [0 if axis is None or x.shape[axis] == 1 and axis != x.dim() - 1 else x.stride(axis) for axis in axes]
-    return Array(x.data_ptr(), DTYPES[x.dtype], *strides)
+    shape, strides, columns = x.shape, x.stride(), x.dim() - 1
+    steps = [0 if axis is None or shape[axis] == 1 and axis != columns else strides[axis] for axis in axes]
+    return Array(x.data_ptr(), DTYPES[x.dtype], *steps)
 
 
 def available() -> bool:

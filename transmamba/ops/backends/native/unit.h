@@ -52,6 +52,9 @@ template <class F> struct Group {
   const int64_t b, pad;
   Range range;
   int64_t first = 0, size = 1;  // directions
+  struct {
+    int64_t b, first, channel;
+  } coming;  // where the next chunk lies
   int64_t steps = 0;            // of this chunk
   F limit = 0;                  // |dt| up to which every exponent is within bounds
   F *A, *D, *bias, *state, *B, *C;
@@ -77,17 +80,18 @@ template <class F> struct Group {
     first = first_direction;
     size = group_size(s, first);
     const int64_t wide = range.size();
-    F largest = 0;
+    Vec<F> largest = splat((F)1e-30);
     for (int64_t n = 0; n < s.state; ++n) {
       F *row = A + n * pad;
       copy_row(row, pad, place<F>(s.A, 0, first, range.begin) + n * s.A.row, wide);
-      for (int64_t c = 0; c < wide; ++c) {
-        row[c] *= (F)LOG2E;
-        const F size = row[c] < 0 ? -row[c] : row[c];
-        largest = size > largest ? size : largest;
+      for (int64_t c = 0; c < pad; c += lanes<F>()) {
+        const Vec<F> a = load(row + c) * splat((F)LOG2E);
+        store(row + c, a);
+        largest = larger(largest, a < 0 ? -a : a);
       }
     }
-    limit = (F)LARGEST_EXPONENT / (largest > (F)1e-30 ? largest : (F)1e-30);
+    for (int i = 1; i < lanes<F>(); ++i) largest[0] = largest[i] > largest[0] ? largest[i] : largest[0];
+    limit = (F)LARGEST_EXPONENT / largest[0];
     copy_vector(bias, s.bias, first);
     for (int64_t g = 0; g < size; ++g) copy_vector(D + g * pad, s.D, first + g);
   }
@@ -119,10 +123,10 @@ template <class F> struct Group {
   Steps tokens(int64_t g) const { return {visited + g * s.chunk, steps, !s.orders}; }
   Steps parameters(int64_t g) const { return {visited + line(g), steps, s.by_step || !s.orders}; }
 
-  void follow(int64_t *to, int64_t t) const {
+  void follow(int64_t *to, int64_t t, int64_t from) const {
     for (int64_t g = 0; g <= GROUP; ++g) {
       if (g >= size && g < GROUP) continue;
-      const int64_t *visit = s.orders && g < GROUP ? s.orders + (first + g) * s.length : nullptr;
+      const int64_t *visit = s.orders && g < GROUP ? s.orders + (from + g) * s.length : nullptr;
       for (int64_t i = 0; i < s.chunk; ++i) {
         // beyond the end, the last step again: only prefetches look there
         const int64_t step = smaller(t + i, s.length - 1);
@@ -130,11 +134,20 @@ template <class F> struct Group {
       }
     }
   }
-  // Steps [t, t + count); the next chunk to come starts at `next`.
+  // Steps [t, t + count). The chunk to come starts at `next`; beyond either end, it is the first one that the group or unit
+  // after this one visits.
   void enter_chunk(int64_t t, int64_t next) {
     steps = smaller(s.chunk, s.length - t);
-    follow(visited, t);
-    follow(ahead, next < 0 ? 0 : next);
+    follow(visited, t, first);
+    coming = {b, first, range.begin};
+    const bool last = next < 0 || next >= s.length;
+    if (last && first + 2 * size <= s.directions)
+      coming.first += size;
+    else if (last && range.end < s.channels)
+      coming = {b, 0, range.end};
+    else if (last && b + 1 < s.batch)
+      coming = {b + 1, 0, 0};
+    follow(ahead, !last ? next : next < 0 ? (s.length - 1) / s.chunk * s.chunk : 0, coming.first);
     for (int64_t g = 0; g < size; ++g) {
       stage_states(B + g * s.chunk * s.state, s.B, first + g, parameters(g));
       if (s.C.data) stage_states(C + g * s.chunk * s.state, s.C, first + g, parameters(g));
@@ -149,6 +162,11 @@ template <class F> struct Group {
   // B and C: dense rows of `state` numbers, ready to be spread over lanes.
   void stage_states(F *to, const Array &from, int64_t k, const Steps &steps) {
     with_type<F>(from, b, k, 0, [&](auto *p) {
+      if (from.column == 1 && s.state % lanes<F>() == 0) {
+        for (int64_t t = 0; t < steps.count; ++t)
+          for (int64_t n = 0; n < s.state; n += lanes<F>()) store(to + t * s.state + n, load_as(p + steps.rows[t] * from.row + n));
+        return;
+      }
       for (int64_t t = 0; t < steps.count; ++t)
         for (int64_t n = 0; n < s.state; ++n) to[t * s.state + n] = number_of(p[steps.rows[t] * from.row + n * from.column]);
     });

@@ -53,6 +53,7 @@ INLINE Vf larger(Vf a, Vf b) {
   return a > b ? a : b;
 #endif
 }
+INLINE Vd larger(Vd a, Vd b) { return a > b ? a : b; }
 INLINE Vf least(Vf a, Vf b) { return -larger(-a, -b); }
 INLINE Vf magnitude(Vf a) { return (Vf)((Vi)a & 0x7fffffff); }
 

@@ -14,7 +14,7 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "docs" / "pictures"
-FOLDERS = ("", "ops", "nn", "models", "distill", "transfer")
+FOLDERS = ("", "ops", "nn", "models", "distill", "transfer", "data")
 # a notebook's place in the repository; its page stands one folder nearer
 NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb")
 BAR = re.compile(r"\d%\|.*\| *\d+/\d+ \[")

@@ -54,7 +54,7 @@ def test_every_notebook_is_a_page(site):
 def test_every_public_name_has_an_entry(site):
     import transmamba
 
-    for folder in ("ops", "nn", "models", "distill", "transfer"):
+    for folder in ("ops", "nn", "models", "distill", "transfer", "data"):
         page = (site / "api" / f"{folder}.html").read_text()
         module = getattr(transmamba, folder)
         public = [n for n, v in vars(module).items() if not n.startswith("_") and not isinstance(v, type(module))]

@@ -53,6 +53,16 @@ def test_padded_frames_of_a_clip_do_not_matter(video, clips):
     torch.testing.assert_close(video(clips, mask)[1], video(clips)[1])
 
 
+def test_a_tubelet_of_several_frames_is_one_vector():
+    encoder = VideoMamba(8, 4, num_frames=4, tubelet=2, dim=12, depth=1, num_classes=0)
+    model, clips = MambaFrames(encoder, 5).eval(), torch.randn(2, 3, 4, 8, 8)
+    mask = torch.tensor([[True, False], [True, True]])
+    other = clips.clone()
+    other[0, :, 2:] = 9.0
+    assert model(clips, mask).shape == (2, 2, 5)
+    torch.testing.assert_close(model(other, mask)[0, 0], model(clips, mask)[0, 0])
+
+
 def test_directions_of_a_clip_add_up_to_what_the_mixers_wrote(video, clips):
     frames, features = video.forward_features(clips, directions=True)
     torch.testing.assert_close(frames, video(clips))

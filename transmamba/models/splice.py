@@ -94,11 +94,11 @@ class Chosen(NamedTuple):
     """Some tokens of every sample, moved side by side; there is at least one place.
 
     Attributes:
-        index: where they stand in the stream, `(batch, chosen)`.
+        places: where they stand in the stream, `(batch, chosen)`.
         mask: True where a place is taken.
     """
 
-    index: Int[Tensor, "batch chosen"]
+    places: Int[Tensor, "batch chosen"]
     mask: Bool[Tensor, "batch chosen"]
 
     @classmethod
@@ -111,11 +111,11 @@ class Chosen(NamedTuple):
 
     def take(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch chosen dim"]:
         """These tokens of the stream."""
-        return x.gather(1, self.index[..., None].expand(-1, -1, x.shape[2]))
+        return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[2]))
 
     def put(
         self, x: Float[Tensor, "batch token dim"], new: Float[Tensor, "batch chosen dim"]
     ) -> Float[Tensor, "batch token dim"]:
         """The stream with these tokens in their place."""
         kept = torch.where(self.mask[..., None], new.to(x.dtype), self.take(x))
-        return x.scatter(1, self.index[..., None].expand(-1, -1, x.shape[2]), kept)
+        return x.scatter(1, self.places[..., None].expand(-1, -1, x.shape[2]), kept)

@@ -111,7 +111,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
 
     def __init__(
         self,
-        vision: nn.Module,
+        vision: Any,
         language: MambaLM,
         *,
         cross_after: Sequence[int] = (),
@@ -121,7 +121,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         super().__init__()
         _check_places(cross_after, query, len(language.blocks))
         dim = language.embedding.embedding_dim
-        self.vision: Any = vision
+        self.vision = vision
         self.projector = Projector(self.vision.dim, dim)
         self.language = language
         self.cross = nn.ModuleDict({str(i): cross(dim) for i in cross_after})

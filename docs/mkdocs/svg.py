@@ -8,7 +8,7 @@ SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED)
 
 # text and outlines take the page's colour; a file opened on its own follows the system
 STYLE = (
-    "<style>svg.tm{color:#1f2328;font:13px system-ui,sans-serif}"
+    "<style>svg.tm{color-scheme:light dark;color:#1f2328;font:13px system-ui,sans-serif}"
     "@media (prefers-color-scheme:dark){svg.tm{color:#d1d7e0}}</style>"
 )
 

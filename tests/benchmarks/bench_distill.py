@@ -69,11 +69,13 @@ class Ours(nn.Module):
 FORMS: dict[str, Callable[[int], nn.Module]] = {
     "naive": Naive,
     "sliced": Ours,
+    "sliced, channels placed": lambda width: Ours(width, pad=torch.randperm(width)[:WIDTH].sort().values),
     "sliced, recompute": lambda width: Ours(width, recompute=True),
     "bottleneck": lambda width: Ours(width, hidden_dim=WIDTH),
     "one layer (pad_linear)": lambda width: Ours(width, mode="pad_linear"),
     "padding only": lambda width: Ours(width, mode="pad"),
     "bottleneck, every 3rd layer": lambda width: Ours(width, hidden_dim=WIDTH, stride=3),
+    "bottleneck, every 2nd layer": lambda width: Ours(width, hidden_dim=WIDTH, stride=2),
     "bottleneck, 1/4 of tokens": lambda width: Ours(width, hidden_dim=WIDTH, tokens=49),
     "bottleneck, every 2nd layer, 1/4 of tokens": lambda width: Ours(width, hidden_dim=WIDTH, stride=2, tokens=49),
     "sliced, every 3rd layer": lambda width: Ours(width, stride=3),

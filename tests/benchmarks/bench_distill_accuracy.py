@@ -1,7 +1,7 @@
 """What each part of a transfer does to accuracy: rows x shares of the data x budgets x seeds, small students.
 
     python tests/benchmarks/bench_distill_accuracy.py rows --out runs.jsonl [--task glyphs] [--seeds 5] [--steps 400]
-    python tests/benchmarks/bench_distill_accuracy.py near --rows weight --seeds 3 --out near.jsonl   # one change each
+    python tests/benchmarks/bench_distill_accuracy.py near --rows "task alone" "pad right" --out near.jsonl
     python tests/benchmarks/bench_distill_accuracy.py rows --out runs.jsonl --report   # prints, runs nothing
     python tests/benchmarks/bench_distill_accuracy.py rows --time                      # processor time of a step
 
@@ -269,7 +269,7 @@ def report(path: Path, rows: dict[str, Recipe]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("table", choices=list(TABLES))
-    parser.add_argument("--rows", nargs="+", help="only rows whose names contain one of these")
+    parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--task", default="glyphs", choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, nargs="+", default=[400])
@@ -280,8 +280,8 @@ def main() -> None:
     parser.add_argument("--time", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = arguments.rows or [""]
-    rows = {name: recipe for name, recipe in TABLES[arguments.table].items() if any(part in name for part in wanted)}
+    table = TABLES[arguments.table]
+    rows = {name: table[name] for name in arguments.rows or table}
     if arguments.report:
         report(arguments.out, rows)
         return

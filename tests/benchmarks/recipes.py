@@ -60,6 +60,9 @@ ADAPTIVE = Recipe(features=1.0)
 BIDIRECTIONAL = Recipe(features=1.0, feature="directions")
 SUB = Recipe(inherit=True)
 
+# what the single changes point to together
+TUNED: dict[str, object] = {"feature": "stream_directions", "teacher_layers": "matched", "centred": True}
+
 ROWS = {
     "from scratch": SCRATCH,
     "last feature": replace(ADAPTIVE, last=True),
@@ -71,11 +74,15 @@ ROWS = {
     "adaptive, linear": replace(ADAPTIVE, weighting="linear"),
     "adaptive + bidirectional": BIDIRECTIONAL,
     "adaptive + bidirectional + logits": replace(BIDIRECTIONAL, logits=1.0),
+    "tuned": replace(ADAPTIVE, **TUNED),
+    "tuned + logits": replace(ADAPTIVE, logits=1.0, **TUNED),
     "subclone": SUB,
     "subclone + logits": replace(SUB, logits=1.0),
     "subclone + adaptive": replace(ADAPTIVE, inherit=True),
     "subclone + adaptive + bidirectional": replace(BIDIRECTIONAL, inherit=True),
     "subclone + adaptive + bidirectional + logits": replace(BIDIRECTIONAL, inherit=True, logits=1.0),
+    "subclone + tuned": replace(ADAPTIVE, inherit=True, **TUNED),
+    "subclone + tuned + logits": replace(ADAPTIVE, inherit=True, logits=1.0, **TUNED),
 }
 # one change at a time, from a constant weight of 1 and the stream of every layer towards the last teacher layer
 CHANGES: dict[str, dict[str, object]] = {
@@ -106,11 +113,15 @@ CHANGES: dict[str, dict[str, object]] = {
     "centred, before last": {"centred": True, "teacher_layers": "before last"},
     "centred, matched, weight 3": {"centred": True, "teacher_layers": "matched", "features": 3.0},
     "centred, matched, decays": {"centred": True, "teacher_layers": "matched", "schedule": "decay"},
-    "centred, matched, input + directions": {
-        "centred": True,
-        "teacher_layers": "matched",
-        "feature": "stream_directions",
-    },
+    "tuned": TUNED,
+    "tuned, weight 3": TUNED | {"features": 3.0},
+    "tuned, weight 10": TUNED | {"features": 10.0},
+    "tuned, decays": TUNED | {"schedule": "decay"},
+    "tuned, logits": TUNED | {"logits": 1.0},
+    "tuned, bottleneck": TUNED | {"hidden": 32},
+    "tuned, every 2nd layer": TUNED | {"stride": 2},
+    "tuned, 1/4 of tokens": TUNED | {"tokens": 2},
+    "tuned, uniform": TUNED | {"weighting": "uniform"},
     "logits": {"features": 0.0, "logits": 1.0},
     "logits, centred, matched": {"logits": 1.0, "centred": True, "teacher_layers": "matched"},
 }

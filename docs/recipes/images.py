@@ -70,7 +70,10 @@ def make_transform(size: int, train: bool) -> Callable[[Image.Image], Tensor]:
     try:
         from timm.data import create_transform
     except (ImportError, RuntimeError):  # timm imports torchvision, which fails in several ways
-        return plain_train(size) if train else plain_val(size)
+        if not train:
+            return plain_val(size)
+        print("timm cannot be imported: images are cut and mirrored at random, and not augmented further")
+        return plain_train(size)
     augment: dict[str, Any] = {"color_jitter": 0.3, "auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25}
     return create_transform(
         size, is_training=train, interpolation="bicubic", crop_pct=0.875, **(augment if train else {})

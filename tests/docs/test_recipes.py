@@ -1,5 +1,6 @@
 """The recipes train on class folders of tiny images, and go on exactly where they stopped."""
 
+import argparse
 import math
 import os
 import subprocess
@@ -60,13 +61,12 @@ def command(folder, out, *more):
 
 
 @pytest.fixture
-def teacher(small, folder, tmp_path):
-    """The checkpoint of a teacher that was fine-tuned by the recipe, and of the same before."""
-    torch.save(
-        small["transfer"].models.vit_small(img_size=16, patch_size=4, num_classes=7).state_dict(), tmp_path / "old.pt"
-    )
-    small["finetune"].main(command(folder, tmp_path / "teacher", "--weights", tmp_path / "old.pt"))
-    return tmp_path / "teacher" / "last.pt", tmp_path / "old.pt"
+def teacher(small, tmp_path):
+    """A teacher's checkpoint, and one of the same teacher before its fine-tuning, with a head of other classes."""
+    vit = small["transfer"].models.vit_small
+    torch.save(vit(img_size=16, patch_size=4, num_classes=7).state_dict(), tmp_path / "before.pt")
+    torch.save(vit(img_size=16, patch_size=4, num_classes=3).state_dict(), tmp_path / "after.pt")
+    return tmp_path / "after.pt", tmp_path / "before.pt"
 
 
 def tensors(state):
@@ -87,6 +87,18 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
     scores = small["transfer"].main(command(folder, out, "--weights", after, "--before", before, "--student", student))
     assert math.isfinite(scores["loss"]) and 0 <= scores["accuracy"] <= 1
     assert load(out)["epochs"] == 2
+
+
+def test_what_was_fine_tuned_can_teach(small, folder, teacher, tmp_path):
+    out = tmp_path / "teacher"
+    small["finetune"].main(command(folder, out, "--weights", teacher[1]))
+    vit = small["transfer"].build("vit_small", 3, argparse.Namespace(size=16, patch=4))
+    vit.load_state_dict(small["transfer"].read(out / "last.pt"))
+
+
+def test_a_teacher_of_another_size_is_refused(small, folder, teacher, tmp_path):
+    with pytest.raises(ValueError, match="does not fit vit_small: pos_embed"):
+        small["finetune"].main(command(folder, tmp_path / "out", "--weights", teacher[1], "--patch", 8))
 
 
 def test_a_resumed_run_is_a_straight_one_bit_for_bit(small, folder, teacher, tmp_path, monkeypatch):

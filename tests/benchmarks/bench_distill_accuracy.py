@@ -1,13 +1,13 @@
 """What each part of a transfer does to accuracy: rows x shares of the data x budgets x seeds, small students.
 
-    python tests/benchmarks/bench_distill_accuracy.py rows --out runs.jsonl [--task glyphs] [--seeds 5] [--steps 400]
-    python tests/benchmarks/bench_distill_accuracy.py near --rows "task alone" "pad right" --out near.jsonl
-    python tests/benchmarks/bench_distill_accuracy.py rows --out runs.jsonl --report   # prints, runs nothing
-    python tests/benchmarks/bench_distill_accuracy.py rows --time                      # processor time of a step
+    python -m tests.benchmarks.bench_distill_accuracy rows --out runs.jsonl [--task glyphs] [--seeds 5] [--steps 240]
+    python -m tests.benchmarks.bench_distill_accuracy near --rows "task alone" "pad right" --out near.jsonl
+    python -m tests.benchmarks.bench_distill_accuracy rows --out runs.jsonl --report   # prints, runs nothing
+    python -m tests.benchmarks.bench_distill_accuracy rows --time                      # processor time of a step
 
 Teacher: ViT, 4 blocks of width 48. Student: VisionMamba, 4 blocks of width 32, two directions. Each run is appended to
---out and not repeated if it is there. Test accuracy in per cent at every sixth of a run, mean ± standard deviation
-(n - 1) over seeds; the teacher is one and the same. Needs scikit-learn (digits), matplotlib and pillow (glyphs).
+--out and not repeated if it is there; the teacher is kept beside it. Prints test accuracy in per cent at every sixth of
+a run, mean ± standard deviation (n - 1) over seeds; all have the same teacher. Needs scikit-learn, matplotlib, pillow.
 """
 
 import argparse
@@ -40,7 +40,7 @@ class Split(NamedTuple):
     labels: Tensor
 
 
-def digits(_: int) -> tuple[dict[str, int], Split, Split, Split]:
+def digits() -> tuple[dict[str, int], Split, Split, Split]:
     """Model sizes, data of the teacher and of the student, and test data: 8 x 8 digits."""
     raw = load_digits()
     order = torch.randperm(len(raw.target), generator=torch.Generator().manual_seed(0))
@@ -50,10 +50,10 @@ def digits(_: int) -> tuple[dict[str, int], Split, Split, Split]:
     return {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}, train, train, test
 
 
-def letters(copies: int) -> tuple[dict[str, int], Split, Split, Split]:
+def letters() -> tuple[dict[str, int], Split, Split, Split]:
     """The same for 62 classes of glyphs; the teacher sees ten times as many distortions as the student."""
     size = {"img_size": 12, "patch_size": 4, "in_chans": 1, "num_classes": len(CLASSES)}
-    train = Split(*glyphs(TRAIN_FONTS, copies, size=12, seed=0))
+    train = Split(*glyphs(TRAIN_FONTS, 4, size=12, seed=0))
     return size, Split(*glyphs(TRAIN_FONTS, 40, size=12, seed=1)), train, Split(*glyphs(TEST_FONTS, 2, size=12, seed=2))
 
 
@@ -114,22 +114,21 @@ def fit_task(model: nn.Module, data: Split, steps: int, rate: float, size: int) 
         pass
 
 
-def prepare(task: str, copies: int, cache: Path | None) -> Setting:
+def prepare(task: str, cache: Path) -> Setting:
     """Train the teacher, or read it from `cache`; then run it once over the student's data."""
     make, steps = TASKS[task]
-    size, teacher_data, train, test = make(copies)
+    size, teacher_data, train, test = make()
     torch.manual_seed(0)
     teacher = tm.models.ViT(**size, dim=TEACHER_WIDTH, depth=4, heads=4)
     tuned = copy.deepcopy(teacher)
-    if cache is not None and cache.exists():
+    if cache.exists():
         for model, state in zip((teacher, tuned), torch.load(cache), strict=True):
             model.load_state_dict(state)
     else:
         fit_task(teacher, teacher_data, steps, 2e-3, 64)
         tuned.load_state_dict(teacher.state_dict())
         fit_task(tuned, train, 20, 3e-4, BATCH)
-        if cache is not None:
-            torch.save([teacher.state_dict(), tuned.state_dict()], cache)
+        torch.save([teacher.state_dict(), tuned.state_dict()], cache)
     teacher.eval().requires_grad_(False)
     pieces = [teacher.forward_features(piece) for piece in train.images.split(256)]
     last = torch.cat([piece.last for piece in pieces])
@@ -148,11 +147,8 @@ class Distiller(nn.Module):
         self.recipe = recipe
         self.chosen = [DEPTH - 1] if recipe.last else list(range(recipe.stride - 1, DEPTH, recipe.stride))
         meets = {"last": [-1] * len(self.chosen), "before last": [-2] * len(self.chosen), "matched": self.chosen}
-        inner = tm.AdaptiveLayerDistill(
-            weighting=recipe.weighting,
-            tau=recipe.tau,
-            teacher_layers=meets[recipe.teacher_layers],
-        )
+        options = {"weighting": recipe.weighting, "tau": recipe.tau, "teacher_layers": meets[recipe.teacher_layers]}
+        inner = tm.AdaptiveLayerDistill(**options)
         self.distill = tm.distill.MultiDirectionalDistill(inner, order="raster")
         pad = kept if recipe.pad == "kept" and kept is not None else "right"
         options = {"mode": recipe.mode, "hidden_dim": recipe.hidden, "pad": pad}
@@ -256,8 +252,7 @@ def report(path: Path, rows: dict[str, Recipe]) -> None:
         one = json.loads(line)
         if one["row"] in rows:
             found.setdefault((one["task"], one["steps"], one["share"], one["row"]), {})[one["seed"]] = one["curve"]
-    order = list(rows)
-    for key, curves in sorted(found.items(), key=lambda item: (*item[0][:3], order.index(item[0][3]))):
+    for key, curves in sorted(found.items(), key=lambda item: (*item[0][:3], list(rows).index(item[0][3]))):
         cells = []
         for points in zip(*curves.values(), strict=True):
             values = [value for _, value in points]
@@ -272,9 +267,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", help="only these rows")
     parser.add_argument("--task", default="glyphs", choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, nargs="+", default=[400])
+    parser.add_argument("--steps", type=int, nargs="+", default=[240])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--copies", type=int, default=4, help="glyphs: images per class and font for the students")
     parser.add_argument("--out", type=Path, default=Path("runs.jsonl"))
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--time", action="store_true")
@@ -285,7 +279,7 @@ def main() -> None:
     if arguments.report:
         report(arguments.out, rows)
         return
-    setting = prepare(arguments.task, arguments.copies, arguments.out.with_name(f"teacher_{arguments.task}.pt"))
+    setting = prepare(arguments.task, arguments.out.with_name(f"teacher_{arguments.task}.pt"))
     print(f"teacher {setting.accuracy:.1f} %, {len(setting.train.labels)} training images", flush=True)
     if arguments.time:
         step_times(rows, setting)

@@ -25,6 +25,8 @@ from transmamba.ops import backends
 from transmamba.ops.backends import Backend, use_backend
 from transmamba.ops.backends.problem import Problem
 
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution")
+
 
 def loop(problem: Problem) -> tuple[Tensor, Tensor]:
     """The scan by indexing, one direction after the other on permuted copies."""
@@ -96,6 +98,18 @@ def step(model: nn.Module, x: Tensor, backend: str) -> None:
     model.zero_grad()
 
 
+def shared_part(model: nn.Module, x: Tensor, repeats: int) -> float:
+    """The part of our forward that is matrix products and dense convolutions, which every contender computes as well.
+
+    A contender's times slower, divided by this part, is what it would be if all the rest of our forward cost nothing.
+    """
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        for _ in range(repeats):
+            model(x)
+    own = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    return sum(own.get(f"aten::{op}", 0.0) for op in PRODUCTS) / sum(own.values())
+
+
 def report(name: str, batch: int, repeats: int, *, slow_steps: bool) -> None:
     todo = contenders(name, batch)
     for title, run in (("forward", forward), ("training step", step)):
@@ -112,6 +126,8 @@ def report(name: str, batch: int, repeats: int, *, slow_steps: bool) -> None:
                 ratio = statistics.median(found) / mine
                 rate = batch / statistics.median(found)
                 print(f"| {name} | {title} | {who} | {rate:.2f} | {ratio:.1f} |", flush=True)
+    part = shared_part(*todo["here"][:2], repeats)
+    print(f"{name}: {part:.2f} of our forward are matrix products and convolutions", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 python -m tests.benchmarks.bench_native time vim plain lm tiny vmamba --repeats 7
 python -m tests.benchmarks.bench_native length --repeats 5
 python -m tests.benchmarks.bench_native memory vim plain lm tiny vmamba
+python -m tests.benchmarks.bench_native threads vim plain lm tiny vmamba --threads 2
 
 One thread; contenders take turns within a round, and a ratio is the median over rounds of CPU times of the same round,
-with its smallest and largest value, so that other work on the machine touches both sides alike. Peers without
-directions are called once per direction on permuted copies. Peak memory is that above the inputs, in a fresh process.
+with its smallest and largest value, so that other work on the machine touches both sides alike (`threads` compares wall
+times: idle machine). Peers without directions are called once per direction on permuted copies. Peak memory is above
+the inputs, in a fresh process.
 """
 
 import argparse
@@ -199,7 +201,8 @@ def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict
     calls = {name: passes(CONTENDERS[name](Data(shape))) for name in names if name in CONTENDERS}
     calls |= {name: variant_passes(Data(shape), name) for name in names if name in library.variants()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    shares = []
+    shares, warm_shares = [], []
+    kernel, _ = variant_passes(Data(shape), library.variants()[0])
     batch, length, dim, state, k = SHAPES[shape]
     for i in range(repeats + 1):
         machine = limit()
@@ -208,15 +211,35 @@ def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict
             if i:
                 seconds[name].append(taken)
         if i:
-            rate = batch * length * dim * state * k / seconds["native"][-1][0]
-            shares.append(rate / machine["n1" if state == 1 else "n16"])
+            kernel()
+            updates = batch * length * dim * state * k / machine["n1" if state == 1 else "n16"]
+            shares.append(updates / seconds["native"][-1][0])
+            warm_shares.append(updates / cpu_seconds(kernel))
     best = [statistics.median(column) for column in zip(*seconds["native"], strict=True)]
-    print(
-        f"{shape}: native {best[0] * 1e3:.2f} ms, {best[1] * 1e3:.2f} ms; share of the bare recurrence {spread(shares)}"
-    )
+    print(f"{shape}: native {best[0] * 1e3:.2f} ms, {best[1] * 1e3:.2f} ms")
+    print(f"  share of the bare recurrence {spread(shares)}, of the backend called again at once {spread(warm_shares)}")
     for name, taken in seconds.items():
         ratios = [[t[i] / o[i] for t, o in zip(taken, seconds["native"], strict=True)] for i in (0, 1)]
         print(f"  {name:14} forward x {spread(ratios[0])}   forward+backward x {spread(ratios[1])}", flush=True)
+
+
+def threads(shape: str, count: int, repeats: int) -> None:
+    """Print how many times faster `count` threads are than one, by wall time and taking turns."""
+    calls = passes(ours(Data(shape)))
+    taken: dict[int, list[list[float]]] = {1: [], count: []}
+    for i in range(repeats + 1):
+        for number, found in taken.items():
+            torch.set_num_threads(number)
+            starts = [time.perf_counter()]
+            for call in calls:
+                call()
+                starts.append(time.perf_counter())
+            if i:
+                found.append([starts[1] - starts[0], starts[2] - starts[1]])
+    ratios = [[one[i] / more[i] for one, more in zip(taken[1], taken[count], strict=True)] for i in (0, 1)]
+    print(
+        f"{shape:7} {count} threads: forward x {spread(ratios[0])}   forward+backward x {spread(ratios[1])}", flush=True
+    )
 
 
 def peak(shape: str, name: str, both: bool) -> float:
@@ -250,17 +273,22 @@ def memory(shapes: list[str], names: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("time", "length", "memory", "peak"))
+    parser.add_argument("what", choices=("time", "length", "memory", "threads", "peak"))
     parser.add_argument("shapes", nargs="*", default=[])
     parser.add_argument("--names", nargs="+", default=None, help="native first; instruction sets are names too")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2, help="of threads: compared with one")
     parser.add_argument("--both", action="store_true", help="of peak: forward and backward")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     if options.what == "peak":
         return print(peak(options.shapes[0], options.names[0], options.both))
-    print(f"torch {torch.__version__}, {library.variants()[0]}, one thread, load {os.getloadavg()[0]:.1f}")
+    print(f"torch {torch.__version__}, {library.variants()[0]}, load {os.getloadavg()[0]:.1f}")
+    if options.what == "threads":
+        for shape in options.shapes:
+            threads(shape, options.threads, options.repeats)
+        return None
     if options.what == "memory":
         return memory(options.shapes, options.names or ["native", "mambapy"])
     shapes = [s for s in SHAPES if s.startswith("L")] if options.what == "length" else options.shapes

@@ -13,6 +13,7 @@ from transmamba.data import (
     reasoning_stages,
 )
 from transmamba.data.llava import CLIP_MEAN, CLIP_STD
+from transmamba.models import BackbonePatches, MambaLM, VisionLanguageMamba, VisionMamba
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -56,6 +57,17 @@ def test_a_file_becomes_batches(folder):
     assert (batch.ids == -200).sum(1).tolist() == [1, 2, 0] and batch.names == ("one", "2", "three")
     learned = "".join(chr(i) for i in batch.labels[0].tolist() if i != -100)
     assert learned == "red<|eot_id|>yes<|eot_id|>"
+
+
+def test_a_batch_is_what_the_model_takes(folder):
+    samples = llava_samples(write(folder, GOOD), folder / "images")
+    data = ConversationDataset(samples, letters, LLAMA_3, size=8)
+    batch = collate([data[i] for i in range(len(data))])
+    vision = BackbonePatches(VisionMamba(8, 4, dim=7, depth=1, d_state=3), 7)
+    model = VisionLanguageMamba(vision, MambaLM(128, 12, depth=2), cross_after=[0])
+    output = model(batch.ids, batch.images, batch.mask, batch.labels)
+    output.loss().backward()
+    assert output.image.sum(1).tolist() == [4, 8, 0]
 
 
 def test_images_are_squared_with_clips_mean_and_normalised(folder):

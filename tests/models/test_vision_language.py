@@ -296,3 +296,15 @@ def test_a_pass_without_labels_has_no_loss():
         output.loss()
     with pytest.raises(ValueError, match="no labels mark the answers"):
         output.answers()
+
+
+@QUERIES
+def test_bfloat16_weights_keep_a_float32_stream_and_autocast_trains(query):
+    model = build(query).to(torch.bfloat16)
+    images = [x.bfloat16() for x in pictures()]
+    assert all(layer.dtype == torch.float32 for layer in model(IDS, images, MASK, LABELS).layers)
+    assert model.generate(IDS, images, 2, mask=MASK).shape == (3, 2)
+    model = model.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(IDS, [x.float() for x in pictures()], MASK, LABELS).loss().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -6,7 +6,7 @@ autograd and autocast rules are the same for all and stand here once.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, List  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ def _backward(
     saved: Tensor,
     grad_y: Tensor,
     grad_last: Tensor | None,
-) -> list[Tensor]:
+) -> List[Tensor]:  # noqa: UP006 - torch 2.6 reads no list[Tensor]
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
     with _without_autocast(u.device):
         problem = Problem(*tensors, softplus, step_parameters, merge)

@@ -13,6 +13,10 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # knobs of the first code cell, by notebook; a knob that is not found fails
 KNOBS = {
     "01_transfer": {"SEEDS": 1, "TEACHER_STEPS": 5, "TUNING_STEPS": 2, "STUDENT_STEPS": 10, "BATCH": 8},
+    "05_video_retrieval": {
+        "SEEDS": 1, "TEACHER_STEPS": 3, "STUDENT_STEPS": 3, "HEAD_STEPS": 2, "BATCH": 12, "TEACHER_CLIPS": 1,
+        "STUDENT_CLIPS": 1, "HELD_OUT": 12,
+    },
     "06_your_own_ssm": {"TEACHER_STEPS": 5, "STUDENT_STEPS": 3, "BATCH": 8, "SEEDS": 1},
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
 }

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 
 
-def write_video(path, frames, *, width=32, height=24, rate=10):
+def write_video(path, frames, *, width=32, height=24, rate=10, codec="mpeg4"):
     """Write a file with so many frames; the container follows the ending."""
     import av
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
+        stream = container.add_stream(codec, rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
             grey = np.full((height, width, 3), 10 * number, np.uint8)

@@ -3,7 +3,7 @@
 The way of a feature: `tap` reads it out of a model, `align_tokens` and `LayerCalibrators` bring both sides to the same
 tokens and width (`dry_run` shows what would happen), `AdaptiveLayerDistill` (one token order) or `BidirectionalDistill`
 and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. What to compare with
-is in `baselines` and `published`.
+is in `baselines` and `published`. Texts and videos meet in `contrastive`.
 """
 
 from transmamba.distill.adaptive import AdaptiveDetails as AdaptiveDetails

@@ -18,6 +18,10 @@ KNOBS = {
         "STUDENT_CLIPS": 1, "HELD_OUT": 12,
     },
     "06_your_own_ssm": {"TEACHER_STEPS": 5, "STUDENT_STEPS": 3, "BATCH": 8, "SEEDS": 1},
+    "04_cross_modal": {
+        "SEEDS": 1, "TEACHER_STEPS": 3, "STUDENT_STEPS": 4, "BATCH": 4, "TEACHER_SCENES": 30, "STUDENT_SCENES": 20,
+        "TEST_SCENES": 30,
+    },
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
 }
 

@@ -13,6 +13,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 # knobs of the first code cell, by notebook; a knob that is not found fails
 KNOBS = {
     "01_transfer": {"SEEDS": 1, "TEACHER_STEPS": 5, "TUNING_STEPS": 2, "STUDENT_STEPS": 10, "BATCH": 8},
+    "02_ablation": {"SEEDS": 1, "TEACHER_STEPS": 3, "STUDENT_STEPS": 3, "COPIES": 1, "SHARES": "(0.5,)", "BATCH": 8},
     "05_video_retrieval": {
         "SEEDS": 1, "TEACHER_STEPS": 3, "STUDENT_STEPS": 3, "HEAD_STEPS": 2, "BATCH": 12, "TEACHER_CLIPS": 1,
         "STUDENT_CLIPS": 1, "HELD_OUT": 12,

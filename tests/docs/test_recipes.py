@@ -18,12 +18,14 @@ CLASSES = ("apple", "bread", "cloud")
 
 @pytest.fixture
 def recipes(monkeypatch):
-    """The scripts as modules; their plain names are free again afterwards."""
+    """The scripts as modules; whoever else bears one of their plain names (tests/transfer does) has it back afterwards."""
     monkeypatch.syspath_prepend(str(RECIPES))
     names = ("images", "loop", "transfer", "finetune")
+    taken = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     yield {name: __import__(name) for name in names}
     for name in names:
         del sys.modules[name]
+    sys.modules.update(taken)
 
 
 @pytest.fixture

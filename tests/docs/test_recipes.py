@@ -18,7 +18,7 @@ CLASSES = ("apple", "bread", "cloud")
 
 @pytest.fixture
 def recipes(monkeypatch):
-    """The scripts as modules; whoever else bears one of their plain names (tests/transfer does) has it back afterwards."""
+    """The scripts as modules; who else bears one of their plain names (tests/transfer) has it back afterwards."""
     monkeypatch.syspath_prepend(str(RECIPES))
     names = ("images", "loop", "transfer", "finetune")
     taken = {name: sys.modules.pop(name) for name in names if name in sys.modules}

@@ -19,7 +19,7 @@ MISFITS = {
 }
 PROGRAM = """
 import torch
-from transmamba.ops import causal_conv1d, multi_scan
+from transmamba.ops import causal_conv1d, multi_scan, scan_orders
 u, A, B = torch.ones(2, 7, 5), -torch.ones(1, 5, 3), torch.ones(2, 1, 7, 3)
 for call in {calls!r}:
     try:

@@ -31,6 +31,7 @@ class CrossMambaBlock(nn.Module):
         Section on cross-Mamba of arXiv 2502.15130; norms and MLP are ours, as in `MambaBlock`.
 
     Example:
+        >>> import torch
         >>> CrossMambaBlock(8, 6)(torch.zeros(2, 5, 8), torch.zeros(2, 7, 6)).shape
         torch.Size([2, 5, 8])
     """

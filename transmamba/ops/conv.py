@@ -46,6 +46,7 @@ def causal_conv1d(
         NotImplementedError: the named backend refuses.
 
     Example:
+        >>> import torch
         >>> x = torch.arange(3.0).view(1, 3, 1)
         >>> causal_conv1d(x, torch.tensor([[[10.0, 1.0]]])).flatten()
         tensor([ 0.,  1., 12.])

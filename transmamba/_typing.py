@@ -40,7 +40,8 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     """
     if CHECK == "0":
         return function
-    checked = jaxtyped(function, typechecker=beartype)
+    # on the first call, because making the check takes longer than importing the module
+    checked = functools.cache(lambda: jaxtyped(function, typechecker=beartype))
     passed: set[Any] = set()
 
     @functools.wraps(function)
@@ -53,7 +54,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
         try:
             if form in passed:
                 return function(*args, **kwargs)
-            result = checked(*args, **kwargs)
+            result = checked()(*args, **kwargs)
             if form is not None and len(passed) < _REMEMBERED:
                 passed.add(form)
             return result

@@ -101,7 +101,7 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
         tensor([0, 1, 2, 5, 4, 3])
     """
     sides = (grid,) if isinstance(grid, int) else tuple(grid)
-    if not 1 <= len(sides) <= 3 or any(not isinstance(side, (int, torch.SymInt)) or side < 1 for side in sides):
+    if not 1 <= len(sides) <= 3 or any([not isinstance(side, (int, torch.SymInt)) or side < 1 for side in sides]):
         raise ValueError(f"grid must be 1 to 3 positive integers, got {sides}")
     if math.prod(sides) > LARGEST:
         raise ValueError(f"grid has {math.prod(sides)} tokens: expected at most {LARGEST}")
@@ -155,12 +155,14 @@ def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
     """
     if not len(orders):
         raise ValueError("orders is empty: expected one scan order per direction")
+    # lists inside all() and any(): dynamo of torch 2.6 cannot trace a generator
     for number, order in enumerate(orders):
-        if not isinstance(order, ScanOrder) or not all(isinstance(part, Tensor) for part in order):
+        if not isinstance(order, ScanOrder) or not all([isinstance(part, Tensor) for part in order]):
             raise TypeError(f"orders[{number}] is {order!r}: expected a ScanOrder, as scan_order gives")
         if not len(order.index) == len(order.inverse) == length:
             raise ValueError(f"orders visit {len(order.index)} tokens, there are {length}")
-    return ScanOrder(*(torch.stack(parts).long() for parts in zip(*orders, strict=True)))
+    indices, inverses = zip(*orders, strict=True)
+    return ScanOrder(torch.stack(indices).long(), torch.stack(inverses).long())
 
 
 class _Permute(torch.autograd.Function):

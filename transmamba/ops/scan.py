@@ -221,5 +221,5 @@ def _check_directions(problem: Problem) -> None:
         "dt_bias": 1 if problem.dt_bias is None else problem.dt_bias.shape[0],
         "initial_state": k if problem.initial_state is None else problem.initial_state.shape[1],
     }
-    if any(count not in (1, k) for count in counts.values()) or counts["initial_state"] != k:
+    if any([count not in (1, k) for count in counts.values()]) or counts["initial_state"] != k:
         raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")

@@ -126,3 +126,22 @@ def trapezoidal_step(s):
 
 def use_backend(s):
     return Call(ops.use_backend, {"name": s.choice("auto", "reference")})
+
+
+def cross_scan(s):
+    k, length = s["direction"], s["length"]
+    return Call(ops.cross_scan, {
+        "u": s.normal("batch direction length dim"), "dt": s.normal("batch direction length dim"),
+        "A": -s.positive("direction dim state"), "B": s.normal("batch 1 length state"),
+        "C": s.normal("batch direction query state"), "reads": s.whole("batch query", length).sort(1).values,
+        "dt_bias": s.normal("1 dim"), "softplus": True, "orders": s.choice(None, orders_of(s, k, length)),
+        "mask": s.choice(None, s.mask("batch length")), "merge": s.choice(True, False),
+        "return_last_state": s.choice(True, False), "backend": s.choice("auto", "native", "chunked", "reference"),
+    })  # fmt: skip
+
+
+def read_state(s):
+    state = s.normal("batch direction dim state")
+    return Call(ops.read_state, {
+        "C": s.normal("batch direction query state"), "state": state, "merge": s.choice(True, False),
+    })  # fmt: skip

@@ -1,4 +1,4 @@
-"""Numbers of the official implementations, in tests/data: `<case>.json` says what `<case>.safetensors` holds."""
+"""Numbers of the official implementations, in data/golden: `<case>.json` says what `<case>.safetensors` holds."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data" / "golden"
 STORED_AS_FLOAT32 = ("block/", "dir/", "grad/param/")
 
 

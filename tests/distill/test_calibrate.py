@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba.distill import FeatureCalibrator, LayerCalibrators
 
@@ -273,6 +274,18 @@ def test_bad_options_are_refused(arguments, options, message):
 def test_wrong_width_is_refused():
     with pytest.raises(ValueError, match=r"feature has 5 channels, the calibrator expects 3"):
         FeatureCalibrator(3, 7)(torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("pad", ["right", "center", PLACES])
+@pytest.mark.parametrize(("padded", "plain"), [("pad_mlp", "mlp"), ("pad_linear", "linear")])
+def test_padded_form_multiplies_no_more_than_the_plain_one(padded, plain, pad):
+    def operations(**options):
+        calibrate, x = FeatureCalibrator(3, 7, **options), torch.randn(2, 5, 3, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            calibrate(x).sum().backward()
+        return counter.get_total_flops()
+
+    assert 0 < operations(mode=padded, pad=pad) == operations(mode=plain)
 
 
 def test_each_layer_has_its_own_calibrator():

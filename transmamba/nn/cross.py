@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import CrossCache
 from transmamba.nn.ssm import decay_rates, init_decay, init_step_bias
 from transmamba.ops import causal_conv1d, cross_scan, multi_scan, read_state, scan_orders
@@ -58,6 +58,9 @@ class CrossMamba(nn.Module):
         bidirectional: also scan the context from its end, with parameters of its own, and add what both states give.
         residual: add the query to the output.
 
+    Raises:
+        ValueError: a size is below 1.
+
     Reference:
         Section on cross-Mamba of arXiv 2502.15130; gate, convolution, residual, lengths and readouts are ours
         (docs/decisions.md). There is no direct path D: `u` and the query live on different tokens.
@@ -67,6 +70,7 @@ class CrossMamba(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    @typed
     def __init__(
         self,
         query_dim: int,
@@ -80,6 +84,7 @@ class CrossMamba(nn.Module):
         residual: bool = True,
     ) -> None:
         super().__init__()
+        check_sizes(query_dim=query_dim, context_dim=context_dim, d_state=d_state, d_conv=d_conv, expand=expand)
         d_inner = expand * query_dim
         self.readout, self.residual, directions = readout, residual, 2 if bidirectional else 1
         self.in_proj = nn.Linear(context_dim, d_inner, bias=False)
@@ -101,8 +106,11 @@ class CrossMamba(nn.Module):
         """The query, having read the context. True in `context_mask` marks a real token.
 
         Raises:
-            ValueError: the readout is "aligned" and the lengths differ.
+            ValueError: a width is not the one the module was built for, or the readout is "aligned" and the lengths
+                differ.
         """
+        check_width(query, self.gate_proj.in_features, "query")
+        check_width(context, self.in_proj.in_features, "context")
         if self.readout == "aligned" and query.shape[1] != context.shape[1]:
             raise ValueError(
                 f"the aligned readout needs equal lengths, got {query.shape[1]} query and {context.shape[1]} context "
@@ -167,8 +175,8 @@ class CrossMamba(nn.Module):
         dt, B = (torch.stack(parts, 1) for parts in zip(*steps, strict=True))
         A = decay_rates(torch.stack([branch.A_log for branch in self.branches]))
         dt_bias = torch.stack([branch.dt_bias for branch in self.branches])
-        inputs = {"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias}
-        return inputs | {"softplus": True, "orders": orders, "mask": mask}
+        inputs = {"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "softplus": True}
+        return {**inputs, "orders": orders, "mask": mask}  # dynamo of torch 2.6 knows no | of dicts
 
 
 def _in_proportion(queries: int, context: Tensor, mask: Tensor | None) -> Tensor:

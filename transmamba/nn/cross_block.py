@@ -6,7 +6,7 @@ from typing import Any
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.block import DropPath, Mlp
 from transmamba.nn.cache import CrossCache
 from transmamba.nn.cross import CrossMamba
@@ -25,7 +25,7 @@ class CrossMambaBlock(nn.Module):
         drop_path: rate at which each residual branch is dropped.
 
     Raises:
-        ValueError: the mixer adds the query by itself.
+        ValueError: the mixer adds the query by itself, or a width is below 1.
 
     Reference:
         Section on cross-Mamba of arXiv 2502.15130; norms and MLP are ours, as in `MambaBlock`.
@@ -36,6 +36,7 @@ class CrossMambaBlock(nn.Module):
         torch.Size([2, 5, 8])
     """
 
+    @typed
     def __init__(
         self,
         query_dim: int,
@@ -48,13 +49,15 @@ class CrossMambaBlock(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
+        check_sizes(query_dim=query_dim, context_dim=context_dim)
         if getattr(mixer, "residual", False):
             raise ValueError("the block adds the query, and so does its mixer: build it with residual=False")
+        self.dims = query_dim, context_dim
         self.norm1 = norm(query_dim)
         self.norm_context = norm(context_dim)
         self.mixer: Any = mixer if mixer is not None else CrossMamba(query_dim, context_dim, residual=False)
         self.norm2 = norm(query_dim) if mlp else None
-        self.mlp = Mlp(query_dim, int(query_dim * mlp_ratio)) if mlp else None
+        self.mlp = Mlp(query_dim, scaled_size(query_dim, mlp_ratio, "mlp_ratio")) if mlp else None
         self.drop_path = DropPath(drop_path)
 
     @typed
@@ -64,7 +67,13 @@ class CrossMambaBlock(nn.Module):
         context: Float[Tensor, "batch context_token context_dim"],
         context_mask: Bool[Tensor, "batch context_token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block. True in `context_mask` marks a real token."""
+        """The stream after the block. True in `context_mask` marks a real token.
+
+        Raises:
+            ValueError: a width is not the one the block was built for.
+        """
+        for name, tokens, width in zip(("x", "context"), (x, context), self.dims, strict=True):
+            check_width(tokens, width, name)
         return self._add(x, self.mixer(self.norm1(x), self.norm_context(context), context_mask))
 
     def prefill(

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
 
+MOST_REFINEMENTS = 1000  # a larger number is a slip, and would build convolutions until the memory ends
+
 
 class ConvStem(nn.Module):
     """Halve the image, refine it, and project patches of it to tokens.
@@ -18,7 +20,8 @@ class ConvStem(nn.Module):
         refinements: 3 x 3 convolutions between halving and projecting.
 
     Raises:
-        ValueError: `patch_size` is odd; on the call, the image has another number of channels.
+        ValueError: `patch_size` is odd, or `refinements` are not 0 to 1000; on the call, the image has another number
+            of channels.
     """
 
     @typed
@@ -27,6 +30,8 @@ class ConvStem(nn.Module):
         check_sizes(dim=dim, patch_size=patch_size, in_chans=in_chans)
         if patch_size % 2:
             raise ValueError(f"the stem halves the image: patch_size must be even, got {patch_size}")
+        if not 0 <= refinements <= MOST_REFINEMENTS:
+            raise ValueError(f"refinements must be between 0 and {MOST_REFINEMENTS}, got {refinements}")
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
         )

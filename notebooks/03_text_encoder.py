@@ -222,6 +222,7 @@ def new_student(seed, *, dim=384, depth=6, inherit=True, attention=False):
     return torch.nn.ModuleDict({"encoder": student, "calibrate": calibrate}), report
 
 
+# %%
 student, report = new_student(0)
 print(f"{sum(p.numel() for p in student.parameters()):,} weights")
 print(report)

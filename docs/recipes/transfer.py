@@ -42,14 +42,9 @@ def inherit(teacher: nn.Module, student: nn.Module, before: Path | None) -> tran
     if before is not None:
         old = {name: value for name, value in read(before).items() if not name.startswith("head")}
         importance = transfer.stability_importance(old, teacher)
-    plan = None
-    if isinstance(student, models.VMamba):
-        names = student.state_dict()
-        depths = [len(stage.blocks) for stage in student.stages]
-        plan = {
-            name: entry for name, entry in transfer.stage_plan(depths, len(teacher.blocks)).items() if name in names
-        }
-    return subclone(teacher, student, importance, plan=plan)
+    # a VMamba may be deeper than its teacher, whose first layers would not reach its last stage
+    layer_map: Any = "uniform" if isinstance(student, models.VMamba) else "early"
+    return subclone(teacher, student, importance, layer_map=layer_map)
 
 
 def natural_shares(features: models.Features, target: Sequence[int]) -> list[list[Tensor]]:

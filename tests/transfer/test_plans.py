@@ -291,6 +291,19 @@ def test_a_pyramid_has_one_stream_per_stage():
     )
 
 
+def test_a_pyramid_is_recognised_and_heeds_the_layer_map():
+    teacher = teacher_for(4)
+    by_plan, by_name = (vmamba_v2((6, 12), (1, 2), num_classes=5) for _ in range(2))
+    subclone(teacher, by_plan, magnitude_importance, plan=stage_plan((1, 2), 4))
+    report = subclone(hf_names(teacher), by_name, magnitude_importance, layer_map="uniform")
+    for name in report.inherited:
+        assert torch.equal(by_name.get_parameter(name), by_plan.get_parameter(name))
+    early = subclone(teacher, by_name, magnitude_importance)
+    assert early.copied["stages.1.blocks.1.mlp.fc1.weight"] == "blocks.2.mlp.fc1.weight"
+    short = subclone(teacher_for(2), by_name, magnitude_importance)
+    assert short.skipped["stages.1.blocks.1.mlp.fc1.weight"] == "the plan has no entry for it"
+
+
 def hf_names(teacher):
     """The same tensors behind a prefix."""
     return {f"backbone.{name}": tensor for name, tensor in teacher.state_dict().items()}

@@ -78,6 +78,11 @@ def match(plan: Plan, student: Iterable[str], teacher: Iterable[str], layer_map:
     return Matches(copies, beyond, absent, [key for key in plan if key not in used], layers)
 
 
+def count_layers(plan: Plan, teacher: Iterable[str]) -> int:
+    """How many layers of the teacher the plan's patterns find."""
+    return _Names(teacher, [pattern for pattern, _ in plan.values()]).depth
+
+
 class _Names:
     """The teacher's names, found with or without the prefix that a wrapping model puts before them."""
 

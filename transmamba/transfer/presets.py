@@ -1,11 +1,12 @@
 """Finding a plan: the preset that fits, or a draft from names and shapes."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from transmamba._typing import check_sizes, typed
 from transmamba.transfer.axes import substitute
-from transmamba.transfer.layer_maps import LayerMap, uniform
-from transmamba.transfer.matching import Plan, match
+from transmamba.transfer.layer_maps import LayerMap, resolve_layer_map
+from transmamba.transfer.matching import Plan, count_layers, match
 from transmamba.transfer.plans import PRESETS, VIT
 
 
@@ -21,7 +22,7 @@ def bind(plan: Plan, **sizes: int) -> dict[str, tuple[str, str]]:
 
 
 def find_preset(student: Iterable[str], teacher: Iterable[str], layer_map: LayerMap) -> Plan:
-    """The preset that initialises most tensors of the student.
+    """The preset that initialises most tensors of the student; `stage_plan` for stages that a ViT is to fill.
 
     Raises:
         ValueError: none finds a layer of the teacher.
@@ -33,6 +34,8 @@ def find_preset(student: Iterable[str], teacher: Iterable[str], layer_map: Layer
         count = len({copy.student for copy in found.copies})
         if found.layers and count > most:
             best, most = name, count
+    if not best and (stages := _plan_of_stages(student, teacher, layer_map)):
+        return stages
     if not best:
         raise ValueError(
             f"no preset of {', '.join(PRESETS)} knows these names: the teacher has {_few(teacher)}; the student has"
@@ -51,16 +54,34 @@ def place_class_row(plan: Plan, student: object) -> Plan:
     return {**plan, "pos_embed": (pattern, axes.replace("token", f"token:{side}>mid"))}
 
 
+def _plan_of_stages(student: list[str], teacher: list[str], layer_map: LayerMap) -> Plan:
+    """`stage_plan` for names such as `stages.0.blocks.1.norm1.weight`; empty if there are none, or no ViT."""
+    hits = [hit for name in student if (hit := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", name))]
+    teacher_depth = count_layers(VIT, teacher)
+    if not hits or not teacher_depth:
+        return {}
+    depths = [0] * (1 + max(int(hit[1]) for hit in hits))
+    for hit in hits:
+        depths[int(hit[1])] = max(depths[int(hit[1])], int(hit[2]) + 1)
+    plan = stage_plan(depths, teacher_depth, layer_map)
+    return {name: entry for name, entry in plan.items() if name in student}
+
+
 @typed
-def stage_plan(depths: Sequence[int], teacher_depth: int) -> dict[str, tuple[str, str]]:
+def stage_plan(
+    depths: Sequence[int], teacher_depth: int, layer_map: LayerMap = "uniform"
+) -> dict[str, tuple[str, str]]:
     """ViT -> a pyramid such as VMamba: norms and MLPs of its blocks, head; each stage has a stream of its own width.
 
+    `subclone` finds this plan by itself; it is there to be changed.
+
     Args:
-        depths: blocks of each stage; all together are spread evenly over the teacher's layers.
+        depths: blocks of each stage.
         teacher_depth: layers of the teacher.
+        layer_map: the teacher layer of each block, the blocks of all stages counted through.
 
     Raises:
-        ValueError: a number of blocks or layers is below 1.
+        ValueError: a number of blocks or layers is below 1, or the layer map does not fit.
 
     Example:
         >>> plan = stage_plan((1, 2), 12)
@@ -70,18 +91,15 @@ def stage_plan(depths: Sequence[int], teacher_depth: int) -> dict[str, tuple[str
     check_sizes(teacher_depth=teacher_depth)
     for depth in depths:
         check_sizes(depth=depth)
-    layers = iter(uniform(sum(depths), teacher_depth).values())
+    blocks = [(stage, block) for stage, depth in enumerate(depths) for block in range(depth)]
     plan = {}
-    for stage, depth in enumerate(depths):
-        for block in range(depth):
-            layer = str(next(layers))
-            for key, (pattern, axes) in VIT.items():
-                if key.startswith("blocks.") and ".attn." not in key:
-                    words = axes.replace("residual", f"residual.{stage}").replace(
-                        "hidden.{i}", f"hidden.{stage}.{block}"
-                    )
-                    name = key.replace("blocks.{i}", f"stages.{stage}.blocks.{block}")
-                    plan[name] = (pattern.replace("{i}", layer), words)
+    for number, layer in resolve_layer_map(layer_map, len(blocks), teacher_depth).items():
+        stage, block = blocks[number]
+        for key, (pattern, axes) in VIT.items():
+            if key.startswith("blocks.") and ".attn." not in key:
+                words = axes.replace("residual", f"residual.{stage}").replace("hidden.{i}", f"hidden.{stage}.{block}")
+                name = key.replace("blocks.{i}", f"stages.{stage}.blocks.{block}")
+                plan[name] = (pattern.replace("{i}", str(layer)), words)
     last = f"residual.{len(depths) - 1}"
     tail = ("norm.weight", "norm.bias", "head.weight", "head.bias")
     return plan | {key: (VIT[key][0], VIT[key][1].replace("residual", last)) for key in tail}

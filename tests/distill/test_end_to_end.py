@@ -5,6 +5,7 @@ import torch
 from transmamba.distill import (
     BidirectionalDistill,
     LayerCalibrators,
+    MixingMatrixDistill,
     MultiDirectionalDistill,
     TransMambaLoss,
     align_tokens,
@@ -13,6 +14,7 @@ from transmamba.distill import (
 )
 from transmamba.models.vision_mamba import SNAKES, VisionMamba
 from transmamba.models.vit import ViT
+from transmamba.ops import mixing_matrix, scan_orders
 
 SIZE = {"img_size": 12, "patch_size": 4, "num_classes": 5}
 
@@ -84,3 +86,22 @@ def test_sampled_directions_equal_the_directions_of_the_sample():
         MultiDirectionalDistill(order="raster")(some, sample.take(target)),
         MultiDirectionalDistill()(every, target, grid=(3, 3)),
     )
+
+
+def test_matrices_of_a_mixer_give_its_output_and_can_be_distilled():
+    student, _, images = models(("forward", "backward"))
+    mixer = student.blocks[0].mixer
+    with tap(student, ["blocks.0.mixer", "blocks.0.mixer.in_proj"]) as outputs:
+        with tap(student, "blocks.0.mixer.**.x_proj", point="input") as scanned:
+            student(images)
+    matrices = []
+    for branch, u, order in zip(mixer.branches, scanned.layers, scan_orders(student.order_specs, (3, 3)), strict=True):
+        dt, A, B, C, D, dt_bias = branch.ssm.scan_parameters(u)
+        inputs = (dt[:, None], A[None], B[:, None], C[:, None], D[None])
+        matrices.append(mixing_matrix(*inputs, dt_bias=dt_bias[None], softplus=True, orders=[order])[:, 0])
+    y = sum(torch.einsum("bdts,bsd->btd", m, u) for m, u in zip(matrices, scanned.layers, strict=True))
+    gate = torch.nn.functional.silu(outputs["blocks.0.mixer.in_proj"].chunk(2, -1)[1])
+    torch.testing.assert_close(mixer.out_proj(y * gate), outputs["blocks.0.mixer"], atol=1e-6, rtol=1e-4)
+    attention = torch.randn(3, 12, 9, 9).softmax(-1)
+    MixingMatrixDistill()([sum(matrices)], [attention]).backward()
+    assert all(branch.ssm.A_log.grad.any() for branch in mixer.branches)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba.models import MambaLM, VideoMamba, VisionMamba, ViT
+from transmamba.models import MambaEncoder, MambaLM, VideoMamba, VisionMamba, ViT
 from transmamba.models.vit import ViTBlock
 from transmamba.nn import Mamba2Mixer
 from transmamba.nn.mamba2 import HeadSSM
@@ -69,6 +69,42 @@ def test_clip_gives_its_image_tower_to_video_mamba():
     assert torch.equal(student.norm.weight, get("post_layernorm.weight"))
     assert "temporal_pos_embed" in report.skipped
     assert student(torch.randn(1, 3, 6, 16, 16)).isfinite().all()
+
+
+def clip():
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 48}
+    image = sizes | {"image_size": 8, "patch_size": 2}
+    words = sizes | {"vocab_size": 11, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.CLIPConfig(text_config=sizes | words, vision_config=image)
+    model = transformers.CLIPModel(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("_proj.bias"):  # zero in a new model
+                p.normal_()
+    return model
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_hybrid_of_clip_keeps_attention_with_its_biases(wrapped):
+    teacher, student = clip(), hybrid(every=2, depth=2)
+    start = AttentionInit(heads=3, length=16)
+    report = subclone(teacher if wrapped else teacher.vision_model, student, first_importance, ssm_from=start)
+    x = torch.randn(2, 7, 12)
+    theirs, _ = teacher.vision_model.encoder.layers[1].self_attn(x)
+    torch.testing.assert_close(student.blocks[1].attn(x), theirs)
+    assert report.sliced["blocks.0.mixer.out_proj.weight"].endswith(".self_attn.q_proj: linear attention")
+
+
+def test_text_and_image_students_of_one_clip_take_the_attention_of_their_tower():
+    teacher, start = clip(), AttentionInit(heads=3, length=16)
+    for student, tower in (
+        (MambaEncoder(11, 12, depth=2, max_length=77, d_state=3), "text_model"),
+        (VisionMamba(img_size=8, patch_size=2, dim=12, depth=2, d_state=3), "vision_model"),
+    ):
+        report = subclone(teacher, student, first_importance, ssm_from=start)
+        source = f"{tower}.encoder.layers.1.self_attn.q_proj: linear attention"
+        assert report.sliced["blocks.1.mixer.out_proj.weight"] == source
 
 
 def llama():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from transmamba.transfer.circuits import AttentionInit, Circuit, Input, constant_direction, read_circuit
 from transmamba.transfer.layer_maps import LayerMap
-from transmamba.transfer.matching import match
+from transmamba.transfer.matching import Plan, match
 from transmamba.transfer.mixers import build_mamba, build_mamba2, check_mamba, check_mamba2
 from transmamba.transfer.tensors import check_source, check_target, read, shape_of
 from transmamba.transfer.writes import Write
@@ -39,7 +39,7 @@ ATTENTION = {
     OUT: (
         "blocks.{i}.attn.proj.weight | layers.{i}.attention.o_proj.weight"
         " | encoder.layer.{i}.attention.output.dense.weight | vision_model.encoder.layers.{i}.self_attn.out_proj.weight"
-        " | layers.{i}.self_attn.o_proj.weight",
+        " | encoder.layers.{i}.self_attn.out_proj.weight | layers.{i}.self_attn.o_proj.weight",
         "residual value",
     ),
 }
@@ -63,7 +63,7 @@ def plan_attention(
     Raises:
         ValueError: names, heads or widths do not fit.
     """
-    found = match(ATTENTION, target, source, layer_map)
+    found = match(_tower(target), target, source, layer_map)
     sources: dict[int, dict[str, list[str]]] = {}
     for copy in found.copies:
         layer, leaf = int(copy.student.split(".")[1]), IN if ".in_proj." in copy.student else OUT
@@ -80,6 +80,13 @@ def plan_attention(
         for layer, names in sources.items()
         for write in _layer(init, layer, names, slot, source, target, kept, norms)
     ]
+
+
+def _tower(target: Mapping[str, Tensor]) -> Plan:
+    """`ATTENTION`; of a CLIP with both towers, a student that reads tokens takes the text's."""
+    if "embedding.weight" not in target:
+        return ATTENTION
+    return {leaf: (pattern.replace("vision_model", "text_model"), axes) for leaf, (pattern, axes) in ATTENTION.items()}
 
 
 def _layer(

@@ -11,6 +11,10 @@ from transmamba.transfer.layer_maps import LayerMap, resolve_layer_map
 Plan = Mapping[str, tuple[str, str]]
 
 
+class AmbiguousName(ValueError):
+    """A name of the plan stands for several tensors of the teacher."""
+
+
 class Copy(NamedTuple):
     """A teacher tensor that goes to a student tensor, or to one block of its first axis."""
 
@@ -112,7 +116,7 @@ class _Names:
             return name
         hits = [prefix + name for prefix in self.prefixes if prefix + name in self.names]
         if len(hits) > 1:
-            raise ValueError(f"{name} could be {' or '.join(hits)}: write the whole name in the plan")
+            raise AmbiguousName(f"{name} could be {' or '.join(hits)}: write the whole name in the plan")
         return hits[0] if hits else None
 
 

@@ -97,10 +97,12 @@ CLIP: Entries = {
         "vision_model.embeddings.patch_embedding | embeddings.patch_embedding",
         "residual . time . .",
     ),
-    "blocks.{i}.attn.qkv.weight": (
-        "vision_model.encoder.layers.{i}.self_attn.q_proj.weight"
-        " + vision_model.encoder.layers.{i}.self_attn.k_proj.weight"
-        " + vision_model.encoder.layers.{i}.self_attn.v_proj.weight",
+    **affine(
+        "blocks.{i}.attn.qkv",
+        " | ".join(
+            " + ".join(f"{tower}encoder.layers.{{i}}.self_attn.{leaf}_proj" for leaf in "qkv")
+            for tower in ("vision_model.", "")
+        ),
         f"{QKV} residual",
     ),
     **{

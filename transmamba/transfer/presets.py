@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from transmamba._typing import check_sizes, typed
 from transmamba.transfer.axes import substitute
 from transmamba.transfer.layer_maps import LayerMap, resolve_layer_map
-from transmamba.transfer.matching import Plan, count_layers, match
+from transmamba.transfer.matching import AmbiguousName, Plan, count_layers, match
 from transmamba.transfer.plans import PRESETS, VIT
 
 
@@ -25,17 +25,23 @@ def find_preset(student: Iterable[str], teacher: Iterable[str], layer_map: Layer
     """The preset that initialises most tensors of the student; `stage_plan` for stages that a ViT is to fill.
 
     Raises:
-        ValueError: none finds a layer of the teacher.
+        ValueError: none finds a layer of the teacher, or only by names that fit several of its tensors.
     """
     student, teacher = list(student), list(teacher)
-    best, most = "", 0
+    best, most, ambiguous = "", 0, None
     for name, plan in PRESETS.items():
-        found = match(plan, student, teacher, layer_map)
+        try:
+            found = match(plan, student, teacher, layer_map)
+        except AmbiguousName as error:  # both towers of a CLIP have what an image model's names end with
+            ambiguous = error
+            continue
         count = len({copy.student for copy in found.copies})
         if found.layers and count > most:
             best, most = name, count
     if not best and (stages := _plan_of_stages(student, teacher, layer_map)):
         return stages
+    if not best and ambiguous:
+        raise ambiguous
     if not best:
         raise ValueError(
             f"no preset of {', '.join(PRESETS)} knows these names: the teacher has {_few(teacher)}; the student has"

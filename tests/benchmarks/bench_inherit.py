@@ -195,25 +195,27 @@ def show(path: Path, ways: list[str], figure: Path | None) -> None:
             ]
         print(f"| {way or 'default'} | {len(mine)} | " + " | ".join(cells) + " |")
     if figure is not None:
-        plot([record for record in records if record["way"] in ways], figure)
+        drawn = [record for record in records if record["way"] in ways]
+        plot(drawn, figure, "test accuracy, per cent", "62 glyphs, unseen fonts")
 
 
-def plot(records: list[dict], figure: Path) -> None:
-    """Accuracy against steps, the mean and the range over all runs."""
+def plot(records: list[dict], figure: Path, value: str, title: str) -> None:
+    """The records' curves against steps, the mean and the range over all runs of a way."""
     import matplotlib.pyplot as plt
 
     # the same file from the same records, and a small one
     plt.rcParams.update({"svg.hashsalt": "transmamba", "svg.fonttype": "none"})
-    drawn, axis = plt.subplots(figsize=(7, 4))
+    canvas, axis = plt.subplots(figsize=(7, 4))
     for way in dict.fromkeys(r["way"] for r in records):
-        curves = torch.tensor([list(r["curve"].values()) for r in records if r["way"] == way])
-        axis.plot(MEASURED, curves.mean(0), marker="o", markersize=3, label=way or "default")
-        axis.fill_between(MEASURED, curves.amin(0), curves.amax(0), alpha=0.15)
-    axis.set(xlabel="step", ylabel="test accuracy, per cent", title="62 glyphs, unseen fonts")
+        mine = [r["curve"] for r in records if r["way"] == way]
+        steps, curves = list(map(int, mine[0])), torch.tensor([list(curve.values()) for curve in mine])
+        axis.plot(steps, curves.mean(0), marker="o", markersize=3, label=way or "default")
+        axis.fill_between(steps, curves.amin(0), curves.amax(0), alpha=0.15)
+    axis.set(xlabel="step", ylabel=value, title=title)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
     axis.legend()
-    drawn.savefig(figure, metadata={"Date": None}, bbox_inches="tight")
+    canvas.savefig(figure, metadata={"Date": None}, bbox_inches="tight")
 
 
 def main() -> None:

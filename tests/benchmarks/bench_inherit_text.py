@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_inherit_text compare RECORDS.jsonl [--seeds 5] [--steps 30]
     python -m tests.benchmarks.bench_inherit_text long RECORDS.jsonl [--seeds 3] [--steps 300]
-    python -m tests.benchmarks.bench_inherit_text show RECORDS.jsonl
+    python -m tests.benchmarks.bench_inherit_text show RECORDS.jsonl [--figure CURVES.svg]
 
 `compare` halves the channels (group `width`) or the layers (`depth`), one factor at a time; `long` trains the
 notebook's students. Both run the notebook's own cells up to its training loop, with knobs changed. Products of matrices
@@ -25,6 +25,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import transmamba as tm
+from tests.benchmarks.bench_inherit import plot
 from transmamba.transfer import AttentionInit
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "03_text_encoder.py"
@@ -143,21 +144,41 @@ def run(path: Path, action: str, seeds: int, steps: int, chosen: list[str]) -> N
         else:
             students = {name: build(names, way, known, seed) for name, way in ways.items()}
             losses = dict.fromkeys(students, names["full"])
-        for way, points in train(names, students, losses, seed, steps).items():
-            record = {"group": group, "way": way, "seed": seed, "steps": steps, "points": points}
+        measured = (steps,) if group == "long" else (0, steps // 10, steps)
+        drawn = (0, steps // 10, *range(steps // 5, steps + 1, steps // 5)) if group == "long" else ()
+        points, curves = train(names, students, losses, seed, steps, measured, drawn)
+        for way in ways:
+            record = {"group": group, "way": way, "seed": seed, "steps": steps, "points": points[way]}
             with path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record | ({"curve": curves[way]} if drawn else {})) + "\n")
 
 
 def train(
-    names: dict[str, Any], students: dict[str, nn.Module], losses: dict[str, Any], seed: int, steps: int
-) -> dict[str, dict[int, dict[str, float]]]:
-    """The notebook's training; measured before it, after a tenth and at the end."""
+    names: dict[str, Any],
+    students: dict[str, nn.Module],
+    losses: dict[str, Any],
+    seed: int,
+    steps: int,
+    measured: tuple[int, ...],
+    drawn: tuple[int, ...],
+) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, dict[int, float]]]:
+    """The notebook's training; what `measure` says at some steps, and at others the cosine on every few texts."""
+    points: dict[str, dict[int, dict[str, float]]] = {way: {} for way in students}
+    curves: dict[str, dict[int, float]] = {way: {} for way in students}
+
+    def look(way: str, done: int) -> None:
+        if done in measured:
+            points[way][done] = measure(names, students[way], done == steps)
+        if done in drawn:
+            with torch.autocast("cpu", torch.bfloat16):
+                curves[way][done] = names["cosine_to_teacher"](students[way], names["few"])
+
     optimizers = {
         way: torch.optim.AdamW(student.parameters(), names["LEARNING_RATE"], fused=True)
         for way, student in students.items()
     }
-    points = {way: {0: measure(names, student, False)} for way, student in students.items()}
+    for way in students:
+        look(way, 0)
     for done, texts in enumerate(tqdm(names["draw_batches"](seed), f"seed {seed}", mininterval=9), 1):
         ids, mask = names["encode"](texts)
         target = names["teacher_layers"](ids, mask)
@@ -166,18 +187,18 @@ def train(
             optimizers[way].param_groups[0]["lr"] = rate
             with torch.autocast("cpu", torch.bfloat16):
                 names["step"](student, optimizers[way], losses[way], ids, mask, target)
-            if done in (steps // 10, steps):
-                points[way][done] = measure(names, student, done == steps)
-    return points
+            look(way, done)
+    return points, curves
 
 
-def show(path: Path) -> None:
-    """Mean and deviation by group and way."""
+def show(path: Path, figure: Path | None) -> None:
+    """Mean and deviation by group and way; the curves of the long run are drawn."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for group in dict.fromkeys(record["group"] for record in records):
         mine = [record for record in records if record["group"] == group]
         steps = list(mine[0]["points"])
-        columns = [(step, key) for step in (*steps[:2], steps[-1]) for key in ("cosine", "overlap")]
+        shown = dict.fromkeys((*steps[:2], steps[-1]))
+        columns = [(step, key) for step in shown for key in ("cosine", "overlap")]
         columns += [(steps[-1], key) for key in ("probe", "category") if key in mine[0]["points"][steps[-1]]]
         print(f"\n| {group} | seeds | " + " | ".join(f"{key} at {step}" for step, key in columns) + " |")
         for way in dict.fromkeys(record["way"] for record in mine):
@@ -188,6 +209,9 @@ def show(path: Path) -> None:
                 spread = statistics.stdev(values) if len(values) > 1 else 0.0
                 cells.append(f"{statistics.mean(values):.3f} ± {spread:.3f}")
             print(f"| {way} | {len(runs)} | " + " | ".join(cells) + " |")
+    if figure is not None:
+        curves = [record for record in records if "curve" in record]
+        plot(curves, figure, "cosine to the teacher's sentence vector", "MiniLM, held-out sentences")
 
 
 def main() -> None:
@@ -197,10 +221,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ways", nargs="*", default=[], help="only these; all by default")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--figure", type=Path, help="of the curves of the long run")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.action == "show":
-        show(arguments.records)
+        show(arguments.records, arguments.figure)
     else:
         run(arguments.records, arguments.action, arguments.seeds, arguments.steps, arguments.ways)
 

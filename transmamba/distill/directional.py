@@ -114,7 +114,8 @@ class MultiDirectionalDistill(nn.Module):
         for name, layers in student.items():
             chosen = self.inner.match(layers, teacher, f"{name} student")
             check_mask(mask, layers[0])
-            units |= {layer: self.inner.unit(teacher, layer, mask) for layer in set(chosen) - units.keys()}
+            missing = {layer for layer in chosen if layer not in units}
+            units |= {layer: self.inner.unit(teacher, layer, mask) for layer in missing}
             index = None
             if (self.order if order is None else order) == "scan":
                 index = _scan_index(name, next(iter(units.values())), grid, orders)

@@ -71,6 +71,8 @@ def test_samples_that_do_not_fit_are_named():
         align_image_text(*mixed, **GRIDS)
     with pytest.raises(ValueError, match=r"sample 0 has 8 image tokens in the student: expected a multiple of 6"):
         align_image_text(*arguments, student_grid=(2, 3), teacher_grid=(1, 2))
+    with pytest.raises(ValueError, match=r"teacher_grid\[1\] must be at least 1, got 0"):
+        align_image_text(*arguments, student_grid=GRIDS["student_grid"], teacher_grid=(1, 0))
     words = list(both(words=(5, 3, 4))[2])
     mixed = [arguments[0], words[1], arguments[2], words[3], arguments[4], words[5]]
     with pytest.raises(ValueError, match="sample 1 has 2 real tokens in the student, 3 in the teacher"):
@@ -83,3 +85,5 @@ def test_vocabularies_must_be_one():
         check_vocabularies({"a": 0, "b": 1}, {"b": 0, "a": 1})
     with pytest.raises(ValueError, match="1 words differ, the first is 'c': number None in the student, 2"):
         check_vocabularies({"a": 0}, {"a": 0, "c": 2})
+    with pytest.raises(TypeError, match=r"(?s)parameter .student.*Mapping"):
+        check_vocabularies(["a"], {"a": 0})

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-from transmamba.models import MeanPooling, SequentialHead, TemporalMamba, TemporalTransformer, TightHead
+from transmamba.models import LogitScale, MeanPooling, SequentialHead, TemporalMamba, TemporalTransformer, TightHead
 
 TEMPORAL = {"mamba": lambda: TemporalMamba(6, depth=1), "transformer": lambda: TemporalTransformer(6, depth=1, heads=2)}
 HEADS = {"mean": MeanPooling, "tight": lambda: TightHead(6)} | {
@@ -113,6 +115,38 @@ def test_the_tight_head_needs_tokens(batch):
         TightHead(6)(*batch[:3])
 
 
-def test_more_frames_than_positions_are_refused():
+def test_frames_that_do_not_fit_the_transformer_are_refused():
     with pytest.raises(ValueError, match="built for at most 4 frames, got 5"):
         TemporalTransformer(6, depth=1, heads=2, max_frames=4)(torch.zeros(2, 5, 6))
+    with pytest.raises(ValueError, match="frames has 7 channels, the module was built for 6"):
+        TemporalTransformer(6, depth=1, heads=2)(torch.zeros(2, 3, 7))
+    with pytest.raises(ValueError, match="heads must divide the width of the frames, got 4 heads for 6 channels"):
+        TemporalTransformer(6, heads=4)
+
+
+def test_the_scale_stays_below_its_bound_and_can_come_back():
+    scale, similarity = LogitScale(99.0), torch.ones(1, 1)
+    optimizer = torch.optim.SGD(scale.parameters(), 1e-3)
+    for _ in range(5):
+        optimizer.zero_grad()
+        (-scale(similarity)).sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(scale(similarity).item(), 100.0)
+    reached = scale.log_scale.item()
+    scale.zero_grad()
+    scale(similarity).sum().backward()
+    optimizer.step()
+    assert math.log(100) < reached and scale.log_scale.item() < reached
+
+
+def test_gradient_of_the_scale():
+    scale = LogitScale(7.0).double()
+    assert torch.autograd.gradcheck(scale, torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
+    scale(torch.ones(1, 1, dtype=torch.float64)).backward()
+    torch.testing.assert_close(scale.log_scale.grad.item(), 7.0, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"start": 0.0}, {"start": 101.0}, {"start": 3.0, "largest": 2.0}])
+def test_a_scale_outside_its_bounds_is_refused(options):
+    with pytest.raises(ValueError, match="expected 0 < start <= largest"):
+        LogitScale(**options)

@@ -1,10 +1,9 @@
-import math
-
 import pytest
 import torch
 
 from transmamba.models import (
-    LogitScale,
+    ClipFrames,
+    ClipText,
     MambaEncoder,
     MambaFrames,
     MeanPooling,
@@ -126,34 +125,6 @@ def test_comparing_in_chunks_changes_nothing(clip):
     torch.testing.assert_close(whole, teacher(ids, clips, mask))
 
 
-def test_the_scale_stays_below_its_bound_and_can_come_back():
-    scale, similarity = LogitScale(99.0), torch.ones(1, 1)
-    optimizer = torch.optim.SGD(scale.parameters(), 1e-3)
-    for _ in range(5):
-        optimizer.zero_grad()
-        (-scale(similarity)).sum().backward()
-        optimizer.step()
-    torch.testing.assert_close(scale(similarity).item(), 100.0)
-    reached = scale.log_scale.item()
-    scale.zero_grad()
-    scale(similarity).sum().backward()
-    optimizer.step()
-    assert math.log(100) < reached and scale.log_scale.item() < reached
-
-
-def test_gradient_of_the_scale():
-    scale = LogitScale(7.0).double()
-    assert torch.autograd.gradcheck(scale, torch.randn(2, 3, dtype=torch.float64, requires_grad=True))
-    scale(torch.ones(1, 1, dtype=torch.float64)).backward()
-    torch.testing.assert_close(scale.log_scale.grad.item(), 7.0, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("options", [{"start": 0.0}, {"start": 101.0}, {"start": 3.0, "largest": 2.0}])
-def test_a_scale_outside_its_bounds_is_refused(options):
-    with pytest.raises(ValueError, match="expected 0 < start <= largest"):
-        LogitScale(**options)
-
-
 def test_a_retriever_learns_to_tell_two_clips_apart(video):
     torch.manual_seed(0)
     model = VideoRetriever(PooledText(MambaEncoder(11, 8, depth=1), 8, 5), video)
@@ -165,3 +136,21 @@ def test_a_retriever_learns_to_tell_two_clips_apart(video):
         loss.backward()
         optimizer.step()
     assert loss < 0.1
+
+
+@pytest.mark.parametrize("side", [ClipText, ClipFrames, clip4clip])
+def test_another_model_is_no_clip(side):
+    with pytest.raises(TypeError, match="expected a CLIPModel of transformers, got a Identity without"):
+        side(torch.nn.Identity())
+
+
+def test_clip_needs_something_to_see(clip):
+    with pytest.raises(ValueError, match=r"ids have shape \(2, 0\): there is nothing for CLIP to see"):
+        ClipText(clip)(torch.zeros(2, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"clips have shape \(0, 3, 2, 8, 8\)"):
+        ClipFrames(clip)(torch.zeros(0, 3, 2, 8, 8))
+
+
+def test_a_text_encoder_of_another_width_is_refused():
+    with pytest.raises(ValueError, match="what the encoder gives has 8 channels, the module was built for 7"):
+        PooledText(MambaEncoder(11, 8, depth=1), 7, 5)(torch.ones(1, 2, dtype=torch.long))

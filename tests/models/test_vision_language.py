@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba.models import BackbonePatches, ClipPatches, MambaLM, VisionLanguageMamba, VisionMamba, ViT
+from transmamba.models import BackbonePatches, ClipPatches, MambaLM, VisionLanguageMamba, VisionMamba
 from transmamba.models import llava_sizes as sizes
-from transmamba.models.patch_encoders import Projector
-from transmamba.models.splice import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Chosen, splice
+from transmamba.models.splice import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Chosen, check_images, splice
 from transmamba.nn import Mamba2Mixer, MambaMixer
 from transmamba.transfer import init_convolutions, magnitude_importance, subclone
 
@@ -183,25 +182,6 @@ def test_text_alone_needs_no_images():
     assert model(IDS[1:2, :4], empty).grid == () and model.generate(IDS[1:2, :4], empty, 2).shape == (1, 2)
 
 
-def test_clip_gives_its_patches_as_llava_takes_them():
-    config = transformers.CLIPVisionConfig(
-        hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=2, image_size=8, patch_size=4
-    )
-    clip, images = transformers.CLIPVisionModel(config).eval(), torch.randn(2, 3, 8, 8)
-    tokens, grid = ClipPatches(clip)(images)
-    expected = clip(images, output_hidden_states=True).hidden_states[-2][:, 1:]
-    assert torch.equal(tokens, expected) and grid == (2, 2)
-    with pytest.raises(ValueError, match="hidden state 4 does not exist: expected -4 to 3"):
-        ClipPatches(clip, layer=4)
-
-
-def test_a_backbone_gives_patches_without_its_class_tokens():
-    vit, images = ViT(8, 4, dim=12, depth=2, heads=3).eval(), torch.randn(2, 3, 8, 8)
-    features = vit.forward_features(images)
-    assert torch.equal(BackbonePatches(vit, 12)(images)[0], features.last[:, 1:])
-    assert torch.equal(BackbonePatches(vit, 12, layer=0)(images)[0], features.layers[0][:, 1:])
-
-
 def test_it_inherits_from_llava_and_from_a_mamba():
     text = transformers.LlamaConfig(
         hidden_size=DIM, num_hidden_layers=3, num_attention_heads=3, intermediate_size=128, vocab_size=WORDS
@@ -251,10 +231,6 @@ def test_a_reset_model_starts_as_new_and_keeps_its_vision():
     assert "language.blocks.0.mixer.branches.0.ssm.A_log" in model.no_weight_decay()
 
 
-def test_the_projector_has_llavas_names():
-    assert set(Projector(3, 5).state_dict()) == {f"linear_{n}.{leaf}" for n in (1, 2) for leaf in ("weight", "bias")}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -282,12 +258,24 @@ def test_images_of_two_sizes_are_refused():
     [
         ({"cross_after": [2]}, "no CrossMamba block can follow block 2: expected 0 to 1 of 3, for nothing reads"),
         ({"cross_after": [3], "query": "text"}, "no CrossMamba block can follow block 3: expected 0 to 2 of 3"),
-        ({"query": "audio"}, "query must be one of image, text, got 'audio'"),
     ],
 )
 def test_impossible_models_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        VisionLanguageMamba(BackbonePatches(nn.Identity(), 7), MambaLM(WORDS, DIM, depth=3), **options)
+        build(**{"cross_after": (), **options})
+
+
+def test_what_is_no_vision_encoder_or_query_is_refused():
+    language = MambaLM(WORDS, DIM, depth=3)
+    with pytest.raises(TypeError, match="a vision encoder needs a width `dim`, Identity has None"):
+        VisionLanguageMamba(nn.Identity(), language)
+    with pytest.raises(TypeError, match="(?s)query.*audio"):
+        build("audio")
+
+
+def test_what_is_no_image_is_refused():
+    with pytest.raises(TypeError, match="images of sample 1 are a list: expected a tensor of four axes"):
+        check_images(IDS[:2], MASK[:2], [torch.zeros(2, 3, 8, 12), []])
 
 
 def test_a_pass_without_labels_has_no_loss():

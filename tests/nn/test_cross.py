@@ -175,6 +175,21 @@ def test_aligned_refuses_unequal_lengths(pair):
         CrossMamba(8, 6, readout="aligned").double()(*pair)
 
 
+def test_other_widths_are_refused_by_name(pair):
+    query, context = pair
+    with pytest.raises(ValueError, match="context has 8 channels, the module was built for 6"):
+        CrossMamba(8, 6).double()(query, query)
+    with pytest.raises(ValueError, match="query has 6 channels, the module was built for 8"):
+        CrossMamba(8, 6).double()(context, context)
+
+
+def test_impossible_sizes_are_refused():
+    with pytest.raises(ValueError, match="d_state must be at least 1, got 0"):
+        CrossMamba(8, 6, d_state=0)
+    with pytest.raises(TypeError, match="(?s)readout.*first"):
+        CrossMamba(8, 6, readout="first")
+
+
 def test_another_batch_is_refused_by_name(pair):
     query, context = pair
     with pytest.raises(TypeError, match=r"(?s)context.*batch=2"):

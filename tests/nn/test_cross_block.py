@@ -73,6 +73,14 @@ def test_a_mixer_with_its_own_residual_is_refused():
         CrossMambaBlock(DIM, CONTEXT, CrossMamba(DIM, CONTEXT))
 
 
+def test_sizes_that_do_not_fit_are_refused(pair):
+    x, context = pair
+    with pytest.raises(ValueError, match="context has 6 channels, the module was built for 4"):
+        CrossMambaBlock(DIM, CONTEXT).double()(x, x)
+    with pytest.raises(ValueError, match="mlp_ratio=inf of a width of 6 leaves no channel, or too many"):
+        CrossMambaBlock(DIM, CONTEXT, mlp_ratio=float("inf"))
+
+
 def test_branches_are_dropped_in_training_alone(pair):
     x, context = pair
     block = CrossMambaBlock(DIM, CONTEXT, drop_path=0.5).double()

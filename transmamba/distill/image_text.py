@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.distill.align import Interpolation, resize_tokens
 from transmamba.distill.text import AlignedText, align_text
 
@@ -44,8 +44,8 @@ def align_image_text(
         interpolation: see `resize_tokens`.
 
     Raises:
-        ValueError: a sample has different numbers of images or of text tokens on both sides, or patches that do not
-            fill whole grids.
+        ValueError: a sample has different numbers of images or of text tokens on both sides, patches that do not fill
+            whole grids, or a side of a grid is no size.
 
     Example:
         >>> x, image = torch.randn(1, 6, 3), torch.tensor([[True] * 4 + [False] * 2])
@@ -77,6 +77,7 @@ def align_image_text(
 
 def _images(name: str, mask: Tensor, image: Tensor, grid: Sequence[int]) -> Tensor:
     """How many images each sample has."""
+    check_sizes(**{f"{name}_grid[{axis}]": side for axis, side in enumerate(grid)})
     tokens = (mask & image).sum(1)
     odd = (tokens % prod(grid)).nonzero().flatten().tolist()
     if odd:
@@ -87,6 +88,7 @@ def _images(name: str, mask: Tensor, image: Tensor, grid: Sequence[int]) -> Tens
     return tokens // prod(grid)
 
 
+@typed
 def check_vocabularies(student: Mapping[str, int], teacher: Mapping[str, int]) -> None:
     """Refuse to distil logits between vocabularies that differ: equal sizes may still mean other words.
 

@@ -33,6 +33,7 @@ from transmamba.models.plain_mamba import plain_mamba_l3 as plain_mamba_l3
 from transmamba.models.plain_mamba import plain_mamba_small as plain_mamba_small
 from transmamba.models.plain_mamba import plain_mamba_tiny as plain_mamba_tiny
 from transmamba.models.pretrained import Pretrained as Pretrained
+from transmamba.models.retrieval_heads import LogitScale as LogitScale
 from transmamba.models.retrieval_heads import MeanPooling as MeanPooling
 from transmamba.models.retrieval_heads import SequentialHead as SequentialHead
 from transmamba.models.retrieval_heads import TemporalMamba as TemporalMamba
@@ -47,7 +48,6 @@ from transmamba.models.video_mamba import video_mamba_small as video_mamba_small
 from transmamba.models.video_mamba import video_mamba_tiny as video_mamba_tiny
 from transmamba.models.video_retrieval import ClipFrames as ClipFrames
 from transmamba.models.video_retrieval import ClipText as ClipText
-from transmamba.models.video_retrieval import LogitScale as LogitScale
 from transmamba.models.video_retrieval import MambaFrames as MambaFrames
 from transmamba.models.video_retrieval import PooledText as PooledText
 from transmamba.models.video_retrieval import TextFeatures as TextFeatures

@@ -2,13 +2,35 @@
 
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Backbone
 from transmamba.models.stack import reset_children
 from transmamba.ops.orders import Grid
+
+
+def clip_parts(clip: nn.Module, *names: str, kind: str = "CLIPModel") -> list[Any]:
+    """What a CLIP of `transformers` keeps under these names.
+
+    Raises:
+        TypeError: it has no such thing.
+    """
+    missing = [name for name in names if not hasattr(clip, name)]
+    if missing:
+        raise TypeError(f"expected a {kind} of transformers, got a {type(clip).__name__} without {missing[0]}")
+    return [getattr(clip, name) for name in names]
+
+
+def check_filled(x: Shaped[Tensor, "..."], name: str) -> None:
+    """Refuse inputs without elements, which the models of `transformers` cannot take.
+
+    Raises:
+        ValueError: one axis has no entries.
+    """
+    if not x.numel():
+        raise ValueError(f"{name} have shape {tuple(x.shape)}: there is nothing for CLIP to see, leave the call out")
 
 
 class ClipPatches(nn.Module):
@@ -19,22 +41,27 @@ class ClipPatches(nn.Module):
         layer: which hidden state; LLaVA takes the one before the last block, -2.
 
     Raises:
-        ValueError: that hidden state does not exist.
+        TypeError: the encoder is no such model.
+        ValueError: that hidden state does not exist; on the call, if there is no image.
     """
 
-    def __init__(self, encoder: Any, *, layer: int = -2) -> None:
+    @typed
+    def __init__(self, encoder: nn.Module, *, layer: int = -2) -> None:
         super().__init__()
-        states = encoder.config.num_hidden_layers + 1  # the embedding comes first
+        (config,) = clip_parts(encoder, "config", kind="CLIPVisionModel")
+        states = config.num_hidden_layers + 1  # the embedding comes first
         if not -states <= layer < states:
             raise ValueError(f"hidden state {layer} does not exist: expected {-states} to {states - 1}")
-        self.encoder, self.layer = encoder, layer
-        self.dim: int = encoder.config.hidden_size
+        self.encoder: Any = encoder
+        self.layer = layer
+        self.dim: int = config.hidden_size
 
     @typed
     def forward(
         self, images: Float[Tensor, "image channel height width"]
     ) -> tuple[Float[Tensor, "image patch dim"], Grid]:
         """Tokens in raster order, and rows and columns of patches."""
+        check_filled(images, "images")
         states = self.encoder(pixel_values=images, output_hidden_states=True).hidden_states
         side = self.encoder.config.patch_size
         return states[self.layer][:, 1:], (images.shape[2] // side, images.shape[3] // side)
@@ -56,8 +83,10 @@ class BackbonePatches(nn.Module):
         (torch.Size([5, 4, 12]), (2, 2))
     """
 
+    @typed
     def __init__(self, backbone: Backbone, dim: int, *, layer: int | None = None) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         self.backbone, self.dim, self.layer = backbone, dim, layer
 
     @typed
@@ -69,6 +98,18 @@ class BackbonePatches(nn.Module):
         tokens = features.last if self.layer is None else features.layers[self.layer]
         patches = [i for i in range(tokens.shape[1]) if i not in features.extra]
         return tokens[:, patches], features.grid
+
+
+def encoder_width(vision: nn.Module) -> int:
+    """Width of the patches.
+
+    Raises:
+        TypeError: the encoder does not say.
+    """
+    width = getattr(vision, "dim", None)
+    if not isinstance(width, int):
+        raise TypeError(f"a vision encoder needs a width `dim`, {type(vision).__name__} has {width!r}")
+    return width
 
 
 class Projector(nn.Module):

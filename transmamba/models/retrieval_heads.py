@@ -1,17 +1,18 @@
-"""How alike a text and a video are: CLIP4Clip's three heads, each a module from features to a matrix.
+"""How alike a text and a video are: CLIP4Clip's three heads, modules from features to a matrix, and the scale.
 
-All are called as `head(text, frames, frame_mask, tokens, token_mask)` and give the cosine of every text with every
-video. The two with weights of their own start as `MeanPooling`, so that what CLIP knows is not lost.
+All heads are called as `head(text, frames, frame_mask, tokens, token_mask)` and give the cosine of every text with
+every video. The two with weights of their own start as `MeanPooling`, so that what CLIP knows is not lost.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.models.stack import BlockStack
 from transmamba.nn import CrossMamba, MambaBlock, MambaMixer, init_position
 from transmamba.ops import scan_orders
@@ -74,8 +75,10 @@ class SequentialHead(nn.Module):
         torch.Size([2, 3])
     """
 
+    @typed
     def __init__(self, dim: int, temporal: nn.Module) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         self.temporal = temporal
         self.proj = nn.Linear(dim, dim, bias=False)
         self.pool = MeanPooling()
@@ -118,8 +121,10 @@ class TightHead(nn.Module):
         torch.Size([2, 3])
     """
 
+    @typed
     def __init__(self, dim: int, *, d_state: int = 16, bidirectional: bool = True) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         self.norm = nn.LayerNorm(dim)
         self.cross = CrossMamba(dim, dim, d_state=d_state, bidirectional=bidirectional)
         nn.init.zeros_(self.cross.out_proj.weight)
@@ -154,15 +159,20 @@ class TemporalTransformer(nn.Module):
         max_frames: rows of the position table.
 
     Raises:
-        ValueError: on the call, if there are more frames than positions.
+        ValueError: the heads do not divide the width; on the call, if the frames have another width, or are
+            more than there are positions.
 
     Example:
         >>> TemporalTransformer(8, depth=1, heads=2, max_frames=4)(torch.ones(3, 4, 8)).shape
         torch.Size([3, 4, 8])
     """
 
+    @typed
     def __init__(self, dim: int, *, depth: int = 2, heads: int = 8, max_frames: int = 64) -> None:
         super().__init__()
+        check_sizes(dim=dim, depth=depth, heads=heads, max_frames=max_frames)
+        if dim % heads:
+            raise ValueError(f"heads must divide the width of the frames, got {heads} heads for {dim} channels")
         self.pos_embed = init_position(max_frames, dim)
         layer = nn.TransformerEncoderLayer(
             dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
@@ -172,6 +182,7 @@ class TemporalTransformer(nn.Module):
     @typed
     def forward(self, frames: Frames, frame_mask: FrameMask | None = None) -> Frames:
         """The frames, each having seen all real ones."""
+        check_width(frames, self.pos_embed.shape[2], "frames")
         if frames.shape[1] > self.pos_embed.shape[1]:
             raise ValueError(f"built for at most {self.pos_embed.shape[1]} frames, got {frames.shape[1]}")
         padding = None
@@ -194,8 +205,10 @@ class TemporalMamba(nn.Module):
         torch.Size([3, 4, 8])
     """
 
+    @typed
     def __init__(self, dim: int, *, depth: int = 2, d_state: int = 16) -> None:
         super().__init__()
+        check_sizes(dim=dim, depth=depth)
         self.blocks = BlockStack(MambaBlock(dim, MambaMixer(dim, d_state, directions=2)) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
@@ -204,3 +217,53 @@ class TemporalMamba(nn.Module):
         """The frames, each having seen all real ones."""
         orders = scan_orders(("forward", "backward"), frames.shape[1], frames.device)
         return self.norm(self.blocks(frames, orders, frame_mask))
+
+
+class LogitScale(nn.Module):
+    """Multiply similarities by exp(log_scale), a learnt inverse temperature, at most `largest`.
+
+    At the bound the gradient can lower the scale and not raise it: CLIP's clamp of the parameter after each step,
+    without a line in the training loop.
+
+    Args:
+        start: scale at the start.
+        largest: bound of the scale.
+
+    Raises:
+        ValueError: the numbers are not 0 < start <= largest.
+
+    Reference:
+        CLIP, arXiv 2103.00020.
+
+    Example:
+        >>> LogitScale(start=2.0)(torch.ones(1, 1)).item()
+        2.0
+    """
+
+    @typed
+    def __init__(self, start: float = 1 / 0.07, largest: float = 100.0) -> None:
+        super().__init__()
+        if not 0 < start <= largest:
+            raise ValueError(f"expected 0 < start <= largest, got start={start}, largest={largest}")
+        self.log_largest = math.log(largest)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
+
+    @typed
+    def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
+        """The scaled similarities."""
+        return similarity * _AtMost.apply(self.log_scale, self.log_largest).exp()
+
+
+class _AtMost(torch.autograd.Function):
+    """min(x, bound), whose gradient still brings an x at the bound down."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_max(bound)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return gradient.where((x < ctx.bound) | (gradient > 0), 0), None

@@ -68,6 +68,7 @@ def check_images(
     """Refuse samples whose placeholders and images do not fit.
 
     Raises:
+        TypeError: an entry is no tensor.
         ValueError: there is not one entry of images per sample, one that has not as many images as placeholders, or
             images of several sizes.
     """
@@ -78,6 +79,8 @@ def check_images(
         )
     counts = ((ids == IMAGE_TOKEN_INDEX) & mask).sum(1).tolist()
     for sample, (count, own) in enumerate(zip(counts, images, strict=True)):
+        if not isinstance(own, Tensor) or own.dim() != 4:
+            raise TypeError(f"images of sample {sample} are a {type(own).__name__}: expected a tensor of four axes")
         if count != len(own):
             raise ValueError(
                 f"sample {sample} has {count} image placeholders ({IMAGE_TOKEN_INDEX}) and {len(own)} images: "

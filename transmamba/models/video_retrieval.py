@@ -8,16 +8,16 @@ A text encoder is called as `text(ids, token_mask)` and gives `TextFeatures`; a 
 frame_mask)` and gives one vector per frame; heads are in `retrieval_heads`. Both vectors have one width.
 """
 
-import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, check_width, typed
 from transmamba.models.features import Features
-from transmamba.models.retrieval_heads import MeanPooling, masked_mean
+from transmamba.models.patch_encoders import check_filled, clip_parts
+from transmamba.models.retrieval_heads import LogitScale, MeanPooling, masked_mean
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.ops import scan_orders
 
@@ -43,55 +43,6 @@ class VideoFeatures(NamedTuple):
     features: Features
 
 
-class LogitScale(nn.Module):
-    """Multiply similarities by exp(log_scale), a learnt inverse temperature, at most `largest`.
-
-    At the bound the gradient can lower the scale and not raise it: CLIP's clamp of the parameter after each step,
-    without a line in the training loop.
-
-    Args:
-        start: scale at the start.
-        largest: bound of the scale.
-
-    Raises:
-        ValueError: the numbers are not 0 < start <= largest.
-
-    Reference:
-        CLIP, arXiv 2103.00020.
-
-    Example:
-        >>> LogitScale(start=2.0)(torch.ones(1, 1)).item()
-        2.0
-    """
-
-    def __init__(self, start: float = 1 / 0.07, largest: float = 100.0) -> None:
-        super().__init__()
-        if not 0 < start <= largest:
-            raise ValueError(f"expected 0 < start <= largest, got start={start}, largest={largest}")
-        self.log_largest = math.log(largest)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(start)))
-
-    @typed
-    def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
-        """The scaled similarities."""
-        return similarity * _AtMost.apply(self.log_scale, self.log_largest).exp()
-
-
-class _AtMost(torch.autograd.Function):
-    """min(x, bound), whose gradient still brings an x at the bound down."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.bound = bound
-        return x.clamp_max(bound)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        return gradient.where((x < ctx.bound) | (gradient > 0), 0), None
-
-
 class VideoRetriever(nn.Module):
     """Text encoder, video encoder, head and temperature.
 
@@ -109,6 +60,7 @@ class VideoRetriever(nn.Module):
         torch.Size([2, 4])
     """
 
+    @typed
     def __init__(
         self, text: nn.Module, video: nn.Module, head: nn.Module | None = None, *, scale: LogitScale | None = None
     ) -> None:
@@ -159,15 +111,19 @@ class PooledText(nn.Module):
         dim: width of the space shared with the videos.
     """
 
+    @typed
     def __init__(self, encoder: nn.Module, width: int, dim: int) -> None:
         super().__init__()
+        check_sizes(width=width, dim=dim)
         self.encoder = encoder
         self.proj = nn.Linear(width, dim, bias=False)
 
     @typed
     def forward(self, ids: Ids, token_mask: TokenMask | None = None) -> TextFeatures:
         """The text; True in the mask marks a real token."""
-        tokens = self.proj(self.encoder(ids, token_mask))
+        tokens = self.encoder(ids, token_mask)
+        check_width(tokens, self.proj.in_features, "what the encoder gives")
+        tokens = self.proj(tokens)
         return TextFeatures(masked_mean(tokens, token_mask), tokens)
 
 
@@ -187,8 +143,10 @@ class MambaFrames(nn.Module):
         torch.Size([2, 3, 6])
     """
 
+    @typed
     def __init__(self, encoder: VideoMamba, dim: int) -> None:
         super().__init__()
+        check_sizes(dim=dim)
         width = encoder.cls_token.shape[-1]
         self.encoder = encoder
         self.pool_norm = nn.LayerNorm(width)
@@ -223,37 +181,50 @@ class MambaFrames(nn.Module):
 
 
 class ClipText(nn.Module):
-    """The text side of a Hugging Face `CLIPModel`; the end token stands for the text."""
+    """The text side of a Hugging Face `CLIPModel`; the end token stands for the text.
 
+    Raises:
+        TypeError: the model has no text side.
+        ValueError: on the call, if there is nothing to read.
+    """
+
+    @typed
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
-        self.encoder: Any = clip.text_model
-        self.proj: Any = clip.text_projection
+        self.encoder, self.proj = clip_parts(clip, "text_model", "text_projection")
 
     @typed
     def forward(self, ids: Ids, token_mask: TokenMask | None = None) -> TextFeatures:
         """The text; True in the mask marks a real token."""
+        check_filled(ids, "ids")
         out = self.encoder(input_ids=ids, attention_mask=None if token_mask is None else token_mask.long())
         return TextFeatures(self.proj(out.pooler_output), self.proj(out.last_hidden_state))
 
 
 class ClipFrames(nn.Module):
-    """The image side of a Hugging Face `CLIPModel`, which sees every frame by itself."""
+    """The image side of a Hugging Face `CLIPModel`, which sees every frame by itself.
 
+    Raises:
+        TypeError: the model has no image side.
+        ValueError: on the call, if there is nothing to see.
+    """
+
+    @typed
     def __init__(self, clip: nn.Module) -> None:
         super().__init__()
-        self.encoder: Any = clip.vision_model
-        self.proj: Any = clip.visual_projection
+        self.encoder, self.proj = clip_parts(clip, "vision_model", "visual_projection")
 
     @typed
     def forward(self, clips: Clips, frame_mask: FrameMask | None = None) -> Frames:
         """One vector per frame; a padded one has a vector too, which the head leaves out."""
+        check_filled(clips, "clips")
         out = self.encoder(pixel_values=clips.transpose(1, 2).flatten(0, 1))
         return self.proj(out.pooler_output).unflatten(0, (len(clips), -1))
 
     @typed
     def forward_features(self, clips: Clips, frame_mask: FrameMask | None = None) -> VideoFeatures:
         """Frames, and the patch tokens of all frames in the order of VideoMamba's; class tokens are left out."""
+        check_filled(clips, "clips")
         out = self.encoder(pixel_values=clips.transpose(1, 2).flatten(0, 1), output_hidden_states=True)
         last, *layers = (
             tokens[:, 1:].unflatten(0, (len(clips), -1)).flatten(1, 2)
@@ -265,6 +236,7 @@ class ClipFrames(nn.Module):
         return VideoFeatures(frames, Features(last, tuple(layers), grid))
 
 
+@typed
 def clip4clip(clip: nn.Module, head: nn.Module | None = None) -> VideoRetriever:
     """A Hugging Face `CLIPModel` as a video retriever that shares its weights, temperature included in value.
 
@@ -272,10 +244,13 @@ def clip4clip(clip: nn.Module, head: nn.Module | None = None) -> VideoRetriever:
         clip: the model, for instance `CLIPModel.from_pretrained("openai/clip-vit-base-patch32")`.
         head: one of `retrieval_heads`, `MeanPooling()` by default.
 
+    Raises:
+        TypeError: the model is no `CLIPModel`.
+
     Reference:
         CLIP4Clip, arXiv 2104.08860.
     """
-    released: Any = clip.logit_scale
+    (released,) = clip_parts(clip, "logit_scale")
     # a released scale may lie a rounding error above its bound
     start = min(released.detach().exp().item(), 100.0)
     return VideoRetriever(ClipText(clip), ClipFrames(clip), head, scale=LogitScale(start))

@@ -1,7 +1,7 @@
 """A LLaVA-like model: a vision encoder, a projector, and a Mamba that reads image and text, with CrossMamba between."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import typed
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.mamba_lm import LayerCache, MambaLM
-from transmamba.models.patch_encoders import Projector
+from transmamba.models.patch_encoders import Projector, encoder_width
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.splice import IGNORE_INDEX, Chosen, Spliced, check_images, splice
 from transmamba.models.splice import IMAGE_TOKEN_INDEX as IMAGE_TOKEN_INDEX
@@ -93,6 +93,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         cross: builds a CrossMamba block from a width.
 
     Raises:
+        TypeError: the vision encoder does not say its width.
         ValueError: a block of `cross_after` does not exist, or patches would read after the last block, where nothing
             reads them any more.
 
@@ -109,9 +110,10 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         torch.Size([1, 5])
     """
 
+    @typed
     def __init__(
         self,
-        vision: Any,
+        vision: nn.Module,
         language: MambaLM,
         *,
         cross_after: Sequence[int] = (),
@@ -121,8 +123,8 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         super().__init__()
         _check_places(cross_after, query, len(language.blocks))
         dim = language.embedding.embedding_dim
-        self.vision = vision
-        self.projector = Projector(self.vision.dim, dim)
+        self.vision: Any = vision
+        self.projector = Projector(encoder_width(vision), dim)
         self.language = language
         self.cross = nn.ModuleDict({str(i): cross(dim) for i in cross_after})
         self.query: Query = query
@@ -284,8 +286,6 @@ class VisionLanguageMamba(Pretrained, nn.Module):
 
 
 def _check_places(cross_after: Sequence[int], query: str, depth: int) -> None:
-    if query not in get_args(Query):
-        raise ValueError(f"query must be one of {', '.join(get_args(Query))}, got {query!r}")
     last = depth - 2 if query == "image" else depth - 1
     for i in cross_after:
         if not 0 <= i <= last:

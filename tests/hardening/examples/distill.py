@@ -57,7 +57,7 @@ def FeatureCalibrator(s):
          "pad": s.choice("right", "center"), "hidden_dim": s.choice(None, 3), "depth": 2, "activation": nn.GELU,
          "bias": True, "residual": s.choice(True, False), "norm": s.choice(None, "layer", "standardize"),
          "on_wider": "project", "device": None, "dtype": None},
-        _tokens(s),
+        {"x": s.normal("batch length dim")},
     )  # fmt: skip
 
 
@@ -162,6 +162,42 @@ def match_layers(s):
         "student": _layers(s), "teacher": _layers(s, 3),
         "how": s.choice("last", "proportional", "similarity", [0, -1]),
     })  # fmt: skip
+
+
+def align_image_text(s):
+    grid = (s["row"], s["column"])
+    image = torch.tensor([[True] * (grid[0] * grid[1]) + [False] * s["length"]] * s["batch"])
+    teacher = torch.tensor([[True] * 4 + [False] * s["length"]] * s["batch"])
+    return Call(distill.align_image_text, {
+        "student": s.normal(f"batch {image.shape[1]} dim"), "teacher": s.normal(f"batch {teacher.shape[1]} context"),
+        "student_mask": torch.ones_like(image), "teacher_mask": torch.ones_like(teacher), "student_image": image,
+        "teacher_image": teacher, "student_grid": grid, "teacher_grid": (2, 2),
+        "interpolation": s.choice("bilinear", "nearest"),
+    })  # fmt: skip
+
+
+def check_vocabularies(s):
+    words = {"a": 0, "b": 1}
+    return Call(distill.check_vocabularies, {"student": words, "teacher": dict(words)})
+
+
+def ContrastiveLoss(s):
+    positive = s.normal("token token") > 0
+    return Call(
+        distill.ContrastiveLoss, {},
+        {"similarity": s.normal("token token"), "positive": s.choice(None, positive)},
+    )  # fmt: skip
+
+
+def SimilarityDistill(s):
+    return Call(
+        distill.SimilarityDistill, {"temperature": 2.0},
+        {"student": s.normal("token frame"), "teacher": s.normal("token frame")},
+    )  # fmt: skip
+
+
+def gather_batch(s):
+    return Call(distill.gather_batch, {"x": s.normal("batch length dim"), "process_group": None})
 
 
 def linear_cka(s):

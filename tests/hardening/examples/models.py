@@ -98,3 +98,133 @@ def select_layers(s):
 def recompute_blocks(s):
     model = models.Vim(8, 4, dim=s["dim"], depth=1)
     return Call(models.recompute_blocks, {"model": model, "enabled": True})
+
+
+def _encoder(s, width):
+    """A small Mamba that reads tokens."""
+    return models.MambaEncoder(8, width, depth=1, max_length=5)
+
+
+def ClipPatches(s):
+    return Call(
+        models.ClipPatches, {"encoder": _clip().vision_model, "layer": s.choice(-2, 1)},
+        {"images": s.normal("batch 3 8 8")},
+    )  # fmt: skip
+
+
+def BackbonePatches(s):
+    backbone = models.VisionMamba(8, 4, dim=s["dim"], depth=2)
+    return Call(
+        models.BackbonePatches, {"backbone": backbone, "dim": s["dim"], "layer": s.choice(None, 0, -1)},
+        {"images": s.normal("batch 3 8 8")},
+    )  # fmt: skip
+
+
+def VisionLanguageMamba(s):
+    vision = models.BackbonePatches(models.VisionMamba(8, 4, dim=6, depth=1), 6)
+    ids = torch.cat([s.whole("batch length", 8), torch.full((s["batch"], 1), -200), s.whole("batch 2", 8)], 1)
+    return Call(
+        models.VisionLanguageMamba,
+        {"vision": vision, "language": models.MambaLM(8, s["dim"], depth=2), "cross_after": [0],
+         "query": s.choice("image", "text"), "cross": models.cross_block},
+        {"ids": ids, "images": [s.normal("1 3 8 8")] * s["batch"], "mask": s.choice(None, torch.ones_like(ids) > 0),
+         "labels": torch.where(torch.arange(ids.shape[1]) < ids.shape[1] - 2, -100, ids)},
+    )  # fmt: skip
+
+
+def cross_block(s):
+    return Call(models.cross_block, {"dim": s["dim"]}, {
+        "x": s.normal("batch length dim"), "context": s.normal("batch past dim"), "context_mask": None,
+    })  # fmt: skip
+
+
+def _compared(s):
+    return {
+        "text": s.normal("token dim"), "frames": s.normal("batch frame dim"),
+        "frame_mask": s.choice(None, s.mask("batch frame")), "tokens": s.normal("token length dim"),
+        "token_mask": s.choice(None, s.mask("token length")),
+    }  # fmt: skip
+
+
+def MeanPooling(s):
+    return Call(models.MeanPooling, {}, _compared(s))
+
+
+def SequentialHead(s):
+    temporal = models.TemporalMamba(s["dim"], depth=1, d_state=s["state"])
+    return Call(models.SequentialHead, {"dim": s["dim"], "temporal": temporal}, _compared(s))
+
+
+def TightHead(s):
+    options = {"dim": s["dim"], "d_state": s["state"], "bidirectional": s.choice(True, False)}
+    return Call(models.TightHead, options, _compared(s))
+
+
+def _frames(s):
+    return {"frames": s.normal("batch frame dim"), "frame_mask": s.choice(None, s.mask("batch frame"))}
+
+
+def TemporalTransformer(s):
+    options = {"dim": s["dim"], "depth": 1, "heads": s["dim"], "max_frames": 5}
+    return Call(models.TemporalTransformer, options, _frames(s))
+
+
+def TemporalMamba(s):
+    return Call(models.TemporalMamba, {"dim": s["dim"], "depth": 1, "d_state": s["state"]}, _frames(s))
+
+
+def LogitScale(s):
+    return Call(models.LogitScale, {"start": 2.0, "largest": 10.0}, {"similarity": s.normal("token batch")})
+
+
+def _text(s):
+    return {"ids": s.whole("token length", 8), "token_mask": s.choice(None, s.mask("token length"))}
+
+
+def PooledText(s):
+    return Call(models.PooledText, {"encoder": _encoder(s, 6), "width": 6, "dim": s["dim"]}, _text(s))
+
+
+def _clips(s, frames=3):
+    return {"clips": s.normal(f"batch 3 {frames} 8 8"), "frame_mask": s.choice(None, s.mask(f"batch {frames}"))}
+
+
+def _frame_encoder():
+    return models.VideoMamba(8, 4, num_frames=3, dim=12, depth=1, num_classes=0)
+
+
+def MambaFrames(s):
+    return Call(models.MambaFrames, {"encoder": _frame_encoder(), "dim": s["dim"]}, _clips(s))
+
+
+def VideoRetriever(s):
+    text = models.PooledText(_encoder(s, 6), 6, s["dim"])
+    video = models.MambaFrames(_frame_encoder(), s["dim"])
+    return Call(
+        models.VideoRetriever, {"text": text, "video": video, "head": None, "scale": models.LogitScale()},
+        {**_text(s), **_clips(s)},
+    )  # fmt: skip
+
+
+def _clip():
+    """A CLIP of transformers with two layers of width 8."""
+    from transformers import CLIPConfig, CLIPModel
+
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 8, "max_position_embeddings": 8, "eos_token_id": 7, "bos_token_id": 0,
+            "pad_token_id": 1}  # fmt: skip
+    vision = {**sizes, "image_size": 8, "patch_size": 4}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=6))
+
+
+def ClipText(s):
+    return Call(models.ClipText, {"clip": _clip()}, _text(s))
+
+
+def ClipFrames(s):
+    return Call(models.ClipFrames, {"clip": _clip()}, _clips(s))
+
+
+def clip4clip(s):
+    head = s.choice(None, models.TightHead(6, d_state=2))
+    return Call(models.clip4clip, {"clip": _clip(), "head": head}, {**_text(s), **_clips(s)})

@@ -95,8 +95,20 @@ def CrossMamba(s):
     return Call(
         tnn.CrossMamba,
         {"query_dim": s["dim"], "context_dim": s["context"], "d_state": s["state"], "d_conv": s["width"], "expand": 2,
-         "readout": s.choice("final", "progress"), "bidirectional": s.choice(True, False)},
+         "readout": s.choice("final", "progress"), "bidirectional": s.choice(True, False),
+         "residual": s.choice(True, False)},
         {"query": s.normal("batch length dim"), "context": s.normal("batch past context"),
+         "context_mask": s.choice(None, s.mask("batch past"))},
+    )  # fmt: skip
+
+
+def CrossMambaBlock(s):
+    mixer = tnn.CrossMamba(s["dim"], s["context"], residual=False)
+    return Call(
+        tnn.CrossMambaBlock,
+        {"query_dim": s["dim"], "context_dim": s["context"], "mixer": s.choice(None, mixer),
+         "mlp": s.choice(True, False), "mlp_ratio": 2.0, "norm": nn.LayerNorm, "drop_path": 0.1},
+        {"x": s.normal("batch length dim"), "context": s.normal("batch past context"),
          "context_mask": s.choice(None, s.mask("batch past"))},
     )  # fmt: skip
 

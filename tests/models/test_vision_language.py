@@ -6,7 +6,7 @@ from torch import nn
 
 from transmamba.models import BackbonePatches, ClipPatches, MambaLM, VisionLanguageMamba, VisionMamba
 from transmamba.models import llava_sizes as sizes
-from transmamba.models.splice import IGNORE_INDEX, IMAGE_TOKEN_INDEX, Chosen, check_images, splice
+from transmamba.models.splice import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from transmamba.nn import Mamba2Mixer, MambaMixer
 from transmamba.transfer import init_convolutions, magnitude_importance, subclone
 
@@ -35,43 +35,6 @@ def build(query="image", mixer="mamba", cross_after=(0, 1), awake=True, **option
 
 def pictures():
     return [torch.randn(n, 3, 8, 12, dtype=torch.float64) for n in (2, 0, 1)]
-
-
-def test_patches_stand_where_their_placeholder_stood():
-    text, patches = torch.randn(3, 7, 5), torch.randn(3, 2, 5)
-    spliced = splice(IDS, text, patches, MASK, LABELS, "right")
-    expected = [
-        torch.cat([text[0, :1], patches[0], text[0, 2:3], patches[1], text[0, 4:]]),
-        text[1, :4],
-        torch.cat([text[2, :1], patches[2], text[2, 2:5]]),
-    ]
-    for sample, tokens in enumerate(expected):
-        assert torch.equal(spliced.tokens[sample, spliced.mask[sample]], tokens)
-    assert spliced.mask.sum(1).tolist() == [9, 4, 6] and spliced.image.sum(1).tolist() == [4, 0, 2]
-    assert spliced.labels[0, 7:].tolist() == [4, 5] and (spliced.labels[0, :7] == IGNORE_INDEX).all()
-    assert (spliced.labels[~spliced.mask] == IGNORE_INDEX).all()
-    assert spliced.question.sum(1).tolist() == [3, 3, 2]
-
-
-def test_left_and_right_padding_hold_the_same_tokens():
-    text, patches = torch.randn(3, 7, 5), torch.randn(3, 2, 5)
-    right = splice(IDS, text, patches, MASK, LABELS, "right")
-    # prompts that come padded on the left
-    flipped = [torch.stack([x[b].roll(int((~MASK[b]).sum()), 0) for b in range(3)]) for x in (IDS, text, MASK, LABELS)]
-    left = splice(flipped[0], flipped[1], patches, flipped[2], flipped[3], "left")
-    assert bool(left.mask[:, -1].all())
-    for field in ("tokens", "image", "question", "labels"):
-        assert torch.equal(getattr(left, field)[left.mask], getattr(right, field)[right.mask])
-
-
-def test_chosen_tokens_go_back_to_their_place():
-    x, mask = torch.randn(2, 5, 3), torch.tensor([[True, False, True, False, True], [False, False, True, False, False]])
-    chosen = Chosen.of(mask)
-    assert torch.equal(chosen.take(x)[chosen.mask], x[mask])
-    moved = chosen.put(x, chosen.take(x) + 1)
-    torch.testing.assert_close(moved, x + mask[..., None])
-    nothing = Chosen.of(torch.zeros(2, 5, dtype=torch.bool))
-    assert nothing.take(x).shape == (2, 1, 3) and torch.equal(nothing.put(x, nothing.take(x) + 1), x)
 
 
 @QUERIES
@@ -138,6 +101,15 @@ def test_steps_after_a_prefill_give_the_parallel_pass(query, mixer):
     for place, token in enumerate((4, 5)):
         logits, cache = model.step(torch.tensor([token]), cache)
         torch.testing.assert_close(logits[0], whole[place - 2])
+
+
+@QUERIES
+def test_generating_with_a_cache_is_the_greedy_choice_of_full_passes(query):
+    model, images, prompt = build(query), pictures()[:1], IDS[:1, :5]
+    answer = model.generate(prompt, images, 4)
+    ids = torch.cat([prompt, answer], 1)
+    output = model(ids, images, None, torch.cat([torch.full_like(prompt, IGNORE_INDEX), answer], 1))
+    assert torch.equal(output.logits[output.answers()].argmax(-1), answer[0])
 
 
 @QUERIES
@@ -271,11 +243,6 @@ def test_what_is_no_vision_encoder_or_query_is_refused():
         VisionLanguageMamba(nn.Identity(), language)
     with pytest.raises(TypeError, match="(?s)query.*audio"):
         build("audio")
-
-
-def test_what_is_no_image_is_refused():
-    with pytest.raises(TypeError, match="images of sample 1 are a list: expected a tensor of four axes"):
-        check_images(IDS[:2], MASK[:2], [torch.zeros(2, 3, 8, 12), []])
 
 
 def test_a_pass_without_labels_has_no_loss():

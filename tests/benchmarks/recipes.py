@@ -84,6 +84,7 @@ ROWS = {
     "subclone + tuned": replace(ADAPTIVE, inherit=True, **TUNED),
     "subclone + tuned + logits": replace(ADAPTIVE, inherit=True, logits=1.0, **TUNED),
 }
+CENTRED: dict[str, object] = {"centred": True, "teacher_layers": "matched"}
 # one change at a time, from a constant weight of 1 and the stream of every layer towards the last teacher layer
 CHANGES: dict[str, dict[str, object]] = {
     "as it is": {},
@@ -109,10 +110,11 @@ CHANGES: dict[str, dict[str, object]] = {
     "matched depth": {"teacher_layers": "matched"},
     "before last": {"teacher_layers": "before last"},
     "centred": {"centred": True},
-    "centred, matched": {"centred": True, "teacher_layers": "matched"},
+    "centred, matched": CENTRED,
     "centred, before last": {"centred": True, "teacher_layers": "before last"},
-    "centred, matched, weight 3": {"centred": True, "teacher_layers": "matched", "features": 3.0},
-    "centred, matched, decays": {"centred": True, "teacher_layers": "matched", "schedule": "decay"},
+    "centred, matched, weight 3": CENTRED | {"features": 3.0},
+    "centred, matched, decays": CENTRED | {"schedule": "decay"},
+    "centred, matched, bottleneck, every 2nd layer": CENTRED | {"hidden": 32, "stride": 2},
     "tuned": TUNED,
     "tuned, weight 3": TUNED | {"features": 3.0},
     "tuned, weight 10": TUNED | {"features": 10.0},

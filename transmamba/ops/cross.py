@@ -15,6 +15,7 @@ from transmamba._typing import typed
 from transmamba.ops.backends import choose
 from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.opaque import _without_autocast
+from transmamba.ops.backends.problem import count_directions
 from transmamba.ops.scan import Orders, _dtypes, _hide_padding, _order_table
 
 
@@ -122,7 +123,7 @@ def read_state(
 
 def _check_directions(problem: CrossProblem, readouts: int) -> None:
     """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    p, k = problem, problem.directions
+    p, k = problem, count_directions(problem)
     counts = {"u": p.u.shape[1], "dt": p.dt.shape[1], "A": p.A.shape[0], "B": p.B.shape[1], "C": readouts}
-    if any(count not in (1, k) for count in counts.values()):
+    if any([count not in (1, k) for count in counts.values()]):
         raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.backends import choose
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.backends.problem import Problem, count_directions
 from transmamba.ops.orders import ScanOrder, stack_orders
 
 Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
@@ -210,7 +210,7 @@ def _order_table(orders: Orders | None, length: int) -> Tensor | None:
 
 def _check_directions(problem: Problem) -> None:
     """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    k = problem.directions
+    k = count_directions(problem)
     counts = {
         "u": problem.u.shape[1],
         "dt": problem.dt.shape[1],

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Problem, _check
+from transmamba.ops.backends.problem import Problem, _check, count_directions
 
 
 class CrossProblem(NamedTuple):
@@ -41,9 +41,7 @@ class CrossProblem(NamedTuple):
     @property
     def directions(self) -> int:
         """Number of scans k."""
-        if self.orders is not None:
-            return self.orders.shape[0]
-        return max(self.u.shape[1], self.dt.shape[1], self.A.shape[0], self.B.shape[1], self.C.shape[1])
+        return count_directions(self)
 
     @property
     def context(self) -> Problem:

@@ -39,9 +39,7 @@ class Problem(NamedTuple):
     @property
     def directions(self) -> int:
         """Number of scans k."""
-        if self.orders is not None:
-            return self.orders.shape[0]
-        return max(self.u.shape[1], self.dt.shape[1], self.A.shape[0], self.B.shape[1], self.C.shape[1])
+        return count_directions(self)
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
@@ -56,6 +54,14 @@ class Problem(NamedTuple):
         shapes = (tokens, tokens, (k, n, d), inputs, inputs, vectors, vectors, (k, l), (b, l), (b, k, n, d))
         shared = ((b, 1, l, d),) * 2 + ((1, n, d),) + ((b, 1, l, n),) * 2 + ((1, d),) * 2 + shapes[7:]
         _check(self, shapes, shared)
+
+
+def count_directions(problem: Any) -> int:
+    """Number of scans k of a scan or cross scan; dynamo of torch before 2.10 cannot read properties of named tuples."""
+    p = problem
+    if p.orders is not None:
+        return p.orders.shape[0]
+    return max(p.u.shape[1], p.dt.shape[1], p.A.shape[0], p.B.shape[1], p.C.shape[1])
 
 
 class Gradients(NamedTuple):

@@ -41,7 +41,7 @@ def unmet(x: Tensor) -> list[str]:
 
 def refuse(problem: Problem) -> list[str]:
     """Reasons why the kernels cannot take this problem."""
-    return unmet(problem.u) + ([] if problem.sizes[-1] else ["needs at least one state"])
+    return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, arguments: dict[str, Any], warps: int = 1) -> None:

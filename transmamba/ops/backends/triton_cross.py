@@ -16,7 +16,7 @@ from transmamba.ops.backends.triton_tiles import ENTRIES, power
 
 def refuse(problem: CrossProblem) -> list[str]:
     """Reasons why the kernels cannot take this problem."""
-    return unmet(problem.u) + ([] if problem.sizes[-1] else ["needs at least one state"])
+    return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
 
 
 def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, Any]]:

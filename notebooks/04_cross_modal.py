@@ -407,8 +407,8 @@ for axis, image, ids, labels in zip(axes.flat, *test_data[:3], strict=False):
 # ## How to read this
 #
 # Transferred students answer questions about colour and number almost as the teacher does; those from scratch have
-# mostly found out which answers are frequent. Which letter is left of another takes two steps, find the letter, then its
-# neighbour: there all students are far from the teacher. It helps if the text can read the image, with and without
+# mostly found out which answers are frequent. Which letter is left of another takes two steps, find the letter, then
+# its neighbour: there all students are far from the teacher. It helps if the text can read the image, with and without
 # transfer; patches that read the question change nothing on scenes this small. What each part of the transfer is worth,
 # and how stable training is from other starts, stands in `docs/results.md`.
 #

@@ -26,7 +26,10 @@ PUBLIC = {
     "AdaptiveLayerDistill", "BidirectionalDistill", "CrossMamba", "FeatureCalibrator", "TransMambaLoss",
     "selective_scan", "subclone", "data", "distill", "models", "nn", "ops", "transfer",
 }  # fmt: skip
-LAZY = {"PIL", "av", "lmms_eval", "triton", "mamba_ssm", "causal_conv1d", "timm", "transformers", "tqdm", "safetensors", "huggingface_hub"}
+LAZY = {
+    "PIL", "av", "lmms_eval", "triton", "mamba_ssm", "causal_conv1d", "timm", "transformers", "tqdm", "safetensors",
+    "huggingface_hub",
+}  # fmt: skip
 
 
 def imports(path):

@@ -24,7 +24,7 @@ KNOBS = {
         "TEST_SCENES": 30,
     },
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
-}
+}  # fmt: skip
 
 
 def shrink(source, knobs):

@@ -112,19 +112,23 @@ def build(names: dict[str, Any], way: dict[str, str], known: dict[str, Any], see
     return nn.ModuleDict({"encoder": encoder, "calibrate": calibrate})
 
 
+def quickly(names: dict[str, Any], student: nn.Module, texts: tuple[str, ...]) -> Tensor:
+    """A student's vectors in float32, from products in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return names["embed_student"](student, texts).float()
+
+
 def measure(names: dict[str, Any], student: nn.Module, last: bool) -> dict[str, float]:
     """Cosine to the teacher and shared neighbours; at the end the probes too."""
-    held, probe = names["held_text"], names["probe_text"]
-    with torch.autocast("cpu", torch.bfloat16):
-        vectors, wanted = names["embed_student"](student, held).float(), names["wanted"][held]
-        found = {"cosine": (names["widen"](vectors, student) * wanted).sum(-1).mean().item()}
-        found["overlap"] = names["overlap"](vectors, wanted)
-        if last:
-            found["probe"] = names["probe"](names["embed_student"](student, probe).float(), vectors)
-            if names["category"]:
-                found["category"] = names["probe_categories"](
-                    lambda texts: names["embed_student"](student, texts).float()
-                )
+    held, wanted = names["held_text"], names["wanted"][names["held_text"]]
+    # the linear map of a narrow student is solved in float32: bfloat16 is too coarse where one direction dominates
+    vectors = quickly(names, student, held)
+    found = {"cosine": (names["widen"](vectors, student) * wanted).sum(-1).mean().item()}
+    found["overlap"] = names["overlap"](vectors, wanted)
+    if last:
+        found["probe"] = names["probe"](quickly(names, student, names["probe_text"]), vectors)
+        if names["category"]:
+            found["category"] = names["probe_categories"](lambda texts: quickly(names, student, texts))
     return found
 
 
@@ -170,8 +174,7 @@ def train(
         if done in measured:
             points[way][done] = measure(names, students[way], done == steps)
         if done in drawn:
-            with torch.autocast("cpu", torch.bfloat16):
-                curves[way][done] = names["cosine_to_teacher"](students[way], names["few"])
+            curves[way][done] = names["cosine_to_teacher"](students[way], names["few"])
 
     optimizers = {
         way: torch.optim.AdamW(student.parameters(), names["LEARNING_RATE"], fused=True)

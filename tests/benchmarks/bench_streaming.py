@@ -1,9 +1,10 @@
 """The memory that inheriting from a LLaMA-7B takes: a checkpoint of its shapes, read tensor by tensor.
 
-    python -m tests.benchmarks.bench_streaming [--layers 32] [--folder /tmp]
+    python -m tests.benchmarks.bench_streaming [--scores axes] [--layers 32] [--folder /tmp]
 
 The file is sparse (zeros that take no room on the disk), in bfloat16 like the published ones. Prints the sizes of
-teacher, student and largest teacher tensor, and the largest resident memory above the student while `subclone` ran.
+teacher, student and largest teacher tensor, and the largest resident memory above the student while `subclone` ran:
+with scores by axis name, or with `--scores magnitude`, a function of each tensor that makes another tensor of its size.
 Linux only.
 """
 
@@ -58,6 +59,7 @@ def resident() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--scores", choices=("axes", "magnitude"), default="axes")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -66,6 +68,7 @@ def main() -> None:
     with torch.no_grad():
         for parameter in student.parameters():
             parameter.fill_(1.0)  # memory that nobody wrote is not resident
+    by_axis = {"residual": torch.rand(DIM)} | {f"hidden.{i}": torch.rand(HIDDEN) for i in range(arguments.layers)}
     peak, done, before = 0, threading.Event(), resident()
 
     def watch() -> None:
@@ -78,7 +81,8 @@ def main() -> None:
         watcher = threading.Thread(target=watch)
         watcher.start()
         start = time.process_time()
-        report = subclone(open_safetensors(folder), student, magnitude_importance)
+        scores = by_axis if arguments.scores == "axes" else magnitude_importance
+        report = subclone(open_safetensors(folder), student, scores)
         seconds = time.process_time() - start
         done.set()
         watcher.join()

@@ -39,10 +39,10 @@ def notebook() -> dict[str, Any]:
     return cells
 
 
-def inherit_weights(cells: dict[str, Any], student: nn.Module) -> None:
-    """The notebook's inheritance, with mixers as initialised."""
+def inherit_weights(cells: dict[str, Any], student: nn.Module, mamba: nn.Module | None = None) -> None:
+    """The notebook's inheritance, with mixers as initialised or from a Mamba."""
     teacher, importance = cells["teacher"].model, tm.transfer.magnitude_importance
-    report = tm.subclone(teacher.language_model, student.language, importance)
+    report = tm.subclone(teacher.language_model, student.language, importance, ssm_from=mamba)
     projector = teacher.multi_modal_projector
     kept = torch.zeros(teacher.config.text_config.hidden_size)
     kept[list(report.kept["residual"])] = 1.0
@@ -69,9 +69,11 @@ def learn(cells: dict[str, Any], start: Callable[[nn.Module], Any], distil: bool
 
 def parts(cells: dict[str, Any], seeds: int, query: str | None) -> None:
     """Start x loss x seed."""
+    mamba = reader(cells)
     starts = {
         "random": lambda student: None,
         "subclone": lambda student: inherit_weights(cells, student),
+        "subclone, SSM from a Mamba": lambda student: inherit_weights(cells, student, mamba),
         "subclone, mixers from attention": cells["inherit"],
     }
     for (name, start), distil in itertools.product(starts.items(), (False, True)):

@@ -62,8 +62,8 @@ class AdaptiveLayerDistill(nn.Module):
         weight_scope: one set of weights per "batch", or one per "sample".
         scale: named weightings sum to one ("sum1") or to the number of layers ("mean_N"), which makes "uniform" the
             plain sum of Eq. 4. "ratio_raw", tensors and functions are used as they come.
-        teacher_layers: with a sequence of teacher features: every student layer meets the "last", the "matched"
-            (proportional depth), or the listed one.
+        teacher_layers: with a sequence of teacher features: every student layer meets the "last" (the paper), the
+            "matched" (proportional depth; better in our measurements, see docs/results.md), or the listed one.
         process_group: take cosines and weights from the batch of all its processes; the gradient is then right for
             training that averages over processes (DDP, FSDP).
 

@@ -40,6 +40,9 @@ class TransMambaLoss(nn.Module):
     def v1(cls, alpha: float = 0.5) -> "TransMambaLoss":
         """Eq. 11: alpha * task + (1 - alpha) * distill.
 
+        The paper gives no value. 0.5 or less suits a student from scratch; for an inherited one in a short run we use
+        0.9 (docs/results.md).
+
         Raises:
             ValueError: alpha is not between 0 and 1.
         """

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Problem, _check, count_directions
+from transmamba.ops.backends.problem import Problem, _check, count_directions, count_sizes
 
 
 class CrossProblem(NamedTuple):
@@ -35,8 +35,7 @@ class CrossProblem(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """Sizes of b, k, l, d, n."""
-        batch, _, length, channels = self.u.shape
-        return batch, self.directions, length, channels, self.A.shape[1]
+        return count_sizes(self)
 
     @property
     def directions(self) -> int:
@@ -62,9 +61,14 @@ class CrossProblem(NamedTuple):
     @property
     def steps(self) -> Tensor:
         """The step after which each query reads, (b, k, q)."""
-        if self.orders is None:
-            return self.reads[:, None].expand(-1, self.directions, -1)
-        return self.orders.argsort(-1)[:, self.reads].transpose(0, 1)
+        return steps_of(self)
+
+
+def steps_of(problem: CrossProblem) -> Tensor:
+    """The step after which each query reads, (b, k, q)."""
+    if problem.orders is None:
+        return problem.reads[:, None].expand(-1, count_directions(problem), -1)
+    return problem.orders.argsort(-1)[:, problem.reads].transpose(0, 1)
 
 
 class _Readers(NamedTuple):

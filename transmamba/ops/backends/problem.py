@@ -44,8 +44,7 @@ class Problem(NamedTuple):
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """Sizes of b, k, l, d, n."""
-        batch, _, length, channels = self.u.shape
-        return batch, self.directions, length, channels, self.A.shape[1]
+        return count_sizes(self)
 
     def check(self) -> None:
         """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
@@ -56,12 +55,19 @@ class Problem(NamedTuple):
         _check(self, shapes, shared)
 
 
+# functions, because the dynamo of older torches cannot read properties of named tuples
 def count_directions(problem: Any) -> int:
-    """Number of scans k of a scan or cross scan; dynamo of torch before 2.10 cannot read properties of named tuples."""
+    """Number of scans k of a scan or cross scan."""
     p = problem
     if p.orders is not None:
         return p.orders.shape[0]
     return max(p.u.shape[1], p.dt.shape[1], p.A.shape[0], p.B.shape[1], p.C.shape[1])
+
+
+def count_sizes(problem: Any) -> tuple[int, int, int, int, int]:
+    """Sizes of b, k, l, d, n of a scan or cross scan."""
+    batch, _, length, channels = problem.u.shape
+    return batch, count_directions(problem), length, channels, problem.A.shape[1]
 
 
 class Gradients(NamedTuple):

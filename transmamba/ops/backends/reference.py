@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.backends.problem import Problem, count_sizes
 
 
 def refuse(problem: Problem) -> list[str]:
@@ -14,7 +14,7 @@ def refuse(problem: Problem) -> list[str]:
 
 def run(problem: Problem) -> tuple[Tensor, Tensor]:
     """Outputs (b, 1|k, l, d) and last states (b, k, n, d); plain autograd, linear in the length."""
-    p, (batch, directions, length, channels, state) = problem, problem.sizes
+    p, (batch, directions, length, channels, state) = problem, count_sizes(problem)
     u, dt, B, C = (x.to(p.A.dtype).expand(-1, directions, -1, -1) for x in (p.u, p.dt, p.B, p.C))
     visit = torch.arange(length, device=u.device).expand(directions, -1) if p.orders is None else p.orders
     u_scan, parameters = _along(u, visit), (dt, B, C)

@@ -19,11 +19,16 @@ AnyScan = TypeVar("AnyScan", bound=Scan)
 
 def refuse(problem: Problem) -> list[str]:
     """Reasons not to run here: another device or dtype, or no library."""
+    return refuse_tokens(problem.u)
+
+
+def refuse_tokens(u: Tensor) -> list[str]:
+    """Reasons not to run on these tokens, by any scan of the library."""
     reasons = []
-    if problem.u.device.type != "cpu":
-        reasons.append(f"runs on a CPU, u is on {problem.u.device}")
-    if problem.u.dtype not in DTYPES:
-        reasons.append(f"needs float32, bfloat16, float16 or float64, u is {problem.u.dtype}")
+    if u.device.type != "cpu":
+        reasons.append(f"runs on a CPU, u is on {u.device}")
+    if u.dtype not in DTYPES:
+        reasons.append(f"needs float32, bfloat16, float16 or float64, u is {u.dtype}")
     if not available():
         reasons.append(
             "its library was not built: install a C++ compiler (g++ or clang++, or name one in CXX), then reinstall "

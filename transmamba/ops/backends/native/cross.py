@@ -11,7 +11,7 @@ from transmamba.ops.backends.native.library import Array, Cross, array, fresh, r
 
 def refuse(problem: CrossProblem) -> list[str]:
     """Reasons not to run here: another device or dtype, or no library."""
-    return native.refuse(problem.context)
+    return native.refuse_tokens(problem.u)
 
 
 def forward(problem: CrossProblem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -176,7 +176,7 @@ class CrossMamba(nn.Module):
         A = decay_rates(torch.stack([branch.A_log for branch in self.branches]))
         dt_bias = torch.stack([branch.dt_bias for branch in self.branches])
         inputs = {"u": u, "dt": dt, "A": A, "B": B, "dt_bias": dt_bias, "softplus": True}
-        return {**inputs, "orders": orders, "mask": mask}  # dynamo of torch 2.6 knows no | of dicts
+        return {**inputs, "orders": orders, "mask": mask}
 
 
 def _in_proportion(queries: int, context: Tensor, mask: Tensor | None) -> Tensor:

@@ -155,7 +155,7 @@ def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
     """
     if not len(orders):
         raise ValueError("orders is empty: expected one scan order per direction")
-    # lists inside all() and any(): dynamo of torch 2.6 cannot trace a generator
+    # lists inside all() and any(): the dynamo of older torches traces no generator
     for number, order in enumerate(orders):
         if not isinstance(order, ScanOrder) or not all([isinstance(part, Tensor) for part in order]):
             raise TypeError(f"orders[{number}] is {order!r}: expected a ScanOrder, as scan_order gives")

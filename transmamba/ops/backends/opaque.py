@@ -50,7 +50,7 @@ def _define(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Switch autocast off on the device, if it is on."""
-    # the dynamo of older torches cannot trace is_autocast_available, and meta is the one device without autocast we meet
+    # dynamo of older torches cannot trace is_autocast_available, and meta is the one device without autocast we meet
     active = device.type != "meta" and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
 

@@ -26,13 +26,13 @@
 # | distilled | random weights | pairs, the teacher's similarities and features |
 # | TransVideoMamba | the teacher's important neurons | pairs, the teacher's similarities and features |
 #
-# It takes about four minutes of one CPU core. The first cell holds every knob.
+# It takes about three and a half minutes of one CPU core. The first cell holds every knob.
 
 # %%
 SEEDS = 3
 TEACHER_STEPS = 450
-STUDENT_STEPS = 120
-HEAD_STEPS = 100
+STUDENT_STEPS = 100
+HEAD_STEPS = 60
 BATCH = 48
 TEACHER_CLIPS = 6
 STUDENT_CLIPS = 2
@@ -448,13 +448,14 @@ for name, build in HEADS.items():
 #
 # All read letters and colours; what separates them is motion, which decides whether the right clip comes first.
 # Inheritance carries the gain: with the teacher's neurons R@1 is some twenty points above a student from scratch in
-# both directions, and near the teacher's, with 36 % of its weights. Distillation alone gives a student from scratch a
-# few points, less than the spread allows to be sure of, and on top of inheritance nothing that three seeds could show.
-# That is the sign of the paper's Table 4 at a much larger distance: there both students start from trained models.
+# both directions, and twelve to seventeen below the teacher, with 36 % of its weights. Distillation gives nothing that
+# three seeds could show, neither from scratch nor on top of inheritance. That is the sign of the paper's Table 4 at a
+# much larger distance: there both students start from trained models.
 #
-# Among the heads those that see the order of frames win by six to nine points; the tight head, which reads the words
-# but not the order, is where plain averaging is. That averaging is so good has a reason in the gallery: with a quarter
-# of the kinds held out, a clip often comes without its reversal.
+# Among the heads those that see the order of frames find five points more clips for a sentence than plain averaging;
+# the tight head, which reads the words but not the order, finds as many as averaging, and five points more sentences
+# for a clip. That averaging is so good has a reason in the gallery: with a quarter of the kinds held out, a clip often
+# comes without its reversal.
 #
 # Next: real videos. `tm.data.msr_vtt` and `tm.data.didemo` read the benchmarks' files, and `docs/video_retrieval.md`
 # has a step of training on several processes.

@@ -94,7 +94,13 @@ class VideoRetriever(nn.Module):
             token_mask: real tokens.
             frame_mask: real frames.
             chunk: compare this many texts at a time; for `TightHead`, whose memory grows with texts x frames.
+
+        Raises:
+            ValueError: a mask has not the shape of its frames or tokens.
         """
+        for name, mask, x in (("frame_mask", frame_mask, frames), ("token_mask", token_mask, text.tokens)):
+            if mask is not None and mask.shape != x.shape[:2]:
+                raise ValueError(f"{name} has shape {tuple(mask.shape)}, what it masks {tuple(x.shape[:2])}")
         size = chunk or max(len(text.pooled), 1)
         masks = [None] * -(-len(text.pooled) // size) if token_mask is None else token_mask.split(size)
         parts = zip(text.pooled.split(size), text.tokens.split(size), masks, strict=True)

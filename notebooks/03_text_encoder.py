@@ -319,7 +319,8 @@ def measure(student):
 
 
 # %% [markdown]
-# With WordNet, the same probe for the category of a gloss. The test glosses were held out.
+# With WordNet, the same probe for the category of a gloss. The test glosses were held out. Glosses that stand together
+# are of one category, so that whole documents hold few of them: 27 of the 45 occur in training, 10 in the test.
 
 # %%
 chance = random.Random(2)

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
-from beartype import beartype
 from jaxtyping import jaxtyped
 from torch import Tensor, nn
 
@@ -40,8 +39,14 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     """
     if CHECK == "0":
         return function
-    # on the first call, because making the check takes longer than importing the module
-    checked = functools.cache(lambda: jaxtyped(function, typechecker=beartype))
+
+    @functools.cache
+    def checked() -> Callable[P, R]:
+        # on the first call, because this takes longer than importing the module
+        from beartype import beartype
+
+        return jaxtyped(function, typechecker=beartype)
+
     passed: set[Any] = set()
 
     @functools.wraps(function)

@@ -214,7 +214,7 @@ def plot(records: list[dict], figure: Path, value: str, title: str) -> None:
     axis.set(xlabel="step", ylabel=value, title=title)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.3)
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     canvas.savefig(figure, metadata={"Date": None}, bbox_inches="tight")
 
 

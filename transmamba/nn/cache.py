@@ -17,7 +17,7 @@ class MixerCache(NamedTuple):
     conv: Tensor
     state: Tensor
 
-    @property
+    # a method, because the dynamo of older torches cannot read properties of named tuples
     def before(self) -> Tensor:
         """The tokens that a continued convolution still sees, `(batch, direction, d_conv - 1, channel)`."""
         return self.conv[..., 1:].transpose(1, 2)[:, None]

@@ -229,7 +229,7 @@ class Mamba2Mixer(nn.Module):
         z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
-        before = cache.before.to(xBC.dtype)
+        before = cache.before().to(xBC.dtype)
         weight = self.conv1d.weight[None, :, 0]
         convolved = causal_conv1d(xBC, weight, bias, seq_idx=seq_idx, initial_tokens=before, activation="silu")
         y, state = self.ssm(convolved[:, 0], dt, mask, cache.state, seq_idx)

@@ -179,7 +179,7 @@ class MambaMixer(nn.Module):
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
         biases = [branch.conv1d.bias for branch in self.branches if branch.conv1d.bias is not None]
         bias = torch.stack(biases) if biases else None
-        before = None if cache is None else cache.before.to(u.dtype)
+        before = None if cache is None else cache.before().to(u.dtype)
         inputs = causal_conv1d(
             u, weight, bias, orders=orders, seq_idx=seq_idx, initial_tokens=before, activation="silu"
         )

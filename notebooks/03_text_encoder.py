@@ -400,7 +400,7 @@ for way in WAYS:
     axis.plot(steps, values.mean(0), marker="o", markersize=3, label=way)
     axis.fill_between(steps, values.amin(0), values.amax(0), alpha=0.2)
 axis.set(xlabel="step", ylabel="cosine to the teacher's sentence vector", title="held-out sentences")
-axis.legend()
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 axis.grid(alpha=0.3)
 
 
@@ -486,7 +486,9 @@ for name, values in speed.items():
 axis.set(
     xscale="log", xlabel="tokens of the text", ylabel="tokens per second", ylim=0, title="batch of one, processor time"
 )
-axis.legend()
+axis.set_xticks(LENGTHS, LENGTHS)
+axis.minorticks_off()
+axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 axis.grid(alpha=0.3)
 
 # %% [markdown]

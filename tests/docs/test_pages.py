@@ -42,6 +42,16 @@ def test_code_runs(page, tmp_path, monkeypatch):
             exec(compile("\n" * line + code, page, "exec"), names)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_lead_to_pages(page):
+    """The site holds the pages, the pictures and the notebooks: a link to any other file would be dead there."""
+    text = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
+        path = (page.parent / target).resolve()
+        assert path.is_file(), target
+        assert path.is_relative_to(DOCS) or path.suffix == ".ipynb", target
+
+
 def test_what_is_not_run_says_why():
     for page in PAGES:
         text = page.read_text()

@@ -151,7 +151,7 @@ class Distiller(nn.Module):
         inner = tm.AdaptiveLayerDistill(**options)
         self.distill = tm.distill.MultiDirectionalDistill(inner, order="raster")
         pad = kept if recipe.pad == "kept" and kept is not None else "right"
-        options = {"mode": recipe.mode, "hidden_dim": recipe.hidden, "pad": pad}
+        options = {"mode": recipe.mode, "hidden_dim": recipe.hidden, "pad": pad, "residual": recipe.skip}
         directions = 2 if recipe.feature.endswith("directions") else 1
         self.calibrators = nn.ModuleList(
             tm.distill.LayerCalibrators([WIDTH] * len(self.chosen), TEACHER_WIDTH, **options) for _ in range(directions)
@@ -186,7 +186,7 @@ def learner(recipe: Recipe, setting: Setting, seed: int) -> tuple[nn.Module, lis
     student = tm.models.VisionMamba(**setting.size, dim=WIDTH, depth=DEPTH, d_state=4)
     report = tm.subclone(setting.teacher, student, setting.importance) if recipe.inherit else None
     distiller = None if not recipe.features else Distiller(recipe, report and report.kept["residual"])
-    kd, targets = tm.distill.LogitsDistill(temperature=2.0), setting.centred if recipe.centred else setting.layers
+    kd, targets = tm.distill.LogitsDistill(temperature=recipe.temperature), setting.centred if recipe.centred else setting.layers
     groups = [{"params": list(student.parameters()), "lr": recipe.rate}]
     if distiller is not None and len(list(distiller.parameters())):
         groups.append({"params": list(distiller.parameters()), "lr": recipe.rate * recipe.calibrator_rate})

@@ -11,13 +11,15 @@ class Recipe:
     Attributes:
         inherit: start from the teacher's important neurons.
         features: weight of feature distillation; 1 is alpha = 0.5 of the paper, 1 / 9 alpha = 0.9.
-        logits: weight of logits distillation, temperature 2.
+        logits: weight of logits distillation.
+        temperature: of the logits.
         feature: the student's feature: the residual "stream" after each block, its "mixer" output, the "directions" of
             the mixer apart, or the block's input plus each direction ("stream_directions").
         last: the last layer alone.
         teacher_layers: the teacher layer that all student layers meet, or the one of their depth.
         centred: take mean and deviation over the data off each channel of the teacher.
         schedule: how the weights change during a run, see `weights_at`.
+        skip: calibrators start as the padding; without it at random.
         pad: where the calibrator puts the student's channels: where inheritance "kept" them, or "right" aligned zeros.
         calibrator_rate: learning rate of the calibrators, relative to the student's.
         stride: distil every stride-th layer.
@@ -27,6 +29,7 @@ class Recipe:
     inherit: bool = False
     features: float = 0.0
     logits: float = 0.0
+    temperature: float = 2.0
     feature: Literal["stream", "mixer", "directions", "stream_directions"] = "stream"
     last: bool = False
     weighting: str = "ratio"
@@ -36,6 +39,7 @@ class Recipe:
     schedule: Literal["constant", "decay", "early", "first"] = "constant"
     mode: str = "pad_mlp"
     hidden: int | None = None
+    skip: bool = True
     pad: Literal["kept", "right"] = "kept"
     calibrator_rate: float = 1.0
     stride: int = 1
@@ -96,6 +100,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "pad right": {"pad": "right"},
     "pad only": {"mode": "pad"},
     "bottleneck": {"hidden": 32},
+    "random start": {"skip": False},
     "calibrator rate / 10": {"calibrator_rate": 0.1},
     "calibrator rate x 3": {"calibrator_rate": 3.0},
     "mixer output": {"feature": "mixer"},
@@ -125,9 +130,14 @@ CHANGES: dict[str, dict[str, object]] = {
     "tuned, 1/4 of tokens": TUNED | {"tokens": 2},
     "tuned, bottleneck, every 2nd layer": TUNED | {"hidden": 32, "stride": 2},
     "tuned, one linear layer": TUNED | {"mode": "pad_linear"},
+    "tuned, random start": TUNED | {"skip": False},
     "tuned, pad only": TUNED | {"mode": "pad"},
     "tuned, uniform": TUNED | {"weighting": "uniform"},
     "logits": {"features": 0.0, "logits": 1.0},
+    "logits, temperature 1": {"features": 0.0, "logits": 1.0, "temperature": 1.0},
+    "logits, temperature 4": {"features": 0.0, "logits": 1.0, "temperature": 4.0},
+    "logits, temperature 8": {"features": 0.0, "logits": 1.0, "temperature": 8.0},
+    "logits, weight 3": {"features": 0.0, "logits": 3.0},
     "logits, centred, matched": {"logits": 1.0, "centred": True, "teacher_layers": "matched"},
 }
 TABLES = {

@@ -6,7 +6,7 @@ autograd and autocast rules are the same for all and stand here once.
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, List  # noqa: UP035
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,7 +121,7 @@ def _backward(
     saved: Tensor,
     grad_y: Tensor,
     grad_last: Tensor | None,
-) -> List[Tensor]:  # noqa: UP006 - torch 2.6 reads no list[Tensor]
+) -> list[Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
     with _without_autocast(u.device):
         problem = Problem(*tensors, softplus, step_parameters, merge)

@@ -4,7 +4,7 @@ A backend module offers `CHUNK`, `forward(problem, save)` and `backward(problem,
 either gradient may be None.
 """
 
-from typing import Any, List  # noqa: UP035
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def _backward(
     saved: Tensor,
     grad_y: Tensor | None,
     grad_last: Tensor | None,
-) -> List[Tensor]:  # noqa: UP006 - torch 2.6 reads no list[Tensor]
+) -> list[Tensor]:
     problem = CrossProblem(u, dt, A, B, C, dt_bias, orders, reads, softplus, merge)
     with _without_autocast(u.device):
         gradients = KERNELS[name].backward(problem, saved, grad_y, grad_last)

@@ -186,7 +186,8 @@ def learner(recipe: Recipe, setting: Setting, seed: int) -> tuple[nn.Module, lis
     student = tm.models.VisionMamba(**setting.size, dim=WIDTH, depth=DEPTH, d_state=4)
     report = tm.subclone(setting.teacher, student, setting.importance) if recipe.inherit else None
     distiller = None if not recipe.features else Distiller(recipe, report and report.kept["residual"])
-    kd, targets = tm.distill.LogitsDistill(temperature=recipe.temperature), setting.centred if recipe.centred else setting.layers
+    kd = tm.distill.LogitsDistill(temperature=recipe.temperature)
+    targets = setting.centred if recipe.centred else setting.layers
     groups = [{"params": list(student.parameters()), "lr": recipe.rate}]
     if distiller is not None and len(list(distiller.parameters())):
         groups.append({"params": list(distiller.parameters()), "lr": recipe.rate * recipe.calibrator_rate})

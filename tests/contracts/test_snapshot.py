@@ -21,7 +21,9 @@ def difference(before, now):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize(("path", "build"), [(PUBLIC, public), (MODULE_KEYS, module_keys)], ids=["public", "module_keys"])
+@pytest.mark.parametrize(
+    ("path", "build"), [(PUBLIC, public), (MODULE_KEYS, module_keys)], ids=["public", "module_keys"]
+)
 def test_public_names_signatures_and_state_dicts_are_frozen(path, build):
     changes = difference(json.loads(path.read_text()), build())
     assert not changes, REMEDY.format(changes=changes)

@@ -28,7 +28,7 @@ from transmamba.transfer import AttentionInit
 SIZE = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 62}
 TEACHER_STEPS, TUNING_STEPS, STEPS, BATCH = 1200, 20, 130, 64
 MEASURED = (0, 13, 26, 52, 78, 104, 130)
-DEFAULT = {"importance": "stability", "layer_map": "early", "rescale": "none", "start": "random"}
+DEFAULT = {"importance": "stability", "layer_map": "early", "rescale": "none", "start": "random", "learn": "labels"}
 SCORES = ("relative", "magnitude", "activation", "taylor", "wanda", "random", "first")
 WAYS = (
     "",
@@ -38,8 +38,15 @@ WAYS = (
     "layer_map=drop_middle",
     "rescale=sqrt",
     "start=attention",
+    # what is learnt: labels, labels and the teacher's layers of the same relative depth, or those and its logits alone
+    *(
+        f"{change}learn={lesson}"
+        for lesson in ("layers", "teacher")
+        for change in ("", "layer_map=uniform,", "layer_map=drop_middle,", "rescale=sqrt,", "start=attention,")
+    ),
 )
 Data = tuple[Tensor, Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def images(fonts: tuple[str, ...], copies: int, seed: int) -> Data:
@@ -48,8 +55,9 @@ def images(fonts: tuple[str, ...], copies: int, seed: int) -> Data:
     return distort(clean.repeat(copies, 1, 1), 16, torch.Generator().manual_seed(seed), noise=0.1), classes
 
 
-def train(model: nn.Module, data: Data, steps: int, rate: float, seed: int) -> Iterator[int]:
+def train(model: nn.Module, data: Data, steps: int, rate: float, seed: int, loss: Loss | None = None) -> Iterator[int]:
     """AdamW with a tenth of warm-up and a cosine to zero; yields the number of steps taken, from 0 on."""
+    loss = loss or (lambda pixels, classes: F.cross_entropy(model(pixels), classes))
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05, fused=True)
     chance = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -59,7 +67,7 @@ def train(model: nn.Module, data: Data, steps: int, rate: float, seed: int) -> I
         )
         pick = torch.randint(len(data[1]), (BATCH,), generator=chance)
         optimizer.zero_grad()
-        F.cross_entropy(model(data[0][pick]), data[1][pick]).backward()
+        loss(data[0][pick], data[1][pick]).backward()
         optimizer.step()
     yield steps
 
@@ -127,21 +135,38 @@ class Teacher:
             "first": t.first_importance,
         }
 
-    def student(self, way: str, seed: int) -> nn.Module:
+    def student(self, way: str, seed: int) -> tuple[nn.Module, nn.Module, Loss | None]:
+        """A student, what is trained (the student and its calibrators), and the loss where it is not that of labels."""
         torch.manual_seed(100 * self.number + seed)
         student = tm.models.VisionMamba(dim=48, depth=3, **SIZE)
-        if way != "scratch":
-            options = DEFAULT | dict(pair.split("=") for pair in way.split(",") if pair)
-            chosen = options["importance"]
-            tm.subclone(
-                self.model,
-                student,
-                tm.transfer.random_importance(100 * self.number + seed) if chosen == "random" else self.scores[chosen],  # type: ignore[arg-type]
-                layer_map=options["layer_map"],  # type: ignore[arg-type]
-                rescale="sqrt" if options["rescale"] == "sqrt" else None,
-                ssm_from=AttentionInit(heads=4, length=16) if options["start"] == "attention" else None,
-            )
-        return student
+        if way == "scratch":
+            return student, student, None
+        options = DEFAULT | dict(pair.split("=") for pair in way.split(",") if pair)
+        chosen = options["importance"]
+        report = tm.subclone(
+            self.model,
+            student,
+            tm.transfer.random_importance(100 * self.number + seed) if chosen == "random" else self.scores[chosen],  # type: ignore[arg-type]
+            layer_map=options["layer_map"],  # type: ignore[arg-type]
+            rescale="sqrt" if options["rescale"] == "sqrt" else None,
+            ssm_from=AttentionInit(heads=4, length=16) if options["start"] == "attention" else None,
+        )
+        if options["learn"] == "labels":
+            return student, student, None
+        bridge = tm.distill.LayerCalibrators([48] * 3, 96, pad=report.kept["residual"])
+        return student, nn.ModuleList((student, bridge)), self.lesson(student, bridge, options["learn"] == "layers")
+
+    def lesson(self, student: tm.models.VisionMamba, bridge: nn.Module, labels: bool) -> Loss:
+        """Layers of the same relative depth, and the labels or the teacher's logits."""
+        distill, logits = tm.AdaptiveLayerDistill(teacher_layers="matched"), tm.distill.LogitsDistill(2.0)
+
+        def loss(pixels: Tensor, classes: Tensor) -> Tensor:
+            mine, theirs = student.forward_features(pixels), self.model.forward_features(pixels)
+            answer = student.head(mine.last.mean(1))
+            task = F.cross_entropy(answer, classes) if labels else logits(answer, self.model.head(theirs.last[:, 0]))
+            return task + distill(bridge(mine.layers), [layer[:, 1:] for layer in theirs.layers])
+
+        return loss
 
     def before(self, student: nn.Module) -> dict[str, float]:
         """What the untrained student's features are worth, through maps fitted on training images."""
@@ -161,9 +186,9 @@ def run(path: Path, teachers: int, seeds: int, ways: list[str]) -> None:
     trained = [Teacher(n, train_data, test_data, path.with_suffix(f".teacher{n}.pt")) for n in range(teachers)]
     for way, number, seed in tqdm([key for key in runs if key not in done], "students", mininterval=9):
         teacher = trained[number]
-        student = teacher.student(way, seed)
+        student, learner, loss = teacher.student(way, seed)
         record = {"way": way, "teacher": number, "seed": seed, "reference": teacher.accuracy, **teacher.before(student)}
-        steps = train(student, train_data, STEPS, 4e-3, 100 * number + seed)
+        steps = train(learner, train_data, STEPS, 4e-3, 100 * number + seed, loss)
         record["curve"] = {step: accuracy(student, test_data) for step in steps if step in MEASURED}
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")

@@ -60,6 +60,7 @@ def weights_at(schedule: str, progress: float) -> tuple[float, float]:
 
 SCRATCH = Recipe()
 LOGITS = Recipe(logits=1.0)
+WARM = Recipe(logits=1.0, temperature=8.0)
 ADAPTIVE = Recipe(features=1.0)
 BIDIRECTIONAL = Recipe(features=1.0, feature="directions")
 SUB = Recipe(inherit=True)
@@ -71,6 +72,7 @@ ROWS = {
     "from scratch": SCRATCH,
     "last feature": replace(ADAPTIVE, last=True),
     "logits": LOGITS,
+    "logits, temperature 8": WARM,
     "uniform": replace(ADAPTIVE, weighting="uniform"),
     "adaptive, ratio": ADAPTIVE,
     "adaptive, neg_cos": replace(ADAPTIVE, weighting="neg_cos"),
@@ -80,13 +82,16 @@ ROWS = {
     "adaptive + bidirectional + logits": replace(BIDIRECTIONAL, logits=1.0),
     "tuned": replace(ADAPTIVE, **TUNED),
     "tuned + logits": replace(ADAPTIVE, logits=1.0, **TUNED),
+    "tuned + logits, temperature 8": replace(WARM, features=1.0, **TUNED),
     "subclone": SUB,
     "subclone + logits": replace(SUB, logits=1.0),
+    "subclone + logits, temperature 8": replace(WARM, inherit=True),
     "subclone + adaptive": replace(ADAPTIVE, inherit=True),
     "subclone + adaptive + bidirectional": replace(BIDIRECTIONAL, inherit=True),
     "subclone + adaptive + bidirectional + logits": replace(BIDIRECTIONAL, inherit=True, logits=1.0),
     "subclone + tuned": replace(ADAPTIVE, inherit=True, **TUNED),
     "subclone + tuned + logits": replace(ADAPTIVE, inherit=True, logits=1.0, **TUNED),
+    "subclone + tuned + logits, temperature 8": replace(WARM, inherit=True, features=1.0, **TUNED),
 }
 CENTRED: dict[str, object] = {"centred": True, "teacher_layers": "matched"}
 # one change at a time, from a constant weight of 1 and the stream of every layer towards the last teacher layer
@@ -137,6 +142,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "logits, temperature 1": {"features": 0.0, "logits": 1.0, "temperature": 1.0},
     "logits, temperature 4": {"features": 0.0, "logits": 1.0, "temperature": 4.0},
     "logits, temperature 8": {"features": 0.0, "logits": 1.0, "temperature": 8.0},
+    "logits, temperature 16": {"features": 0.0, "logits": 1.0, "temperature": 16.0},
+    "logits, temperature 32": {"features": 0.0, "logits": 1.0, "temperature": 32.0},
     "logits, weight 3": {"features": 0.0, "logits": 3.0},
     "logits, centred, matched": {"logits": 1.0, "centred": True, "teacher_layers": "matched"},
 }

@@ -180,6 +180,10 @@ def test_standardize_does_not_mix_samples():
     torch.testing.assert_close(y.flatten(1).var(1, correction=0), torch.ones(2), atol=1e-4, rtol=0)
 
 
+def test_standardize_takes_a_batch_of_nothing():
+    assert FeatureCalibrator(3, 3, mode="pad", norm="standardize")(torch.ones(0, 5, 3)).shape == (0, 5, 3)
+
+
 @pytest.mark.parametrize("norm", [None, "layer", "standardize"])
 @pytest.mark.parametrize("mode", MODES)
 def test_meta_then_reset_equals_direct_construction(mode, norm):

@@ -84,6 +84,13 @@ def test_own_permutation(features):
     )
 
 
+def test_a_direction_weight_may_be_any_finite_number(features):
+    scan, _, teacher = features
+    forward = {"forward": scan["forward"]}
+    loss = MultiDirectionalDistill(direction_weights={"forward": 2**70})(forward, teacher)
+    torch.testing.assert_close(loss, MultiDirectionalDistill()(forward, teacher) * 2.0**70)
+
+
 def test_direction_weights_and_mean(features):
     scan, _, teacher = features
     pair = {name: scan[name] for name in ("forward", "backward")}

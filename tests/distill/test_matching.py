@@ -57,6 +57,7 @@ def test_matrix_has_a_row_per_student_layer():
     ("student", "teacher", "how", "message"),
     [
         (0, 3, "last", r"cannot match 0 student layers with 3 teacher layers: both need at least one"),
+        (2**40, 3, "last", r"student must be at most 2147483647, got 1099511627776"),
         (2, 3, [0], r"1 teacher indices for 2 student layers: give one for each"),
         (2, 3, [0, 3], r"student layer 1 asks for teacher layer 3: valid are -3 to 2"),
         (2, 3, "similarity", r"matching by similarity needs the features of both sides, got a number of layers"),

@@ -50,6 +50,8 @@ def test_bad_samples_are_refused():
         sample_tokens(5, 0)
     with pytest.raises(ValueError, match=r"cannot keep 6 of 5 tokens"):
         sample_tokens(5, 6)
+    with pytest.raises(ValueError, match=r"length must be at most 2147483647, got 1099511627776"):
+        sample_tokens(2**40, 6)
     with pytest.raises(ValueError, match=r"sample of 5 tokens, x has 7"):
         sample_tokens(5, 2).take(torch.randn(1, 7, 3))
     with pytest.raises(ValueError, match=r"unknown order 'column': expected forward, backward or a ScanOrder"):

@@ -113,7 +113,9 @@ def refused(error: BaseException, how: str) -> bool:
         return bool(str(error).strip())
     words = str(error)
     if isinstance(error, IndexError) or re.search(
-        "out of DATA bounds|device string|accelerator device|index .* is out of bounds", words, re.IGNORECASE
+        "out of DATA bounds|device (string|index)|accelerator device|index .* is out of bounds|probability tensor",
+        words,
+        re.IGNORECASE,
     ):
         return True  # a token, class or device that does not exist, in torch's words
     homes = how == "meta" or how.startswith("torch.")

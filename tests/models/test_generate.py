@@ -41,6 +41,7 @@ def test_top_p_leaves_the_fewest_that_reach_it():
     ("options", "message"),
     [
         ({"temperature": -1.0}, "temperature must not be negative, got -1.0"),
+        ({"temperature": float("nan")}, "temperature must not be negative, got nan"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], got 0.0"),
     ],
@@ -48,3 +49,8 @@ def test_top_p_leaves_the_fewest_that_reach_it():
 def test_impossible_sampling_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         next_token(LOGITS, **options)
+
+
+def test_an_empty_vocabulary_is_refused():
+    with pytest.raises(ValueError, match=r"logits of shape \(2, 0\) have no vocabulary to choose from"):
+        next_token(torch.zeros(2, 0))

@@ -161,6 +161,11 @@ def test_a_fine_tuned_teacher_of_another_shape():
         stability_importance({"w": torch.ones(2)}, {"v": torch.ones(2)})
 
 
+def test_a_fine_tuned_teacher_that_is_no_longer_floating():
+    with pytest.raises(TypeError, match=r"w is torch\.float32 before the fine-tuning and torch\.bool after"):
+        stability_importance({"w": torch.zeros(2)}, {"w": torch.zeros(2, dtype=torch.bool)})
+
+
 def test_a_student_in_a_format_too_small_to_write():
     student = {"weight": torch.zeros(3, 2).to(torch.float8_e4m3fn)}
     with pytest.raises(TypeError, match=r"student tensor weight is torch\.float8_e4m3fn: expected float16"):

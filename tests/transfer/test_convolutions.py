@@ -43,3 +43,5 @@ def test_a_student_without_convolutions_or_memory_is_refused():
         init_convolutions(nn.Linear(2, 2), "normal")
     with pytest.raises(ValueError, match=r"conv1d\.weight is on the meta device"):
         init_convolutions(vision_mamba().to("meta"), "normal")
+    with pytest.raises(ValueError, match="std must be finite and not negative, got nan"):
+        init_convolutions(vision_mamba(), "normal", std=float("nan"))

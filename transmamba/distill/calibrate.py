@@ -170,6 +170,8 @@ def _scatter(y: Tensor, x: Tensor, index: Tensor) -> Tensor:
 
 
 def _standardize(x: Tensor) -> Tensor:
+    if not x.numel():
+        return x
     axes = tuple(range(min(1, x.dim() - 1), x.dim()))
     variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + 1e-6)

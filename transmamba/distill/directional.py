@@ -78,7 +78,9 @@ class MultiDirectionalDistill(nn.Module):
             if not math.isfinite(weight):
                 raise ValueError(f"weight of direction {name!r} must be finite, got {weight}")
         self.order, self.reduction = order, reduction
-        self.direction_weights = None if direction_weights is None else dict(direction_weights)
+        # floats, because torch takes no integer beyond 64 bits
+        weights = {name: float(weight) for name, weight in (direction_weights or {}).items()}
+        self.direction_weights = None if direction_weights is None else weights
 
     @typed
     def forward(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.distill.layers import Layers, check_tensors, widen
 
 
@@ -24,7 +24,8 @@ def match_layers(
             (the teacher layer of largest linear CKA), or one teacher index per student layer, negatives from the end.
 
     Raises:
-        ValueError: no layers, too few or too many indices, an index out of range, or "similarity" without features.
+        ValueError: no layers, more than 2**31 - 1, too few or too many indices, an index out of range, or "similarity"
+            without features.
 
     Example:
         >>> match_layers(4, 12, "proportional")
@@ -35,6 +36,7 @@ def match_layers(
         raise ValueError(
             f"cannot match {students} student layers with {teachers} teacher layers: both need at least one"
         )
+    check_sizes(student=students, teacher=teachers)
     if how == "last":
         return (teachers - 1,) * students
     if how == "proportional":

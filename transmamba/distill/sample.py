@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transmamba._typing import typed
+from transmamba._typing import check_sizes, typed
 from transmamba.ops.orders import ScanOrder
 
 
@@ -53,7 +53,7 @@ def sample_tokens(
         device: where the index lives.
 
     Raises:
-        ValueError: `kept` is not between 1 and `length`.
+        ValueError: `kept` is not between 1 and `length`, or `length` is above 2**31 - 1.
 
     Example:
         >>> sample = sample_tokens(5, 5)
@@ -62,4 +62,5 @@ def sample_tokens(
     """
     if not 1 <= kept <= length:
         raise ValueError(f"cannot keep {kept} of {length} tokens")
+    check_sizes(length=length)
     return TokenSample(torch.randperm(length, generator=generator, device=device)[:kept].sort().values, length)

@@ -34,7 +34,7 @@ class TransMambaLoss(nn.Module):
         for name, weight in (("task_weight", task_weight), ("distill_weight", distill_weight)):
             if not (weight >= 0 and math.isfinite(weight)):
                 raise ValueError(f"{name} must be finite and not negative, got {weight}")
-        self.task_weight, self.distill_weight = task_weight, distill_weight
+        self.task_weight, self.distill_weight = float(task_weight), float(distill_weight)
 
     @classmethod
     def v1(cls, alpha: float = 0.5) -> "TransMambaLoss":

@@ -31,13 +31,17 @@ def next_token(
         generator: source of randomness.
 
     Raises:
-        ValueError: the temperature is negative, `top_k` not positive, or `top_p` not in (0, 1].
+        ValueError: there is no token to choose, the temperature is negative, `top_k` not positive, or `top_p` not in
+            (0, 1].
+        RuntimeError: a logit to draw from is not a number.
 
     Example:
         >>> next_token(torch.tensor([[0.0, 2.0, 1.0]]))
         tensor([1])
     """
-    if temperature < 0:
+    if not logits.shape[-1]:
+        raise ValueError(f"logits of shape {tuple(logits.shape)} have no vocabulary to choose from")
+    if not temperature >= 0:
         raise ValueError(f"temperature must not be negative, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")

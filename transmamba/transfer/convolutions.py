@@ -1,5 +1,6 @@
 """How the short convolutions of the mixers start: they stand between what is inherited and the scan."""
 
+import math
 from typing import Literal
 
 import torch
@@ -23,7 +24,8 @@ def init_convolutions(student: Weights, start: Literal["normal", "identity"], *,
         The names of the tensors that were written.
 
     Raises:
-        ValueError: the student has no tensor named `conv1d` or `conv2d`, or is on the meta device.
+        ValueError: the student has no tensor named `conv1d` or `conv2d`, or is on the meta device, or `std` is negative
+            or not finite.
 
     Reference:
         TransMamba, arXiv 2502.15130, experiments with LLaVA.
@@ -33,6 +35,8 @@ def init_convolutions(student: Weights, start: Literal["normal", "identity"], *,
         >>> init_convolutions(mixer, "identity"), mixer["conv1d"].weight[0].tolist()
         (['conv1d.weight', 'conv1d.bias'], [[0.0, 0.0, 1.0]])
     """
+    if not 0 <= std < math.inf:
+        raise ValueError(f"std must be finite and not negative, got {std}")
     found = {
         name: tensor
         for name, tensor in named_tensors(student).items()

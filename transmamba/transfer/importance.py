@@ -48,6 +48,7 @@ def stability_importance(
 
     Raises:
         ValueError: a tensor has another shape in `after`, or both have no floating tensor in common.
+        TypeError: a tensor is floating in `before` only.
 
     Reference:
         TransMamba, arXiv 2502.15130, section on weight subcloning. Granularity and measure are ours.
@@ -66,6 +67,8 @@ def stability_importance(
                 f"{name} has shape {tuple(old[name].shape)} before the fine-tuning and {tuple(new[name].shape)} after:"
                 " expected one model at two times"
             )
+        if not new[name].is_floating_point():
+            raise TypeError(f"{name} is {old[name].dtype} before the fine-tuning and {new[name].dtype} after")
         change = (new[name].detach() - old[name].detach().to(new[name].device)).abs()
         if measure == "relative":
             change = change / old[name].detach().abs().clamp_min(torch.finfo(change.dtype).eps)

@@ -168,8 +168,8 @@ class Teacher:
 
         return loss
 
-    def before(self, student: nn.Module) -> dict[str, float]:
-        """What the untrained student's features are worth, through maps fitted on training images."""
+    def worth(self, student: nn.Module) -> dict[str, float]:
+        """What the student's features are worth, through maps fitted on training images."""
         known, new = pooled(student, self.data[0][self.probe]), pooled(student, self.test[0])
         classes = fit(known, F.one_hot(self.data[1][self.probe], 62).float())(new).argmax(1)
         centre = self.features[0].mean(0)
@@ -187,9 +187,10 @@ def run(path: Path, teachers: int, seeds: int, ways: list[str]) -> None:
     for way, number, seed in tqdm([key for key in runs if key not in done], "students", mininterval=9):
         teacher = trained[number]
         student, learner, loss = teacher.student(way, seed)
-        record = {"way": way, "teacher": number, "seed": seed, "reference": teacher.accuracy, **teacher.before(student)}
+        record = {"way": way, "teacher": number, "seed": seed, "reference": teacher.accuracy, **teacher.worth(student)}
         steps = train(learner, train_data, STEPS, 4e-3, 100 * number + seed, loss)
         record["curve"] = {step: accuracy(student, test_data) for step in steps if step in MEASURED}
+        record["cosine at the end"] = teacher.worth(student)["cosine"]
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -204,6 +205,7 @@ def show(path: Path, ways: list[str], figure: Path | None) -> None:
         f"step {MEASURED[2]}": lambda r: r["curve"][str(MEASURED[2])],
         f"step {MEASURED[4]}": lambda r: r["curve"][str(MEASURED[4])],
         "final": lambda r: r["curve"][str(STEPS)],
+        "cosine at the end": lambda r: 100 * r["cosine at the end"],
     }
     print(f"teachers: {sorted({(r['teacher'], round(r['reference'], 1)) for r in records})}")
     print("| way | runs | " + " | ".join(f"{name} | to default" for name in columns) + " |")

@@ -56,8 +56,8 @@ def subclone(
             name, one per neuron; or a function (name, tensor) -> scores such as `magnitude_importance`.
         plan: student name pattern -> (teacher name patterns, axes); by default the preset that fits the names.
         layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
-            "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer. Where the student then imitates the
-            teacher layer by layer, "uniform" did far better (docs/results.md).
+            "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer. For glyphs "early" did best, for a text
+            encoder "uniform" did far better (docs/results.md).
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.

@@ -329,5 +329,5 @@ axis.grid(alpha=0.3)
 #   one from scratch with all of them.
 #
 # Two seeds are few, and no student has converged. In the full record, `docs/results.md`, five seeds leave no gain of
-# logits from scratch at this budget and temperature; hotter ones (8 instead of 2) add four points, with inheritance too. In
-# four times as many steps the distances to inheritance shrink. There, too, changes are taken alone.
+# logits from scratch at this budget and temperature; hotter ones (8 instead of 2) add four points, with inheritance
+# too. In four times as many steps the distances to inheritance shrink. There, too, changes are taken alone.

@@ -38,7 +38,7 @@ WAYS = (
     "layer_map=drop_middle",
     "rescale=sqrt",
     "start=attention",
-    # what is learnt: labels, labels and the teacher's layers of the same relative depth, or those and its logits alone
+    # "layers": labels and the teacher's layers of the same relative depth; "teacher": those layers and its logits
     *(
         f"{change}learn={lesson}"
         for lesson in ("layers", "teacher")
@@ -196,7 +196,10 @@ def run(path: Path, teachers: int, seeds: int, ways: list[str]) -> None:
 
 
 def show(path: Path, ways: list[str], figure: Path | None) -> None:
-    """Mean and deviation by way, the paired difference to the default with its standard error; `ways` are drawn."""
+    """Mean and deviation by way, the paired difference to the default with its standard error; `ways` are drawn.
+
+    The default of what learns another lesson has the same lesson.
+    """
     records = [json.loads(line) for line in path.read_text().splitlines()]
     rows = {(r["way"], r["teacher"], r["seed"]): r for r in records}
     columns = {
@@ -210,15 +213,15 @@ def show(path: Path, ways: list[str], figure: Path | None) -> None:
     print(f"teachers: {sorted({(r['teacher'], round(r['reference'], 1)) for r in records})}")
     print("| way | runs | " + " | ".join(f"{name} | to default" for name in columns) + " |")
     for way in dict.fromkeys(r["way"] for r in records):
-        mine = [key for key in rows if key[0] == way]
+        mine, base = [key for key in rows if key[0] == way], way[way.index("learn=") :] if "learn=" in way else ""
         cells = []
         for value in columns.values():
             values = [value(rows[key]) for key in mine]
-            pairs = [value(rows[key]) - value(rows["", *key[1:]]) for key in mine if ("", *key[1:]) in rows]
+            pairs = [value(rows[key]) - value(rows[base, *key[1:]]) for key in mine if (base, *key[1:]) in rows]
             error = statistics.stdev(pairs) / len(pairs) ** 0.5
             cells += [
                 f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}",
-                f"{statistics.mean(pairs):+.1f} ({error:.1f})" if way else "",
+                f"{statistics.mean(pairs):+.1f} ({error:.1f})" if way != base else "",
             ]
         print(f"| {way or 'default'} | {len(mine)} | " + " | ".join(cells) + " |")
     if figure is not None:

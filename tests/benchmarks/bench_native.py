@@ -39,6 +39,9 @@ SHAPES = {
     "lm": (1, 2048, 1536, 16, 1),
     "tiny": (64, 64, 128, 16, 1),
     "small": (1, 64, 64, 16, 1),
+    # one direction, for what knows no more
+    "plain1": (8, 196, 384, 16, 1),
+    "vmamba1": (8, 3136, 192, 1, 1),
 } | {f"L{length}": (1, length, 384, 16, 1) for length in (256, 512, 1024, 2048, 4096, 8192, 16384)}
 
 

@@ -60,7 +60,7 @@ def weights_at(schedule: str, progress: float) -> tuple[float, float]:
 
 SCRATCH = Recipe()
 LOGITS = Recipe(logits=1.0)
-WARM = Recipe(logits=1.0, temperature=8.0)
+HOT = Recipe(logits=1.0, temperature=8.0)
 ADAPTIVE = Recipe(features=1.0)
 BIDIRECTIONAL = Recipe(features=1.0, feature="directions")
 SUB = Recipe(inherit=True)
@@ -72,7 +72,7 @@ ROWS = {
     "from scratch": SCRATCH,
     "last feature": replace(ADAPTIVE, last=True),
     "logits": LOGITS,
-    "logits, temperature 8": WARM,
+    "logits, temperature 8": HOT,
     "uniform": replace(ADAPTIVE, weighting="uniform"),
     "adaptive, ratio": ADAPTIVE,
     "adaptive, neg_cos": replace(ADAPTIVE, weighting="neg_cos"),
@@ -82,16 +82,16 @@ ROWS = {
     "adaptive + bidirectional + logits": replace(BIDIRECTIONAL, logits=1.0),
     "tuned": replace(ADAPTIVE, **TUNED),
     "tuned + logits": replace(ADAPTIVE, logits=1.0, **TUNED),
-    "tuned + logits, temperature 8": replace(WARM, features=1.0, **TUNED),
+    "tuned + logits, temperature 8": replace(HOT, features=1.0, **TUNED),
     "subclone": SUB,
     "subclone + logits": replace(SUB, logits=1.0),
-    "subclone + logits, temperature 8": replace(WARM, inherit=True),
+    "subclone + logits, temperature 8": replace(HOT, inherit=True),
     "subclone + adaptive": replace(ADAPTIVE, inherit=True),
     "subclone + adaptive + bidirectional": replace(BIDIRECTIONAL, inherit=True),
     "subclone + adaptive + bidirectional + logits": replace(BIDIRECTIONAL, inherit=True, logits=1.0),
     "subclone + tuned": replace(ADAPTIVE, inherit=True, **TUNED),
     "subclone + tuned + logits": replace(ADAPTIVE, inherit=True, logits=1.0, **TUNED),
-    "subclone + tuned + logits, temperature 8": replace(WARM, inherit=True, features=1.0, **TUNED),
+    "subclone + tuned + logits, temperature 8": replace(HOT, inherit=True, features=1.0, **TUNED),
 }
 CENTRED: dict[str, object] = {"centred": True, "teacher_layers": "matched"}
 # one change at a time, from a constant weight of 1 and the stream of every layer towards the last teacher layer

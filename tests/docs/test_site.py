@@ -25,6 +25,11 @@ def site(tmp_path_factory):
     return folder
 
 
+def assert_pictures_exist(page):
+    pictures = re.findall(r'<img alt="[^"]*" src="([^"]+)"', page.read_text())
+    assert all((page.parent / name).exists() for name in pictures if not name.startswith("data:")), page
+
+
 def test_nothing_is_loaded_from_elsewhere(site):
     for page in site.rglob("*.html"):
         text = page.read_text()
@@ -38,20 +43,18 @@ def test_nothing_is_loaded_from_elsewhere(site):
 def test_equations_and_pictures_are_in_the_pages(site):
     for source in (ROOT / "docs").rglob("*.md"):
         text = source.read_text()
-        page = (site / source.relative_to(ROOT / "docs")).with_suffix(".html").read_text()
+        path = (site / source.relative_to(ROOT / "docs")).with_suffix(".html")
+        page = path.read_text()
         assert "equation-place" not in page
         assert page.count("<math") == text.count("```math") + text.count("$`"), source
         # what the site's own code draws stands in the page and takes its colours; curves are files
         assert page.count('<svg class="tm"') == len(re.findall(r"pictures/\w+\.svg\)", text)), source
-        shown = re.findall(r'<img alt="[^"]*" src="([^"]+)"', page)
-        assert all(((site / source.relative_to(ROOT / "docs")).parent / name).exists() for name in shown), source
+        assert_pictures_exist(path)
 
 
 def test_every_notebook_is_a_page(site):
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        page = site / "notebooks" / f"{notebook.stem}.html"
-        pictures = re.findall(r'<img alt="[^"]*" src="([^"]+)"', page.read_text())
-        assert all((page.parent / name).exists() for name in pictures if not name.startswith("data:"))
+        assert_pictures_exist(site / "notebooks" / f"{notebook.stem}.html")
 
 
 def test_every_public_name_has_an_entry(site):

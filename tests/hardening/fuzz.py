@@ -117,7 +117,7 @@ def refused(error: BaseException, how: str) -> bool:
         words,
         re.IGNORECASE,
     ):
-        return True  # a token, class or device that does not exist, in torch's words
+        return True  # a token, class or device that does not exist, or chances that are none, in torch's words
     homes = how == "meta" or how.startswith("torch.")
     return isinstance(error, RuntimeError) and (how == "sparse" or homes and any(word in words for word in TORCH))
 

@@ -79,8 +79,9 @@ class MultiDirectionalDistill(nn.Module):
                 raise ValueError(f"weight of direction {name!r} must be finite, got {weight}")
         self.order, self.reduction = order, reduction
         # floats, because torch takes no integer beyond 64 bits
-        weights = {name: float(weight) for name, weight in (direction_weights or {}).items()}
-        self.direction_weights = None if direction_weights is None else weights
+        self.direction_weights = (
+            None if direction_weights is None else {name: float(weight) for name, weight in direction_weights.items()}
+        )
 
     @typed
     def forward(

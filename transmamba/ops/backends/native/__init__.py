@@ -95,7 +95,7 @@ def describe(p: Problem, kind: type[AnyScan]) -> tuple[AnyScan, list[Tensor | No
     batch, directions, length, channels, state = p.sizes
     if orders is not None and not are_permutations(orders):
         raise ValueError(f"orders must hold a permutation of range({length}) in every row: build them with scan_order")
-    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels))
+    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state))
     scan.wide, scan.softplus = p.u.dtype == torch.float64, p.softplus
     scan.by_step = p.step_parameters or orders is None
     shared = (x is None or x.shape[axis] == 1 for x, axis in ((p.dt, 1), (p.A, 0), (p.dt_bias, 0)))
@@ -111,9 +111,10 @@ def _states(x: Tensor | None) -> Array:
     return array(x, 0, 1, None, 3)
 
 
-def _part(batch: int, channels: int) -> int:
-    """Channels per unit of work, from the shape alone: wide, but 16 units where 128 channels each allow them."""
-    parts = max(1, min(-(-channels // 128), -(-16 // max(1, batch))))
+def _part(batch: int, channels: int, state: int) -> int:
+    """Channels per unit of work, from the shape alone: wide, but 16 units where the least number each allows them."""
+    least = 192 if state == 1 else 128  # one state walks along rows: the longer, the better for memory
+    parts = max(1, min(channels // least, -(-16 // max(1, batch))))
     return max(1, -(-channels // parts // 32) * 32)
 
 

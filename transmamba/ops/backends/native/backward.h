@@ -1,31 +1,6 @@
 // Backward: chunks in reverse. Each recomputes its decays and states from the saved one, then sweeps back.
 #pragma once
-#include "unit.h"
-
-template <class F> struct BackwardTiles {
-  F *dt, *slope, *u, *dy;      // (step, lane); u, dy, dx per direction of the group
-  F *dx, *da;                  // gradients of dt * u, and of dt through the decays
-  F *e, *h;                    // decays (step, state, lane), states (step + 1, state, lane) of a few states
-  F *dB, *dC, *sums;           // (direction, step, state, lane of one vector), summed over blocks of channels
-  F *dA, *dD, *dbias;
-  BackwardTiles(const Scan &s, int64_t pad, Arena &arena) {
-    const int64_t W = lanes<F>(), width = BLOCK * W, size = s.chunk * width, rows = s.chunk * s.state + W;
-    dt = arena.take<F>(size);
-    slope = arena.take<F>(size);
-    da = arena.take<F>(size);
-    u = arena.take<F>(GROUP * size);
-    dy = arena.take<F>(GROUP * size);
-    dx = arena.take<F>(GROUP * size);
-    e = arena.take<F>(BACKWARD_STATES * size);
-    h = arena.take<F>(BACKWARD_STATES * (size + width));
-    dB = arena.take<F>(GROUP * rows * W);
-    dC = arena.take<F>(GROUP * rows * W);
-    sums = arena.take<F>(rows);
-    dA = arena.take<F>(s.state * pad);
-    dD = arena.take<F>(GROUP * pad);
-    dbias = arena.take<F>(pad);
-  }
-};
+#include "single.h"
 
 template <class F, int G, int U> struct BackwardBlock {
   typedef Vec<F> V;
@@ -39,7 +14,7 @@ template <class F, int G, int U> struct BackwardBlock {
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.coming.b, group.coming.first + g, group.coming.channel + column, rows, group.iota};
+    return group.template to_come<LINES>(a, g, rows, column);
   }
 
   // Bias and softplus; the tiles that gather sums start at zero.
@@ -219,91 +194,6 @@ template <class F, int G, int U> struct BackwardBlock {
       }
   }
 
-  // The same two passes for one state and one direction, on the tensors where they lie.
-  template <class T> void recompute_single(const Rows<T> dt_rows, const Rows<T> u_rows) const {
-    const Scan &s = group.s;
-    const bool smooth = s.softplus;
-    const int64_t steps = group.steps, *parameters = group.ahead + group.line(0);
-    const uint8_t *reset = s.segments ? group.reset : nullptr;
-    const F *from = place<F>(s.saved, group.b, group.first, group.range.begin + column) + chunk * s.saved.row, *B = group.B;
-    F *dt_at = tiles.dt, *slope_at = tiles.slope, *e_at = tiles.e, *h_at = tiles.h;
-    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
-    const Ahead<LINES> u_ahead = ahead(s.u, 0, group.ahead);
-    V h[U], A[U], bias[U];
-    for (int i = 0; i < U; ++i) {
-      store(h_at + i * W, h[i] = load(from + i * W));
-      A[i] = load(group.A + column + i * W);
-      bias[i] = load(group.bias + column + i * W);
-    }
-    for (int64_t t = 0; t < steps; ++t, dt_at += WIDTH, slope_at += WIDTH, e_at += WIDTH) {
-      dt_ahead.touch(t);
-      ddt_ahead.touch(t);
-      u_ahead.touch(t);
-      h_at += WIDTH;
-      const T *dt_from = dt_rows.at(t), *u_from = u_rows.at(t);
-      for (int i = 0; i < U; ++i) {
-        V dt = load_as(dt_from + i * W) + bias[i], slope = splat((F)1);
-        if (smooth) dt = softplus<true>(dt, slope);
-        V e = exp2_product<ANY_EXPONENT>(dt, A[i]);
-        if (reset && reset[t]) e = h[i] = V{};
-        h[i] = e * h[i] + dt * load_as(u_from + i * W) * splat(B[t]);
-        store(dt_at + i * W, dt);
-        store(slope_at + i * W, slope);
-        store(e_at + i * W, e);
-        store(h_at + i * W, h[i]);
-      }
-    }
-  }
-  template <class T>
-  void sweep_single(const Rows<T> u_rows, const Rows<T> dy_rows, const Rows<F> du_rows, bool add_u, const Rows<F> ddt_rows,
-                    bool add_dt) const {
-    const Scan &s = group.s;
-    const int64_t last = group.steps - 1;
-    const F *B = group.B, *C = group.C, *dt_at = tiles.dt + last * WIDTH, *slope_at = tiles.slope + last * WIDTH;
-    const F *e_at = tiles.e + last * WIDTH, *before = tiles.h + last * WIDTH;
-    F *state = group.state + column, *dB_at = tiles.dB + last * W, *dC_at = tiles.dC + last * W;
-    const Ahead<LINES> dy_ahead = ahead(s.grad_y, 0, group.ahead), du_ahead = ahead(s.du, 0, group.ahead);
-    V dh[U], dA[U] = {}, dD[U] = {}, dbias[U] = {}, A[U], D[U];
-    for (int i = 0; i < U; ++i) {
-      dh[i] = load(state + i * W);
-      A[i] = load(group.A + column + i * W) * splat((F)LN2);
-      D[i] = load(group.D + column + i * W);
-    }
-    for (int64_t t = last; t >= 0; --t) {
-      dy_ahead.touch(t);
-      du_ahead.touch(t);
-      const T *u_from = u_rows.at(t), *dy_from = dy_rows.at(t);
-      F *du_to = du_rows.at(t), *ddt_to = ddt_rows.at(t);
-      V dB = load(dB_at), dC = load(dC_at);
-      for (int i = 0; i < U; ++i) {
-        const V u = load_as(u_from + i * W), dy = load_as(dy_from + i * W), dt = load(dt_at + i * W);
-        const V q = dy * splat(C[t]) + dh[i], dx = q * splat(B[t]);
-        dC += dy * load(before + WIDTH + i * W);
-        dB += q * (dt * u);
-        dh[i] = q * load(e_at + i * W);
-        const V through = dh[i] * load(before + i * W);
-        V du = dx * dt + dy * D[i], ddt = (dx * u + through * A[i]) * load(slope_at + i * W);
-        dA[i] += through * dt;
-        dD[i] += dy * u;
-        dbias[i] += ddt;
-        if (add_u) du += load(du_to + i * W);
-        if (add_dt) ddt += load(ddt_to + i * W);
-        store(du_to + i * W, du);
-        store(ddt_to + i * W, ddt);
-      }
-      store(dB_at, dB);
-      store(dC_at, dC);
-      dt_at -= WIDTH, slope_at -= WIDTH, e_at -= WIDTH, before -= WIDTH, dB_at -= W, dC_at -= W;
-    }
-    for (int i = 0; i < U; ++i) {
-      const int64_t to = column + i * W;
-      store(state + i * W, dh[i]);
-      store(tiles.dA + to, load(tiles.dA + to) + dA[i]);
-      store(tiles.dD + to, load(tiles.dD + to) + dD[i]);
-      store(tiles.dbias + to, load(tiles.dbias + to) + dbias[i]);
-    }
-  }
-
   // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da.
   void finish() {
     const int64_t steps = group.steps, next = tile(1);
@@ -339,30 +229,50 @@ static void backward_block(const Group<F> &group, const BackwardTiles<F> &tiles,
   const int64_t b = group.b, k = group.first, channel = group.range.begin + column;
   const int64_t columns = smaller(group.range.size() - column, WIDTH);
   BackwardBlock<F, G, U> block{group, tiles, column, chunk};
-  const bool add_dt = s.ddt.direction == 0 && k > 0;
-  const bool add_u = s.du.direction == 0 && (G > 1 || k > 0);  // a group finds zeros
-  if (G == 1 && s.state == 1 && in_place<F, WIDTH>(s.u, s.dt, s.grad_y, columns) && in_place<F, WIDTH>(s.du, s.ddt, s.ddt, columns) &&
-      s.du.dtype == s.A.dtype && s.ddt.dtype == s.A.dtype) {
-    const int64_t *tokens = group.visited, *parameters = group.visited + group.line(0);
-    with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
-      const auto u = rows_of(place_like(dt, s.u, b, k, channel), tokens, s.u.row);
-      block.recompute_single(rows_of(dt, parameters, s.dt.row), u);
-      block.sweep_single(u, rows_of(place_like(dt, s.grad_y, b, k, channel), tokens, s.grad_y.row),
-                         rows_of(place<F>(s.du, b, k, channel), tokens, s.du.row), add_u,
-                         rows_of(place<F>(s.ddt, b, k, channel), parameters, s.ddt.row), add_dt);
-    });
-    return;
-  }
-  stage(tiles.dt, WIDTH, s.dt, b, k, channel, group.parameters(0), columns);
+  const bool single = G == 1 && s.state == 1;
+  F *dt_tile = single ? tiles.da : tiles.dt;  // ddt replaces it there
+  stage(dt_tile, WIDTH, s.dt, b, k, channel, group.parameters(0), columns);
   for (int g = 0; g < G; ++g) {
     stage(tiles.u + block.tile(g), WIDTH, s.u, b, k + g, channel, group.tokens(g), columns);
     stage(tiles.dy + block.tile(g), WIDTH, s.grad_y, b, k + g, channel, group.tokens(g), columns);
   }
-  block.prepare();
-  for_states<BACKWARD_STATES>(s.state, block);
-  block.finish();
+  if (single) {
+    const Rows<F> dt{tiles.da, group.iota, WIDTH}, du{tiles.dx, group.iota, WIDTH};
+    const Rows<F> u{tiles.u, group.iota, WIDTH}, dy{tiles.dy, group.iota, WIDTH};
+    backward_single(group, tiles, column, WIDTH, chunk, dt, u, dy, du, PUT, dt, PUT);
+  } else {
+    block.prepare();
+    for_states<BACKWARD_STATES>(s.state, block);
+    block.finish();
+  }
+  const Write add_dt = s.ddt.direction == 0 && k > 0 ? ADD : PUT;
+  const Write add_u = s.du.direction == 0 && (G > 1 || k > 0) ? ADD : PUT;  // a group finds zeros
   unstage(tiles.da, WIDTH, s.ddt, b, k, channel, group.parameters(0), columns, add_dt);
   for (int g = 0; g < G; ++g) unstage(tiles.dx + block.tile(g), WIDTH, s.du, b, k + g, channel, group.tokens(g), columns, add_u);
+}
+
+// What one direction with one state can do on rows of the tensors; returns how many channels that were.
+template <class F> static int64_t backward_rows(const Group<F> &group, const BackwardTiles<F> &tiles, int64_t chunk) {
+  const Scan &s = group.s;
+  constexpr int W = lanes<F>();
+  const int64_t b = group.b, k = group.first, end = group.range.size() / W * W;
+  const int64_t *tokens = group.visited, *parameters = tokens + group.line(0);
+  if (s.state > 1 || s.du.dtype != s.A.dtype || s.ddt.dtype != s.A.dtype) return 0;
+  const Array *const arrays[] = {&s.u, &s.dt, &s.grad_y, &s.du, &s.ddt};
+  for (const Array *a : arrays)
+    if (a->column != 1) return 0;
+  for (int64_t column = 0; column < end; column += PANEL * W) {
+    const int64_t channel = group.range.begin + column, wide = smaller(PANEL * W, end - column);
+    const Rows<F> du{place<F>(s.du, b, k, channel), tokens, s.du.row}, ddt{place<F>(s.ddt, b, k, channel), parameters, s.ddt.row};
+    const Write write_u = group.writing(s.du, s.du.direction == 0 && k > 0, column, wide);
+    const Write write_dt = group.writing(s.ddt, s.ddt.direction == 0 && k > 0, column, wide);
+    with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
+      const auto u = rows_of(place_like(dt, s.u, b, k, channel), tokens, s.u.row);
+      const auto dy = rows_of(place_like(dt, s.grad_y, b, k, channel), tokens, s.grad_y.row);
+      backward_single(group, tiles, column, wide, chunk, rows_of(dt, parameters, s.dt.row), u, dy, du, write_u, ddt, write_dt);
+    });
+  }
+  return end;
 }
 
 // Sums the lanes of a chunk's dB or dC and writes them, or adds them where directions share B or C.
@@ -412,7 +322,7 @@ template <class F, int G> static void backward_group(Group<F> &group, const Back
     group.enter_chunk(chunk * s.chunk, (chunk - 1) * s.chunk);
     memset(tiles.dB, 0, rows * sizeof(F));
     memset(tiles.dC, 0, rows * sizeof(F));
-    int64_t column = 0;
+    int64_t column = G == 1 ? backward_rows(group, tiles, chunk) : 0;
     for (; column + W < group.range.size(); column += U * W) backward_block<F, G, U>(group, tiles, column, chunk);
     if (column < group.range.size()) backward_block<F, G, 1>(group, tiles, column, chunk);
     reduce_states(group, tiles.dB, tiles.sums, s.dB, part * s.dB_part);
@@ -436,5 +346,6 @@ template <class F> static size_t backward_unit(const Scan &s, int64_t b, int64_t
     else
       backward_group<F, 1>(group, tiles, part);
   }
+  flush_streams();
   return arena.used;
 }

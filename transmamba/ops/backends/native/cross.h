@@ -285,8 +285,8 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
       store(to, load(to) + dbias);
     }
     const int64_t k = group.first, channel = this->channel();
-    unstage(tiles.da, WIDTH, x.ddt, group.b, k, channel, group.parameters(0), wide, x.ddt.direction == 0 && k > 0);
-    unstage(tiles.dx, WIDTH, x.du, group.b, k, channel, group.tokens(0), wide, x.du.direction == 0 && k > 0);
+    unstage(tiles.da, WIDTH, x.ddt, group.b, k, channel, group.parameters(0), wide, x.ddt.direction == 0 && k > 0 ? ADD : PUT);
+    unstage(tiles.dx, WIDTH, x.du, group.b, k, channel, group.tokens(0), wide, x.du.direction == 0 && k > 0 ? ADD : PUT);
   }
 };
 

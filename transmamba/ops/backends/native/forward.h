@@ -1,6 +1,6 @@
 // Forward: states advance chunk by chunk; lanes are channels, time is sequential.
 #pragma once
-#include "unit.h"
+#include "single.h"
 
 template <class F> struct ForwardTiles {
   F *dt, *xu, *y;  // (step, lane), xu and y per direction of the group; xu is dt * u
@@ -19,12 +19,13 @@ template <class F, int G, int U> struct ForwardBlock {
   const Group<F> &group;
   const ForwardTiles<F> &tiles;
   int64_t column;  // first channel, counted from the part's
+  Write how;       // y is written
   bool bounded = true;
 
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
   Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return {a, group.coming.b, group.coming.first + g, group.coming.channel + column, rows, group.iota};
+    return group.template to_come<LINES>(a, g, rows, column);
   }
 
   // Bias, softplus, and what does not depend on the state.
@@ -59,42 +60,6 @@ template <class F, int G, int U> struct ForwardBlock {
     bounded = ANY_EXPONENT || !any(beyond);
   }
 
-  // All of it at once for one state and one direction: nothing is worth a tile then.
-  template <class T> void single(const Rows<T> dt_rows, const Rows<T> u_rows, const Rows<F> y_rows, bool add) const {
-    const Scan &s = group.s;
-    const bool smooth = s.softplus;
-    const int64_t steps = group.steps;
-    const uint8_t *reset = s.segments ? group.reset : nullptr;
-    const F *B = group.B, *C = group.C;
-    F *state = group.state + column;
-    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, group.ahead + group.line(0));
-    const Ahead<LINES> u_ahead = ahead(s.u, 0, group.ahead), y_ahead = ahead(s.y, 0, group.ahead);
-    V h[U], A[U], D[U], bias[U], unused{};
-    for (int i = 0; i < U; ++i) {
-      h[i] = load(state + i * W);
-      A[i] = load(group.A + column + i * W);
-      D[i] = load(group.D + column + i * W);
-      bias[i] = load(group.bias + column + i * W);
-    }
-    for (int64_t t = 0; t < steps; ++t) {
-      dt_ahead.touch(t);
-      u_ahead.touch(t);
-      y_ahead.touch(t);
-      const T *dt_at = dt_rows.at(t), *u_at = u_rows.at(t);
-      F *y_at = y_rows.at(t);
-      for (int i = 0; i < U; ++i) {
-        V dt = load_as(dt_at + i * W) + bias[i];
-        const V u = load_as(u_at + i * W);
-        if (smooth) dt = softplus<false>(dt, unused);
-        if (reset && reset[t]) h[i] = V{};
-        h[i] = exp2_product<ANY_EXPONENT>(dt, A[i]) * h[i] + dt * u * splat(B[t]);
-        V y = h[i] * splat(C[t]) + u * D[i];
-        if (add) y += load(y_at + i * W);
-        store(y_at + i * W, y);
-      }
-    }
-    for (int i = 0; i < U; ++i) store(state + i * W, h[i]);
-  }
   template <int S> void run(int64_t n) const { bounded ? advance<S, true>(n) : advance<S, ANY_EXPONENT>(n); }
 
   // The recurrence of states [n, n + S).
@@ -106,6 +71,7 @@ template <class F, int G, int U> struct ForwardBlock {
     F *y_at = tiles.y, *state = group.state + n * pad + column;
     // the first states bring the next chunk closer: theirs is the loop with time to spare for it
     const int64_t *rows = group.ahead, far = n == 0 ? steps : 0;
+    const bool streams = how == STREAM;
     const Ahead<LINES> dt_ahead = ahead(group.s.dt, 0, rows + group.line(0));
     Ahead<LINES> u_ahead[G], y_ahead[G];
     for (int g = 0; g < G; ++g) {
@@ -123,7 +89,7 @@ template <class F, int G, int U> struct ForwardBlock {
         dt_ahead.touch(t);
         for (int g = 0; g < G; ++g) {
           u_ahead[g].touch(t);
-          y_ahead[g].touch(t);
+          if (!streams) y_ahead[g].touch(t);
         }
       }
       V dt[U], xu[G][U], y[G][U];
@@ -161,12 +127,10 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
   constexpr int WIDTH = U * lanes<F>();
   const int64_t b = group.b, k = group.first, channel = group.range.begin + column;
   const int64_t columns = smaller(group.range.size() - column, WIDTH);
-  ForwardBlock<F, G, U> block{group, tiles, column};
   const bool add = s.y.direction == 0 && (G > 1 || k > 0);  // a group finds zeros
-  const bool single = G == 1 && s.state == 1, direct_y = single && s.y.dtype == s.A.dtype && in_place<F, WIDTH>(s.y, columns);
-  const Rows<F> y = direct_y ? Rows<F>{place<F>(s.y, b, k, channel), group.visited, s.y.row} : Rows<F>{tiles.y, group.iota, WIDTH};
+  ForwardBlock<F, G, U> block{group, tiles, column, group.writing(s.y, add, column, columns)};
   const auto run = [&](auto dt, const auto &u) {
-    if (single) return block.single(dt, u[0], y, add && direct_y);
+    if (G == 1 && s.state == 1) return forward_single(group, column, WIDTH, dt, u[0], Rows<F>{tiles.y, group.iota, WIDTH}, PUT);
     block.prepare(dt, u);
     for_states<FORWARD_STATES / (G > 1 ? 2 : 1)>(s.state, block);
   };
@@ -186,8 +150,22 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
     }
     run(Rows<F>{tiles.dt, group.iota, WIDTH}, u);
   }
-  for (int g = 0; g < G && !direct_y; ++g)
-    unstage(tiles.y + block.tile(g), WIDTH, s.y, b, k + g, channel, group.tokens(g), columns, add);
+  for (int g = 0; g < G; ++g)
+    unstage(tiles.y + block.tile(g), WIDTH, s.y, b, k + g, channel, group.tokens(g), columns, block.how);
+}
+
+// What one direction with one state can do on whole rows of the tensors; returns how many channels that were.
+template <class F> static int64_t forward_rows(const Group<F> &group) {
+  const Scan &s = group.s;
+  const int64_t b = group.b, k = group.first, channel = group.range.begin, wide = group.range.size() / lanes<F>() * lanes<F>();
+  if (s.state > 1 || s.u.column != 1 || s.dt.column != 1 || s.y.column != 1 || s.y.dtype != s.A.dtype) return 0;
+  with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
+    const auto u = rows_of(place_like(dt, s.u, b, k, channel), group.visited, s.u.row);
+    const Rows<F> y{place<F>(s.y, b, k, channel), group.visited, s.y.row};
+    const Write how = group.writing(s.y, s.y.direction == 0 && k > 0, 0, wide);
+    forward_single(group, 0, wide, rows_of(dt, group.visited + group.line(0), s.dt.row), u, y, how);
+  });
+  return wide;
 }
 
 template <class F, int G> static void forward_group(Group<F> &group, const ForwardTiles<F> &tiles) {
@@ -197,7 +175,7 @@ template <class F, int G> static void forward_group(Group<F> &group, const Forwa
   for (int64_t t = 0, chunk = 0; t < s.length; t += s.chunk, ++chunk) {
     if (s.saved.data) group.write_states(s.saved, chunk);
     group.enter_chunk(t, t + s.chunk);
-    int64_t column = 0;
+    int64_t column = G == 1 ? forward_rows(group) : 0;
     for (; column + W < group.range.size(); column += U * W) forward_block<F, G, U>(group, tiles, column);
     if (column < group.range.size()) forward_block<F, G, 1>(group, tiles, column);
   }
@@ -218,5 +196,6 @@ template <class F> static size_t forward_unit(const Scan &s, int64_t b, int64_t 
     else
       forward_group<F, 1>(group, tiles);
   }
+  flush_streams();
   return arena.used;
 }

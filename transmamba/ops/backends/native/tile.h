@@ -20,6 +20,9 @@ template <class T> struct Rows {
 };
 template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t stride) { return {base, rows, stride}; }
 
+// What a number does to the one it meets; STREAM overwrites it, past the caches.
+enum Write { PUT, ADD, STREAM };
+
 template <class T> INLINE T *place(const Array &a, int64_t b, int64_t k, int64_t column) {
   return (T *)a.data + b * a.batch + k * a.direction + column * a.column;
 }
@@ -53,6 +56,9 @@ template <int LINES> struct Ahead {
     stride = dense ? a.row * size : transposed ? a.column * size : 0;
   }
   // inlined by force: gcc drops calls of a function that only prefetches
+  __attribute__((always_inline)) void touch(int64_t t, int64_t offset) const {
+    __builtin_prefetch(base + rows[t] * stride + offset, 0, 2);
+  }
   __attribute__((always_inline)) void touch(int64_t t) const {
     for (int i = 0; i < LINES; ++i) __builtin_prefetch(base + rows[t] * stride + i * 64, 0, 2);
   }
@@ -95,7 +101,7 @@ static void gather(F *tile, int64_t width, const T *from, const Array &a, const 
 
 template <class F, class T>
 INLINE void scatter_transposed(const F *tile, int64_t width, T *to, int64_t column, int64_t count, int64_t columns,
-                               bool add) {
+                               Write how) {
   constexpr int W = lanes<F>();
   for (int64_t c = 0; c < columns; c += W)
     for (int64_t t = 0; t < count; t += W) {
@@ -105,31 +111,42 @@ INLINE void scatter_transposed(const F *tile, int64_t width, T *to, int64_t colu
       transpose(rows);
       for (int i = 0; i < W && c + i < columns; ++i) {
         T *p = to + (c + i) * column + t;
-        store_some<F>(p, add ? rows[i] + load_some<F>(p, count - t) : rows[i], count - t);
+        if constexpr (sizeof(F) == sizeof(T))
+          if (how == STREAM && t + W <= count) {
+            stream<F>(p, rows[i]);
+            continue;
+          }
+        store_some<F>(p, how == ADD ? rows[i] + load_some<F>(p, count - t) : rows[i], count - t);
       }
     }
 }
 
 // array[rows[t]][c] = or += tile[t][c].
 template <class F, class T>
-static void scatter(const F *tile, int64_t width, T *to, const Array &a, const Steps &steps, int64_t columns, bool add) {
+static void scatter(const F *tile, int64_t width, T *to, const Array &a, const Steps &steps, int64_t columns, Write how) {
   constexpr int W = lanes<F>();
+  if constexpr (sizeof(F) == sizeof(T))
+    if (how == STREAM && a.column == 1) {
+      for (int64_t t = 0; t < steps.count; ++t)
+        for (int64_t c = 0; c < columns; c += W) stream<F>(to + steps.rows[t] * a.row + c, load<F>(tile + t * width + c));
+      return;
+    }
   if (a.column == 1) {
     for (int64_t t = 0; t < steps.count; ++t) {
       T *p = to + steps.rows[t] * a.row;
       for (int64_t c = 0; c < columns; c += W) {
         const Vec<F> v = load<F>(tile + t * width + c);
-        store_some<F>(p + c, add ? v + load_some<F>(p + c, columns - c) : v, columns - c);
+        store_some<F>(p + c, how == ADD ? v + load_some<F>(p + c, columns - c) : v, columns - c);
       }
     }
   } else if (a.row == 1 && steps.consecutive) {
-    scatter_transposed(tile, width, to + steps.rows[0], a.column, steps.count, columns, add);
+    scatter_transposed(tile, width, to + steps.rows[0], a.column, steps.count, columns, how);
   } else {
     for (int64_t t = 0; t < steps.count; ++t)
       for (int64_t c = 0; c < columns; c += W) {
         T lane[W];
         store_as(lane, load<F>(tile + t * width + c));
-        if (add) {
+        if (how == ADD) {
           T old[W] = {};
           for (int64_t i = 0; i < W && c + i < columns; ++i) old[i] = to[steps.rows[t] * a.row + (c + i) * a.column];
           store_as(lane, load<F>(tile + t * width + c) + load_as(old));
@@ -146,8 +163,8 @@ static void stage(F *tile, int64_t width, const Array &a, int64_t b, int64_t k, 
 }
 template <class F>
 static void unstage(const F *tile, int64_t width, const Array &a, int64_t b, int64_t k, int64_t column,
-                    const Steps &steps, int64_t columns, bool add) {
-  with_type<F>(a, b, k, column, [&](auto *to) { scatter<F>(tile, width, to, a, steps, columns, add); });
+                    const Steps &steps, int64_t columns, Write how) {
+  with_type<F>(a, b, k, column, [&](auto *to) { scatter<F>(tile, width, to, a, steps, columns, how); });
 }
 
 // A dense row of `columns` elements of the compute dtype (a state, a row of A); zero beyond.

@@ -11,6 +11,8 @@ constexpr int FORWARD_STATES = 4;
 #endif
 constexpr int BLOCK = 2, BACKWARD_STATES = 2;
 constexpr int GROUP = 4;
+// Vectors that the backward of a single state takes side by side: their tiles fit the second cache.
+constexpr int PANEL = 768 / BYTES;
 
 // AVX-512 scales by any exponent; elsewhere a tile whose decays stay within 2^+-126 takes a shorter way.
 #if defined(__AVX512F__)
@@ -18,6 +20,8 @@ constexpr bool ANY_EXPONENT = true;
 #else
 constexpr bool ANY_EXPONENT = false;
 #endif
+// Bytes of an output that no cache close to a core would keep until somebody reads it.
+constexpr int64_t LARGE = 2 << 20;
 constexpr double LARGEST_EXPONENT = 120, LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
 
 // Hands out aligned pieces of one allocation; from a null base it only measures.
@@ -123,6 +127,24 @@ template <class F> struct Group {
   Steps tokens(int64_t g) const { return {visited + g * s.chunk, steps, !s.orders}; }
   Steps parameters(int64_t g) const { return {visited + line(g), steps, s.by_step || !s.orders}; }
 
+  // The chunk to come, of an array that is indexed by `rows`, one of `ahead`.
+  template <int LINES> Ahead<LINES> to_come(const Array &a, int g, const int64_t *rows, int64_t column) const {
+    return {a, coming.b, coming.first + g, coming.channel + column, rows, iota};
+  }
+
+  // How to write those columns of an output; `add` where another direction has been before.
+  Write writing(const Array &a, bool add, int64_t column, int64_t columns) const {
+    if (add) return ADD;
+    const bool summed = a.direction == 0 && s.directions > 1;  // and soon read again
+    const bool large = s.batch * s.directions * s.length * s.channels * (int64_t)sizeof(F) > LARGE;
+    const bool dense = a.column == 1, transposed = a.row == 1 && !s.orders;
+    if (summed || !large || !(dense || transposed) || a.dtype != s.A.dtype) return PUT;
+    // whole cache lines only
+    const size_t base = (size_t)place<F>(a, b, first, range.begin + column);
+    const size_t step = (dense ? a.row | columns : a.column | s.chunk) | a.direction;
+    return (base | step * sizeof(F)) % 64 ? PUT : STREAM;
+  }
+
   void follow(int64_t *to, int64_t t, int64_t from) const {
     for (int64_t g = 0; g <= GROUP; ++g) {
       if (g >= size && g < GROUP) continue;
@@ -173,12 +195,35 @@ template <class F> struct Group {
   }
 };
 
+template <class F> struct BackwardTiles {
+  F *dt, *slope, *u, *dy;      // (step, lane); u, dy, dx per direction of the group, dt and slope for a PANEL
+  F *dx, *da;                  // gradients of dt * u, and of dt through the decays
+  F *e, *h;                    // decays (step, state, lane), states (step + 1, state, lane) of a few states or of a PANEL
+  F *dB, *dC, *sums;           // (direction, step, state, lane of one vector), summed over blocks of channels
+  F *dA, *dD, *dbias;
+  BackwardTiles(const Scan &s, int64_t pad, Arena &arena) {
+    static_assert(PANEL >= BLOCK * BACKWARD_STATES, "a block of states fits a panel");
+    const int64_t W = lanes<F>(), size = s.chunk * BLOCK * W, rows = s.chunk * s.state + W;
+    dt = arena.take<F>(s.chunk * PANEL * W);
+    slope = arena.take<F>(s.chunk * PANEL * W);
+    da = arena.take<F>(size);
+    u = arena.take<F>(GROUP * size);
+    dy = arena.take<F>(GROUP * size);
+    dx = arena.take<F>(GROUP * size);
+    e = arena.take<F>(s.chunk * PANEL * W);
+    h = arena.take<F>((s.chunk + 1) * PANEL * W);
+    dB = arena.take<F>(GROUP * rows * W);
+    dC = arena.take<F>(GROUP * rows * W);
+    sums = arena.take<F>(rows);
+    dA = arena.take<F>(s.state * pad);
+    dD = arena.take<F>(GROUP * pad);
+    dbias = arena.take<F>(pad);
+  }
+};
+
 // Whether the lanes of a block can be read or written where they lie.
 template <class F, int WIDTH> static bool in_place(const Array &a, int64_t columns) {
   return a.column == 1 && columns == WIDTH;
-}
-template <class F, int WIDTH> static bool in_place(const Array &a, const Array &b, const Array &c, int64_t columns) {
-  return a.column == 1 && b.column == 1 && c.column == 1 && columns == WIDTH;
 }
 
 // Runs a block for LARGEST states at a time, then for fewer, until all are done.

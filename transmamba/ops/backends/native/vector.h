@@ -198,6 +198,25 @@ INLINE void store_as(Half *p, Vf v) {
   memcpy(p, &h, sizeof h);
 }
 
+// Past the caches, for outputs too large to stay there: their lines need not be read before they are written.
+// p is aligned to BYTES; `flush_streams` makes other threads see it.
+template <class F> INLINE void stream(F *p, Vec<F> v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512((__m512i *)p, (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256((__m256i *)p, (__m256i)v);
+#elif defined(__SSE2__)
+  _mm_stream_si128((__m128i *)p, (__m128i)v);
+#else
+  store(p, v);
+#endif
+}
+INLINE void flush_streams() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
 INLINE float number_of(float x) { return x; }
 INLINE double number_of(double x) { return x; }
 INLINE float number_of(Bfloat x) {

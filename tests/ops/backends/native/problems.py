@@ -64,11 +64,12 @@ def computed(p: Problem, grad_y: Tensor, grad_last: Tensor | None, variant: str 
 
 
 def gradients_of_outputs(p: Problem) -> tuple[Tensor, Tensor]:
-    """Random, in the dtypes of the outputs."""
+    """Random, in the dtypes of the outputs; that of y lies in memory as u does."""
     batch, k, length, dim, state = p.sizes
-    return torch.randn(batch, 1 if p.merge else k, length, dim).to(p.u.dtype), torch.randn(batch, k, state, dim).to(
-        p.A.dtype
-    )
+    grad_y = torch.randn(batch, 1 if p.merge else k, length, dim).to(p.u.dtype)
+    if p.u.stride(-2) == 1 and p.u.stride(-1) != 1:
+        grad_y = grad_y.transpose(-1, -2).contiguous().transpose(-1, -2)
+    return grad_y, torch.randn(batch, k, state, dim).to(p.A.dtype)
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float, least: float = 0.0) -> None:

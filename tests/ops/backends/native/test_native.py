@@ -38,6 +38,13 @@ FEATURES = {
     "one state": dict(state=1, dim=67, length=71),
     "one state, merged": dict(state=1, dim=67, merge=True, shared=("dt", "A", "dt_bias")),
     "one state, time first": dict(state=1, k=1, dim=67, time_first=True, without=("orders",)),
+    "one state, time first, several spans and segments": dict(
+        state=1, own_u=True, dim=3, length=1100, time_first=True, without=("orders",)
+    ),
+    "one state, time first, merged and shared": dict(
+        state=1, dim=5, length=67, time_first=True, merge=True, shared=("dt", "B", "C"), without=("orders", "segments")
+    ),
+    "one state, time first, no softplus": dict(state=1, time_first=True, softplus=False, without=("orders",)),
     "many states": dict(state=37, length=11, without=("segments",)),
     "several parts of the channels": dict(dim=397, length=7, state=3),
 }
@@ -53,7 +60,11 @@ def test_every_instruction_set_agrees_with_the_reference(feature, variant):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("variant", library.variants() if library.available() else ())
 @pytest.mark.parametrize(
-    "feature", ["orders", "merged", "shared decay", "time first", "one state", "one state, merged"]
+    "feature",
+    [
+        *("orders", "merged", "shared decay", "time first", "one state", "one state, merged", "one state, time first"),
+        "one state, time first, merged and shared",
+    ],
 )
 def test_half_precision_costs_only_its_own_rounding(feature, variant, dtype):
     check(problem(**FEATURES[feature]), dtype, variant)
@@ -123,9 +134,11 @@ def test_output_lies_as_the_input_does():
 
 
 @pytest.mark.parametrize("variant", library.variants() if library.available() else ())
+@pytest.mark.parametrize("time_first", [False, True])
 @pytest.mark.parametrize("state", [1, 5])
-def test_a_step_of_minus_infinity_before_softplus_is_no_step(variant, state):
-    p = cast(problem(1, 1, 40, 19, state, without=("orders", "segments", "dt_bias")), torch.float32)
+def test_a_step_of_minus_infinity_before_softplus_is_no_step(variant, state, time_first):
+    missing = ("orders", "segments", "dt_bias")
+    p = cast(problem(1, 1, 40, 19, state, time_first=time_first, without=missing), torch.float32)
     p.dt[:, :, 3:] = -torch.inf
     y, last, _ = native.forward(p, True, variant=variant)
     stopped = native.forward(
@@ -155,6 +168,34 @@ def test_growing_states_and_infinite_ones_follow_the_reference(variant):
     p = p._replace(dt=p.dt.abs() + 1, A=p.A.abs() * torch.tensor([0.1, 1.0, 60.0])[:, None])
     y, want = native.forward(p, False, variant=variant)[0], reference.run(p)[0]
     torch.testing.assert_close(y, want, rtol=1e-4, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("variant", library.variants() if library.available() else ())
+def test_growing_states_with_time_first_follow_the_reference(variant):
+    # products of such decays overflow long before the states do
+    p = problem(1, 1, 41, 19, 1, time_first=True, without=("orders", "segments", "dt_bias", "initial_state"))
+    p = cast(p._replace(A=p.A.abs() * 6), torch.float32)
+    p.u[:, :, :40] = 0
+    y = native.forward(p, False, variant=variant)[0]
+    assert y.isfinite().all()
+    torch.testing.assert_close(y, reference.run(p)[0], rtol=1e-4, atol=1e-30)
+
+
+@pytest.mark.parametrize("variant", library.variants() if library.available() else ())
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("state", [1, 3])
+def test_large_outputs_are_those_of_each_sequence_alone(variant, state, time_first):
+    # 2.2 MB: written past the caches, while those of one sequence are not
+    p = problem(2, 1, 2112, 128, state, time_first=time_first, without=("orders", "segments"))
+    p = cast(p, torch.float32)
+    grads = gradients_of_outputs(p)
+    got = computed(p, *grads, variant)
+    for i in range(2):
+        of_batch = ("u", "dt", "B", "C", "initial_state")
+        alone = computed(
+            p._replace(**{n: getattr(p, n)[i : i + 1] for n in of_batch}), *(x[i : i + 1] for x in grads), variant
+        )
+        assert all(torch.equal(got[n][i], alone[n][0]) for n in ("y", "last", "u", "dt", "initial_state"))
 
 
 def test_a_state_kept_for_thousands_of_steps_drifts_no_more_than_float32_must():

@@ -315,9 +315,7 @@ template <class F, int G> static void backward_group(Group<F> &group, const Back
   constexpr int U = BLOCK, W = lanes<F>();
   const int64_t rows = G * (s.chunk * s.state + W) * W, chunks = (s.length + s.chunk - 1) / s.chunk;
   group.read_states(s.grad_last, 0);
-  memset(tiles.dA, 0, s.state * group.pad * sizeof(F));
-  memset(tiles.dD, 0, GROUP * group.pad * sizeof(F));
-  memset(tiles.dbias, 0, group.pad * sizeof(F));
+  tiles.clear(s, group.pad);
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     group.enter_chunk(chunk * s.chunk, (chunk - 1) * s.chunk);
     memset(tiles.dB, 0, rows * sizeof(F));
@@ -330,22 +328,4 @@ template <class F, int G> static void backward_group(Group<F> &group, const Back
   }
   if (s.dinitial.data) group.write_states(s.dinitial, 0);
   add_parameters(group, tiles);
-}
-
-template <class F> static size_t backward_unit(const Scan &s, int64_t b, int64_t part, void *scratch) {
-  Arena arena{(char *)scratch};
-  Group<F> group(s, b, part, arena);
-  const BackwardTiles<F> tiles(s, group.pad, arena);
-  if (!scratch) return arena.used;
-  for (int64_t k = 0; k < s.directions; k += group.size) {
-    group.enter(k);
-    if (group.size == 4)
-      backward_group<F, 4>(group, tiles, part);
-    else if (group.size == 2)
-      backward_group<F, 2>(group, tiles, part);
-    else
-      backward_group<F, 1>(group, tiles, part);
-  }
-  flush_streams();
-  return arena.used;
 }

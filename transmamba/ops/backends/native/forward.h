@@ -181,21 +181,3 @@ template <class F, int G> static void forward_group(Group<F> &group, const Forwa
   }
   group.write_states(s.last, 0);
 }
-
-template <class F> static size_t forward_unit(const Scan &s, int64_t b, int64_t part, void *scratch) {
-  Arena arena{(char *)scratch};
-  Group<F> group(s, b, part, arena);
-  ForwardTiles<F> tiles(s, arena);
-  if (!scratch) return arena.used;
-  for (int64_t k = 0; k < s.directions; k += group.size) {
-    group.enter(k);
-    if (group.size == 4)
-      forward_group<F, 4>(group, tiles);
-    else if (group.size == 2)
-      forward_group<F, 2>(group, tiles);
-    else
-      forward_group<F, 1>(group, tiles);
-  }
-  flush_streams();
-  return arena.used;
-}

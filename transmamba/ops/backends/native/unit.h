@@ -219,6 +219,12 @@ template <class F> struct BackwardTiles {
     dD = arena.take<F>(GROUP * pad);
     dbias = arena.take<F>(pad);
   }
+  // The sums over a group's steps start at zero.
+  void clear(const Scan &s, int64_t pad) const {
+    memset(dA, 0, s.state * pad * sizeof(F));
+    memset(dD, 0, GROUP * pad * sizeof(F));
+    memset(dbias, 0, pad * sizeof(F));
+  }
 };
 
 // Whether the lanes of a block can be read or written where they lie.

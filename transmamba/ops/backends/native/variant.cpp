@@ -7,10 +7,9 @@
 #include "scan.h"
 
 namespace {
-#include "backward.h"
 #include "conv.h"
 #include "cross.h"
-#include "forward.h"
+#include "run.h"
 
 #if defined(__SSE2__)
 // Numbers below 1e-38 count as zero while a unit runs: a decaying state would otherwise slow every step after it.

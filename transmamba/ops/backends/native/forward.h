@@ -35,28 +35,28 @@ template <class F, int G, int U> struct ForwardBlock {
     const bool smooth = s.softplus;
     const int64_t steps = group.steps;
     const V limit = splat(group.limit);
-    F *dt_tile = tiles.dt;
-    V beyond{}, unused{}, bias[U];
+    F *dt_tile = tiles.dt, *xu_tile = tiles.xu, *y_tile = tiles.y;
+    V beyond{}, unused{}, bias[U], D[G][U];
+    Rows<T> from[G];
+    for (int g = 0; g < G; ++g) {
+      from[g] = u_rows[g];
+      for (int i = 0; i < U; ++i) D[g][i] = load(group.D + g * group.pad + column + i * W);
+    }
     for (int i = 0; i < U; ++i) bias[i] = load(group.bias + column + i * W);
+    // one loop: while softplus computes, u arrives
     for (int64_t t = 0; t < steps; ++t)
       for (int i = 0; i < U; ++i) {
+        const int64_t at = t * WIDTH + i * W;
         V dt = load_as(dt_rows.at(t) + i * W) + bias[i];
         if (smooth) dt = softplus<false>(dt, unused);
-        store(dt_tile + t * WIDTH + i * W, dt);
+        store(dt_tile + at, dt);
         if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
-      }
-    for (int g = 0; g < G; ++g) {
-      const Rows<T> from = u_rows[g];
-      F *xu = tiles.xu + tile(g), *y = tiles.y + tile(g);
-      V D[U];
-      for (int i = 0; i < U; ++i) D[i] = load(group.D + g * group.pad + column + i * W);
-      for (int64_t t = 0; t < steps; ++t)
-        for (int i = 0; i < U; ++i) {
-          const V u = load_as(from.at(t) + i * W);
-          store(y + t * WIDTH + i * W, u * D[i]);
-          store(xu + t * WIDTH + i * W, u * load(dt_tile + t * WIDTH + i * W));
+        for (int g = 0; g < G; ++g) {
+          const V u = load_as(from[g].at(t) + i * W);
+          store(y_tile + tile(g) + at, u * D[g][i]);
+          store(xu_tile + tile(g) + at, u * dt);
         }
-    }
+      }
     bounded = ANY_EXPONENT || !any(beyond);
   }
 
@@ -132,7 +132,7 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
   const auto run = [&](auto dt, const auto &u) {
     if (G == 1 && s.state == 1) return forward_single(group, column, WIDTH, dt, u[0], Rows<F>{tiles.y, group.iota, WIDTH}, PUT);
     block.prepare(dt, u);
-    for_states<FORWARD_STATES / (G > 1 ? 2 : 1)>(s.state, block);
+    for_states<G == 1 ? FORWARD_STATES : 4>(s.state, block);
   };
   if (in_place<F, WIDTH>(s.u, columns) && in_place<F, WIDTH>(s.dt, columns)) {
     with_type<F>(s.dt, b, k, channel, [&](auto *dt) {

@@ -5,10 +5,10 @@ python -m tests.benchmarks.bench_native length --repeats 5
 python -m tests.benchmarks.bench_native memory vim plain lm tiny vmamba
 python -m tests.benchmarks.bench_native threads vim plain lm tiny vmamba --threads 2
 
-One thread; contenders take turns within a round, and a ratio is the median over rounds of CPU times of the same round,
-with its smallest and largest value, so that other work on the machine touches both sides alike (`threads` compares wall
-times: idle machine). Peers without directions are called once per direction on permuted copies. Peak memory is above
-the inputs, in a fresh process.
+One thread; each shape has a process of its own. Contenders take turns within a round, and a ratio is the median over
+rounds of CPU times of the same round, with its smallest and largest value, so that other work on the machine touches
+both sides alike (`threads` compares wall times: idle machine). Peers without directions are called once per direction
+on permuted copies. Peak memory is above the inputs, in a fresh process.
 """
 
 import argparse
@@ -200,24 +200,28 @@ def spread(values: list[float], form: str = ".2f") -> str:
 
 
 def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict[str, float]]) -> None:
-    """Print times and ratios of one shape."""
+    """Print times and ratios of one shape, and shares of the machine's limits as they were before and after."""
     calls = {name: passes(CONTENDERS[name](Data(shape))) for name in names if name in CONTENDERS}
     calls |= {name: variant_passes(Data(shape), name) for name in names if name in library.variants()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    shares, warm_shares = [], []
+    warm = []
     kernel, _ = variant_passes(Data(shape), library.variants()[0])
     batch, length, dim, state, k = SHAPES[shape]
+    machine = [limit()]
     for i in range(repeats + 1):
-        machine = limit()
         for name, (forward, both) in calls.items():
             taken = cpu_seconds(forward), cpu_seconds(both)
             if i:
                 seconds[name].append(taken)
+        kernel()
         if i:
-            kernel()
-            updates = batch * length * dim * state * k / machine["n1" if state == 1 else "n16"]
-            shares.append(updates / seconds["native"][-1][0])
-            warm_shares.append(updates / cpu_seconds(kernel))
+            warm.append(cpu_seconds(kernel))
+    machine.append(limit())
+    rate = statistics.mean(m["n1" if state == 1 else "n16"] for m in machine)
+    shares, warm_shares = (
+        [batch * length * dim * state * k / rate / t for t in times]
+        for times in ([t[0] for t in seconds["native"]], warm)
+    )
     best = [statistics.median(column) for column in zip(*seconds["native"], strict=True)]
     print(f"{shape}: native {best[0] * 1e3:.2f} ms, {best[1] * 1e3:.2f} ms")
     print(f"  share of the bare recurrence {spread(shares)}, of the backend called again at once {spread(warm_shares)}")
@@ -295,6 +299,13 @@ def main() -> None:
     if options.what == "memory":
         return memory(options.shapes, options.names or ["native", "mambapy"])
     shapes = [s for s in SHAPES if s.startswith("L")] if options.what == "length" else options.shapes
+    if len(shapes) > 1:
+        # what one shape's gigabytes do to the allocator would change the times of the next
+        for shape in shapes:
+            names = ["--names", *options.names] if options.names else []
+            command = [sys.executable, "-m", "tests.benchmarks.bench_native", "time", shape, *names]
+            subprocess.run([*command, "--repeats", str(options.repeats)], check=True)
+        return None
     with tempfile.TemporaryDirectory() as folder:
         limit = limits(folder)
         print("limits of one core (elements/s, elements/s, bytes/s):", limit())

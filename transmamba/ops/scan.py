@@ -80,7 +80,8 @@ def selective_scan(
         return x.repeat_interleave(groups // x.shape[1], 1) if x.shape[1] not in (1, groups) else x
 
     def split(x: Tensor, dim: int) -> Tensor:
-        return x.unflatten(dim, (groups, channels // groups))
+        # unflatten takes as long as a small scan
+        return x.unsqueeze(dim) if groups == 1 else x.unflatten(dim, (groups, channels // groups))
 
     y, last_state = multi_scan(
         split(u, 1).transpose(-1, -2),
@@ -95,7 +96,7 @@ def selective_scan(
         return_last_state=True,
         backend=backend,
     )
-    y = y.transpose(-1, -2).flatten(1, 2)
+    y = y.squeeze(1).transpose(-1, -2) if groups == 1 else y.transpose(-1, -2).flatten(1, 2)
     y = y if z is None else y * F.silu(z.to(y.dtype))
     return (y, last_state.flatten(1, 2)) if return_last_state else y
 

@@ -57,8 +57,9 @@ template <class F, int G, int U> struct BackwardBlock {
     const uint8_t *reset = s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     F *e_at = tiles.e, *h_at = tiles.h;
-    // the first states bring the next chunk closer: theirs is the loop with time to spare for it
-    const int64_t *rows = group.ahead, *parameters = rows + group.line(0), far = n == 0 ? steps : 0;
+    // the first states bring the next chunk's inputs closer, the last ones its outputs: a core has few misses under way at once
+    const int64_t *rows = group.ahead, *parameters = rows + group.line(0);
+    const bool inputs = n == 0, outputs = n + S == states;
     const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
     Ahead<LINES> u_ahead[G];
     for (int g = 0; g < G; ++g) u_ahead[g] = ahead(s.u, g, rows + g * s.chunk);
@@ -68,11 +69,11 @@ template <class F, int G, int U> struct BackwardBlock {
     if (G == 1) first_states<S>(n, 0, h);
     for (int64_t t = 0; t < steps; ++t, B += states, dt_at += WIDTH, u_at += WIDTH, e_at += S * WIDTH) {
       h_at += S * WIDTH;
-      if (t < far) {
+      if (inputs) {
         dt_ahead.touch(t);
-        ddt_ahead.touch(t);
         for (int g = 0; g < G; ++g) u_ahead[g].touch(t);
       }
+      if (outputs) ddt_ahead.touch(t);
       V dt[U], xu[U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);
@@ -150,10 +151,8 @@ template <class F, int G, int U> struct BackwardBlock {
       }
     for (int64_t t = last; t >= 0; --t) {
       const F *after = before + S * WIDTH;
-      if (n == 0) {
-        dy_ahead.touch(t);
-        du_ahead.touch(t);
-      }
+      if (n == 0) dy_ahead.touch(t);
+      if (n + S == states) du_ahead.touch(t);
       V dt[U], da[U], xu[U], dy[U], dx[U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);

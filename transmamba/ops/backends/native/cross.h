@@ -66,7 +66,7 @@ template <class F, int U> struct CrossBlock {
   int64_t channel() const { return group.range.begin + column; }
   int64_t columns() const { return group.range.size() - column; }
   Ahead<LINES> ahead(const Array &a, const int64_t *rows) const {
-    return {a, group.coming.b, group.coming.first, group.coming.channel + column, rows, group.iota};
+    return group.template to_come<LINES>(a, 0, rows, column);
   }
 
   // Reads a chunk; bias and softplus.

@@ -69,9 +69,9 @@ template <class F, int G, int U> struct ForwardBlock {
     const uint8_t *reset = group.s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *C = group.C + n, *dt_at = tiles.dt, *xu_at = tiles.xu;
     F *y_at = tiles.y, *state = group.state + n * pad + column;
-    // the first states bring the next chunk closer: theirs is the loop with time to spare for it
-    const int64_t *rows = group.ahead, far = n == 0 ? steps : 0;
-    const bool streams = how == STREAM;
+    // the first states bring the next chunk's inputs closer, the last ones its outputs: a core has few misses under way at once
+    const int64_t *rows = group.ahead;
+    const bool inputs = n == 0, outputs = n + S == states && how != STREAM;
     const Ahead<LINES> dt_ahead = ahead(group.s.dt, 0, rows + group.line(0));
     Ahead<LINES> u_ahead[G], y_ahead[G];
     for (int g = 0; g < G; ++g) {
@@ -85,13 +85,11 @@ template <class F, int G, int U> struct ForwardBlock {
         for (int g = 0; g < G; ++g) h[j][g][i] = load(state + g * every + j * pad + i * W);
       }
     for (int64_t t = 0; t < steps; ++t, B += states, C += states, dt_at += WIDTH, xu_at += WIDTH, y_at += WIDTH) {
-      if (t < far) {
+      if (inputs) {
         dt_ahead.touch(t);
-        for (int g = 0; g < G; ++g) {
-          u_ahead[g].touch(t);
-          if (!streams) y_ahead[g].touch(t);
-        }
+        for (int g = 0; g < G; ++g) u_ahead[g].touch(t);
       }
+      for (int g = 0; outputs && g < G; ++g) y_ahead[g].touch(t);
       V dt[U], xu[G][U], y[G][U];
       for (int i = 0; i < U; ++i) {
         dt[i] = load(dt_at + i * W);

@@ -47,11 +47,12 @@ template <int LINES> struct Ahead {
   const int64_t *rows;
   int64_t stride;  // bytes; 0 for layouts of neither kind, then it does nothing of use
   Ahead() = default;
-  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota) {
+  // `met` bytes of what is to come share a cache line with what has been visited.
+  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota, int64_t met) {
     const int64_t size = a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2;
     const bool dense = a.column == 1, transposed = !dense && a.row == 1;
     base = (const char *)a.data + (dense || transposed ? (b * a.batch + k * a.direction + column * a.column) * size : 0);
-    base += transposed ? to_come[0] * size : 0;
+    base += transposed ? to_come[0] * size + met : 0;
     rows = transposed ? iota : to_come;
     stride = dense ? a.row * size : transposed ? a.column * size : 0;
   }

@@ -60,6 +60,7 @@ template <class F> struct Group {
     int64_t b, first, channel;
   } coming;  // where the next chunk lies
   int64_t steps = 0;            // of this chunk
+  int64_t met = 0;              // bytes; where time is innermost, rows start anywhere in a cache line
   F limit = 0;                  // |dt| up to which every exponent is within bounds
   F *A, *D, *bias, *state, *B, *C;
   uint8_t *reset;
@@ -129,7 +130,7 @@ template <class F> struct Group {
 
   // The chunk to come, of an array that is indexed by `rows`, one of `ahead`.
   template <int LINES> Ahead<LINES> to_come(const Array &a, int g, const int64_t *rows, int64_t column) const {
-    return {a, coming.b, coming.first + g, coming.channel + column, rows, iota};
+    return {a, coming.b, coming.first + g, coming.channel + column, rows, iota, met};
   }
 
   // How to write those columns of an output; `add` where another direction has been before.
@@ -163,6 +164,7 @@ template <class F> struct Group {
     follow(visited, t, first);
     coming = {b, first, range.begin};
     const bool last = next < 0 || next >= s.length;
+    met = next > t ? 63 : 0;
     if (last && first + 2 * size <= s.directions)
       coming.first += size;
     else if (last && range.end < s.channels)

@@ -230,18 +230,35 @@ INLINE float number_of(Half x) {
   return load_as(lane)[0];
 }
 
-// The first `count` elements; the rest is zero.
-template <class F, class T> INLINE Vec<F> load_some(const T *p, int64_t count) {
-  if (count >= lanes<F>()) return load_as(p);
-  T whole[lanes<F>()] = {};
+// Some lanes only, fewer than all; those of float by masks where there are masks.
+template <class T> INLINE auto load_first(const T *p, int64_t count) {
+  T whole[BYTES / sizeof(float)] = {};
   if (count > 0) memcpy(whole, p, count * sizeof(T));
   return load_as(whole);
 }
-template <class F, class T> INLINE void store_some(T *p, Vec<F> v, int64_t count) {
-  if (count >= lanes<F>()) return store_as(p, v);
-  T whole[lanes<F>()];
+template <class T, class V> INLINE void store_first(T *p, V v, int64_t count) {
+  T whole[BYTES / sizeof(float)];
   store_as(whole, v);
   if (count > 0) memcpy(p, whole, count * sizeof(T));
+}
+#if defined(__AVX512F__)
+INLINE __mmask16 mask_of(int64_t count) { return count > 0 ? (1u << count) - 1 : 0; }
+INLINE Vf load_first(const float *p, int64_t count) { return _mm512_maskz_loadu_ps(mask_of(count), p); }
+INLINE void store_first(float *p, Vf v, int64_t count) { _mm512_mask_storeu_ps(p, mask_of(count), v); }
+#elif defined(__AVX2__)
+INLINE __m256i mask_of(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+INLINE Vf load_first(const float *p, int64_t count) { return _mm256_maskload_ps(p, mask_of(count)); }
+INLINE void store_first(float *p, Vf v, int64_t count) { _mm256_maskstore_ps(p, mask_of(count), v); }
+#endif
+
+// The first `count` elements; the rest is zero.
+template <class F, class T> INLINE Vec<F> load_some(const T *p, int64_t count) {
+  return count >= lanes<F>() ? load_as(p) : load_first(p, count);
+}
+template <class F, class T> INLINE void store_some(T *p, Vec<F> v, int64_t count) {
+  count >= lanes<F>() ? store_as(p, v) : store_first(p, v, count);
 }
 
 // ---- transposition ------------------------------------------------------------------------------------------------

@@ -128,6 +128,16 @@ def test_gradcheck(name):
     assert torch.autograd.gradcheck(Scan.apply, getattr(p, name).requires_grad_())
 
 
+@pytest.mark.parametrize("time_first", [False, True])
+@pytest.mark.parametrize("state", [1, 3])
+def test_no_tokens_leave_the_state_and_give_no_gradients(state, time_first):
+    p = problem(length=0, k=1, state=state, time_first=time_first, without=("orders", "segments"))
+    grads = gradients_of_outputs(p)
+    got = computed(p, *grads)
+    assert torch.equal(got["last"], p.initial_state) and torch.equal(got["initial_state"], grads[1])
+    assert all((got[n] == 0).all() for n in ("A", "D", "dt_bias"))
+
+
 def test_output_lies_as_the_input_does():
     assert native.forward(problem(k=1, time_first=True), False)[0].stride(-2) == 1
     assert native.forward(problem(), False)[0].stride(-1) == 1

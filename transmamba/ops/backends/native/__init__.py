@@ -1,8 +1,10 @@
-"""The scan compiled for the CPU: lanes over channels, time sequential, tiles in the cache.
+"""The scan compiled for the CPU: tiles in the cache, lanes over channels, time sequential.
+
+With one state and time innermost in memory, lanes are steps instead.
 
 A C++ library with a plain C interface, built when the package is installed (build.py) and loaded with ctypes. The
 forward keeps the states at chunk starts; the backward recomputes the rest, chunk by chunk. scan.h documents the
-interface, unit.h how work is divided.
+interface, unit.h how work is divided, run.h which kernel takes what.
 """
 
 from typing import TypeVar

@@ -241,7 +241,7 @@ template <class F> static void backward_timewise(Group<F> &group, const Backward
   const Write write_dt = group.writing(s.ddt, s.ddt.direction == 0 && group.first > 0, 0, 1);
   group.read_states(s.grad_last, 0);
   sums.clear(s, group.pad);
-  for (int64_t begin = (s.length - 1) / SPAN * SPAN; begin >= 0; begin -= SPAN) {
+  for (int64_t begin = s.length ? (s.length - 1) / SPAN * SPAN : -1; begin >= 0; begin -= SPAN) {
     const Range span{begin, smaller(s.length, begin + SPAN)};
     enter_span(group, tiles, span);
     memset(tiles.dB, 0, SPAN * sizeof(F));

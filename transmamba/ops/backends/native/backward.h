@@ -263,8 +263,8 @@ template <class F> static int64_t backward_rows(const Group<F> &group, const Bac
   for (int64_t column = 0; column < end; column += PANEL * W) {
     const int64_t channel = group.range.begin + column, wide = smaller(PANEL * W, end - column);
     const Rows<F> du{place<F>(s.du, b, k, channel), tokens, s.du.row}, ddt{place<F>(s.ddt, b, k, channel), parameters, s.ddt.row};
-    const Write write_u = group.writing(s.du, s.du.direction == 0 && k > 0, column, wide);
-    const Write write_dt = group.writing(s.ddt, s.ddt.direction == 0 && k > 0, column, wide);
+    const Write write_u = group.writing(s.du, column, wide);
+    const Write write_dt = group.writing(s.ddt, column, wide);
     with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
       const auto u = rows_of(place_like(dt, s.u, b, k, channel), tokens, s.u.row);
       const auto dy = rows_of(place_like(dt, s.grad_y, b, k, channel), tokens, s.grad_y.row);

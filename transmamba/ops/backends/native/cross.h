@@ -3,24 +3,6 @@
 #include "backward.h"
 #include "unit.h"
 
-// The sum of the lanes.
-INLINE float total(Vf v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_add_ps(v);
-#else
-  float lane[lanes<float>()];
-  store(lane, v);
-  for (int half = lanes<float>() / 2; half; half /= 2)
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  return lane[0];
-#endif
-}
-INLINE double total(Vd v) {
-  double sum = v[0];
-  for (int i = 1; i < lanes<double>(); ++i) sum += v[i];
-  return sum;
-}
-
 // The queries of one batch element and direction in the order in which their steps come.
 struct Due {
   const int64_t *queue, *first;  // numbers of queries; where those of each step begin

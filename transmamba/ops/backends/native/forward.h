@@ -125,8 +125,7 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
   constexpr int WIDTH = U * lanes<F>();
   const int64_t b = group.b, k = group.first, channel = group.range.begin + column;
   const int64_t columns = smaller(group.range.size() - column, WIDTH);
-  const bool add = s.y.direction == 0 && (G > 1 || k > 0);  // a group finds zeros
-  ForwardBlock<F, G, U> block{group, tiles, column, group.writing(s.y, add, column, columns)};
+  ForwardBlock<F, G, U> block{group, tiles, column, group.writing(s.y, column, columns)};
   const auto run = [&](auto dt, const auto &u) {
     if (G == 1 && s.state == 1) return forward_single(group, column, WIDTH, dt, u[0], Rows<F>{tiles.y, group.iota, WIDTH}, PUT);
     block.prepare(dt, u);
@@ -160,7 +159,7 @@ template <class F> static int64_t forward_rows(const Group<F> &group) {
   with_type<F>(s.dt, b, k, channel, [&](auto *dt) {
     const auto u = rows_of(place_like(dt, s.u, b, k, channel), group.visited, s.u.row);
     const Rows<F> y{place<F>(s.y, b, k, channel), group.visited, s.y.row};
-    const Write how = group.writing(s.y, s.y.direction == 0 && k > 0, 0, wide);
+    const Write how = group.writing(s.y, 0, wide);
     forward_single(group, 0, wide, rows_of(dt, group.visited + group.line(0), s.dt.row), u, y, how);
   });
   return wide;

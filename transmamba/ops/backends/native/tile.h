@@ -23,6 +23,8 @@ template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t 
 // What a number does to the one it meets; STREAM overwrites it, past the caches.
 enum Write { PUT, ADD, STREAM };
 
+INLINE int64_t element_size(const Array &a) { return a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2; }
+
 template <class T> INLINE T *place(const Array &a, int64_t b, int64_t k, int64_t column) {
   return (T *)a.data + b * a.batch + k * a.direction + column * a.column;
 }
@@ -49,7 +51,7 @@ template <int LINES> struct Ahead {
   Ahead() = default;
   // `met` bytes of what is to come share a cache line with what has been visited.
   Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota, int64_t met) {
-    const int64_t size = a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2;
+    const int64_t size = element_size(a);
     const bool dense = a.column == 1, transposed = !dense && a.row == 1;
     base = (const char *)a.data + (dense || transposed ? (b * a.batch + k * a.direction + column * a.column) * size : 0);
     base += transposed ? to_come[0] * size + met : 0;

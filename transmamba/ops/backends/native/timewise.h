@@ -50,19 +50,13 @@ template <int BY, class F> INLINE void solve(Vec<F> &e, Vec<F> &x) {
   if constexpr (BY * BY * 4 < lanes<F>() * lanes<F>()) solve<2 * BY, F>(e, x);
 }
 
-template <class F> INLINE F sum_of(Vec<F> v) {
-  F sum = 0;
-  for (int i = 0; i < lanes<F>(); ++i) sum += v[i];
-  return sum;
-}
-
 // The steps of a span in one channel; `next` is where the row read after it starts.
 template <class F> struct Row {
   char *at;
   const char *next;
   int64_t dtype, size, count;
   Row(const Array &a, const Group<F> &group, int64_t c, const Range &span) : dtype(a.dtype), count(span.size()) {
-    size = dtype == DOUBLE ? 8 : dtype == FLOAT ? 4 : 2;
+    size = element_size(a);
     const int64_t channel = a.batch * group.b + a.direction * group.first + a.column * (group.range.begin + c);
     at = (char *)a.data + (channel + span.begin) * size;
     next = at + a.column * size;
@@ -161,7 +155,7 @@ template <class F> APART void forward_span(const Group<F> &group, const SpanTile
 
 template <class F> static void forward_timewise(Group<F> &group, const SpanTiles<F> &tiles) {
   const Scan &s = group.s;
-  const Write how = group.writing(s.y, s.y.direction == 0 && group.first > 0, 0, 1);
+  const Write how = group.writing(s.y, 0, 1);
   group.read_states(s.initial, 0);
   for (int64_t begin = 0; begin < s.length; begin += SPAN) {
     const Range span{begin, smaller(s.length, begin + SPAN)};
@@ -219,9 +213,9 @@ template <class F> APART void backward_span(const Group<F> &group, const Backwar
       dh = spread<0, F>(before);
     }
     group.state[c] = dh[0];
-    sums.dA[c] += sum_of<F>(dA);
-    sums.dD[c] += sum_of<F>(dD);
-    sums.dbias[c] += sum_of<F>(dbias);
+    sums.dA[c] += total(dA);
+    sums.dD[c] += total(dD);
+    sums.dbias[c] += total(dbias);
   }
 }
 
@@ -237,8 +231,8 @@ template <class F> static void leave_span(const Group<F> &group, const F *tile, 
 
 template <class F> static void backward_timewise(Group<F> &group, const BackwardTiles<F> &sums, const SpanTiles<F> &tiles, int64_t part) {
   const Scan &s = group.s;
-  const Write write_u = group.writing(s.du, s.du.direction == 0 && group.first > 0, 0, 1);
-  const Write write_dt = group.writing(s.ddt, s.ddt.direction == 0 && group.first > 0, 0, 1);
+  const Write write_u = group.writing(s.du, 0, 1);
+  const Write write_dt = group.writing(s.ddt, 0, 1);
   group.read_states(s.grad_last, 0);
   sums.clear(s, group.pad);
   for (int64_t begin = s.length ? (s.length - 1) / SPAN * SPAN : -1; begin >= 0; begin -= SPAN) {

@@ -133,9 +133,9 @@ template <class F> struct Group {
     return {a, coming.b, coming.first + g, coming.channel + column, rows, iota, met};
   }
 
-  // How to write those columns of an output; `add` where another direction has been before.
-  Write writing(const Array &a, bool add, int64_t column, int64_t columns) const {
-    if (add) return ADD;
+  // How to write those columns of an output: where directions are summed, the first one overwrites; a group finds zeros.
+  Write writing(const Array &a, int64_t column, int64_t columns) const {
+    if (a.direction == 0 && (first > 0 || size > 1)) return ADD;
     const bool summed = a.direction == 0 && s.directions > 1;  // and soon read again
     const bool large = s.batch * s.directions * s.length * s.channels * (int64_t)sizeof(F) > LARGE;
     const bool dense = a.column == 1, transposed = a.row == 1 && !s.orders;

@@ -261,6 +261,24 @@ template <class F, class T> INLINE void store_some(T *p, Vec<F> v, int64_t count
   count >= lanes<F>() ? store_as(p, v) : store_first(p, v, count);
 }
 
+// The sum of the lanes.
+INLINE float total(Vf v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#else
+  float lane[lanes<float>()];
+  store(lane, v);
+  for (int half = lanes<float>() / 2; half; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+#endif
+}
+INLINE double total(Vd v) {
+  double sum = v[0];
+  for (int i = 1; i < lanes<double>(); ++i) sum += v[i];
+  return sum;
+}
+
 // ---- transposition ------------------------------------------------------------------------------------------------
 
 template <int DISTANCE> INLINE void exchange(Vf &a, Vf &b) {

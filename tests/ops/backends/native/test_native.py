@@ -194,9 +194,11 @@ def test_growing_states_with_time_first_follow_the_reference(variant):
 @pytest.mark.parametrize("variant", library.variants() if library.available() else ())
 @pytest.mark.parametrize("time_first", [False, True])
 @pytest.mark.parametrize("state", [1, 3])
-def test_large_outputs_are_those_of_each_sequence_alone(variant, state, time_first):
-    # 2.2 MB: written past the caches, while those of one sequence are not
-    p = problem(2, 1, 2112, 128, state, time_first=time_first, without=("orders", "segments"))
+@pytest.mark.parametrize("k, length, dim", [(1, 2112, 128), (1, 2113, 131), (2, 5, 29001)])
+def test_large_outputs_are_those_of_each_sequence_alone(variant, k, length, dim, state, time_first):
+    # 2.2 MB: written past the caches, while those of one sequence are not; rows are whole cache lines, or start and end
+    # anywhere in them, or have not even one
+    p = problem(2, k, length, dim, state, time_first=time_first, without=("orders", "segments"))
     p = cast(p, torch.float32)
     grads = gradients_of_outputs(p)
     got = computed(p, *grads, variant)

@@ -13,9 +13,8 @@ template <class F, int G, int U> struct BackwardBlock {
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
   int64_t sums(int g) const { return g * (group.s.chunk * group.s.state + W) * W; }
 
-  Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return group.template to_come<LINES>(a, g, rows, column);
-  }
+  typedef Ahead<LINES, 2> Touch;
+  Touch ahead(const Array &a, int g, int64_t line) const { return group.template to_come<LINES>(a, g, line, column + WIDTH); }
 
   // Bias and softplus; the tiles that gather sums start at zero.
   void prepare() {
@@ -57,12 +56,12 @@ template <class F, int G, int U> struct BackwardBlock {
     const uint8_t *reset = s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     F *e_at = tiles.e, *h_at = tiles.h;
-    // the first states bring the next chunk's inputs closer, the last ones its outputs: a core has few misses under way at once
-    const int64_t *rows = group.ahead, *parameters = rows + group.line(0);
+    // the first states bring the next block's inputs closer, the last ones its outputs: a core has few misses under way at once
+    const int64_t parameters = group.parameter_line(0);
     const bool inputs = n == 0, outputs = n + S == states;
-    const Ahead<LINES> dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
-    Ahead<LINES> u_ahead[G];
-    for (int g = 0; g < G; ++g) u_ahead[g] = ahead(s.u, g, rows + g * s.chunk);
+    const Touch dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
+    Touch u_ahead[G];
+    for (int g = 0; g < G; ++g) u_ahead[g] = ahead(s.u, g, group.token_line(g));
     V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) A[j][i] = load(group.A + (n + j) * group.pad + column + i * W);
@@ -140,8 +139,8 @@ template <class F, int G, int U> struct BackwardBlock {
     const F *B = group.B + in_states, *C = group.C + in_states;
     const F *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + in_tile, *dy_at = tiles.dy + in_tile;
     const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * WIDTH;
-    const int64_t *rows = group.ahead + g * group.s.chunk;
-    const Ahead<LINES> dy_ahead = ahead(group.s.grad_y, g, rows), du_ahead = ahead(group.s.du, g, rows);
+    const int64_t tokens = group.token_line(g);
+    const Touch dy_ahead = ahead(group.s.grad_y, g, tokens), du_ahead = ahead(group.s.du, g, tokens);
     V dh[S][U], dA[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -255,7 +254,7 @@ template <class F> static int64_t backward_rows(const Group<F> &group, const Bac
   const Scan &s = group.s;
   constexpr int W = lanes<F>();
   const int64_t b = group.b, k = group.first, end = group.range.size() / W * W;
-  const int64_t *tokens = group.visited, *parameters = tokens + group.line(0);
+  const int64_t *tokens = group.visited, *parameters = tokens + group.parameter_line(0);
   if (s.state > 1 || s.du.dtype != s.A.dtype || s.ddt.dtype != s.A.dtype) return 0;
   const Array *const arrays[] = {&s.u, &s.dt, &s.grad_y, &s.du, &s.ddt};
   for (const Array *a : arrays)

@@ -47,9 +47,7 @@ template <class F, int U> struct CrossBlock {
 
   int64_t channel() const { return group.range.begin + column; }
   int64_t columns() const { return group.range.size() - column; }
-  Ahead<LINES> ahead(const Array &a, const int64_t *rows) const {
-    return group.template to_come<LINES>(a, 0, rows, column);
-  }
+  Ahead<LINES, 2> ahead(const Array &a, int64_t line) const { return group.template to_come<LINES>(a, 0, line, column + WIDTH); }
 
   // Reads a chunk; bias and softplus.
   template <bool BACKWARD> void prepare() {
@@ -96,7 +94,7 @@ template <class F, int U> struct CrossForward : CrossBlock<F, U> {
     const F *C = place<F>(x.readout, group.b, group.first, n);
     F *y = place<F>(x.y, group.b, group.first, this->channel()), *state = group.state + n * pad + column;
     // the first states bring the next chunk closer: theirs is the loop with time to spare for it
-    const auto dt_ahead = this->ahead(x.dt, group.ahead + group.line(0)), u_ahead = this->ahead(x.u, group.ahead);
+    const auto dt_ahead = this->ahead(x.dt, group.parameter_line(0)), u_ahead = this->ahead(x.u, group.token_line(0));
     V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -144,9 +142,9 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     const F *from = place<F>(x.saved, group.b, group.first, this->channel()) + chunk * x.saved.row;
     F *e_at = tiles.e, *h_at = tiles.h;
-    const int64_t *parameters = group.ahead + group.line(0);
+    const int64_t parameters = group.parameter_line(0);
     const auto dt_ahead = this->ahead(x.dt, parameters), ddt_ahead = this->ahead(x.ddt, parameters);
-    const auto u_ahead = this->ahead(x.u, group.ahead);
+    const auto u_ahead = this->ahead(x.u, group.token_line(0));
     V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
@@ -204,7 +202,7 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
     F *dB_at = tiles.dB + (last * states + n) * W;
     const F *B = group.B + last * states + n, *dt_at = tiles.dt + last * WIDTH, *u_at = tiles.u + last * WIDTH;
     const F *e = tiles.e + last * S * WIDTH, *before = tiles.h + last * S * WIDTH;
-    const auto du_ahead = this->ahead(x.du, group.ahead);
+    const auto du_ahead = this->ahead(x.du, group.token_line(0));
     V dh[S][U], dA[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {

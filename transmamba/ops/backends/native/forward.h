@@ -2,9 +2,52 @@
 #pragma once
 #include "single.h"
 
+// Writes rows of channels past the caches although they start anywhere in a cache line: what a chunk leaves of a row's last
+// line waits for the next chunk. A chunk is no shorter than a line, and a whole number of vectors.
+template <class F> struct Lines {
+  static constexpr int W = lanes<F>(), LINE = 64 / sizeof(F);
+  F *rows, *waiting;  // of W channels, with room for what waited before them; a line per channel
+  int64_t pitch;
+  Lines(const Scan &s, Arena &arena) : pitch(LINE + s.chunk) {
+    rows = arena.take<F>(W * pitch);
+    waiting = arena.take<F>(padded_part(s) * LINE);
+  }
+
+  static void copy_line(F *to, const F *from) {
+    for (int i = 0; i < LINE; i += W) store(to + i, load<F>(from + i));
+  }
+  // Steps of a tile to where they lie in memory, those of one channel `stride` from those of the next.
+  void write(const F *tile, int64_t width, F *to, int64_t stride, int64_t count, int64_t column, int64_t columns, bool first, bool last) const {
+    for (int64_t c = 0; c < columns; c += W) {
+      for (int64_t t = 0; t < count; t += W) {
+        Vec<F> square[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) square[i] = load<F>(tile + (t + i) * width + c);
+        transpose(square);
+        for (int i = 0; i < W; ++i) store(rows + i * pitch + LINE + t, square[i]);
+      }
+      for (int i = 0; i < W && c + i < columns; ++i)
+        write_row(to + (c + i) * stride, rows + i * pitch + LINE, waiting + (column + c + i) * LINE, count, first, last);
+    }
+  }
+  // Lines that rows share at their ends go through the caches.
+  static void write_row(F *to, F *row, F *rest, int64_t count, bool first, bool last) {
+    int64_t t = -(int64_t)((size_t)to % 64 / sizeof(F));  // the line under way began so many steps ago
+    if (!first) copy_line(row - LINE, rest);
+    if (first && t < 0) memcpy(to, row, smaller(t += LINE, count) * sizeof(F));
+    for (; t + LINE <= count; t += LINE)
+      for (int i = 0; i < LINE; i += W) stream<F>(to + t + i, load<F>(row + t + i));
+    if (!last)
+      copy_line(rest, row + count - LINE);
+    else if (t < count)
+      memcpy(to + t, row + t, (count - t) * sizeof(F));
+  }
+};
+
 template <class F> struct ForwardTiles {
   F *dt, *xu, *y;  // (step, lane), xu and y per direction of the group; xu is dt * u
-  explicit ForwardTiles(const Scan &s, Arena &arena) {
+  Lines<F> lines;
+  ForwardTiles(const Scan &s, Arena &arena) : lines(s, arena) {
     const int64_t size = s.chunk * BLOCK * lanes<F>();
     dt = arena.take<F>(size);
     xu = arena.take<F>(GROUP * size);
@@ -24,8 +67,10 @@ template <class F, int G, int U> struct ForwardBlock {
 
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
-  Ahead<LINES> ahead(const Array &a, int g, const int64_t *rows) const {
-    return group.template to_come<LINES>(a, g, rows, column);
+  // Of several directions, inputs and outputs to come would crowd the first cache.
+  typedef Ahead<LINES, G == 1 ? 1 : 2> Touch;
+  Touch ahead(const Array &a, int g, int64_t line) const {
+    return group.template to_come<LINES, G == 1 ? 1 : 2>(a, g, line, column + WIDTH);
   }
 
   // Bias, softplus, and what does not depend on the state.
@@ -69,14 +114,13 @@ template <class F, int G, int U> struct ForwardBlock {
     const uint8_t *reset = group.s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *C = group.C + n, *dt_at = tiles.dt, *xu_at = tiles.xu;
     F *y_at = tiles.y, *state = group.state + n * pad + column;
-    // the first states bring the next chunk's inputs closer, the last ones its outputs: a core has few misses under way at once
-    const int64_t *rows = group.ahead;
-    const bool inputs = n == 0, outputs = n + S == states && how != STREAM;
-    const Ahead<LINES> dt_ahead = ahead(group.s.dt, 0, rows + group.line(0));
-    Ahead<LINES> u_ahead[G], y_ahead[G];
+    // the first states bring the next block's inputs closer, the last ones its outputs: a core has few misses under way at once
+    const bool inputs = n == 0, outputs = n + S == states && how < STREAM;
+    const Touch dt_ahead = ahead(group.s.dt, 0, group.parameter_line(0));
+    Touch u_ahead[G], y_ahead[G];
     for (int g = 0; g < G; ++g) {
-      u_ahead[g] = ahead(group.s.u, g, rows + g * group.s.chunk);
-      y_ahead[g] = ahead(group.s.y, g, rows + g * group.s.chunk);
+      u_ahead[g] = ahead(group.s.u, g, group.token_line(g));
+      y_ahead[g] = ahead(group.s.y, g, group.token_line(g));
     }
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
@@ -136,7 +180,7 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
       decltype(rows_of(dt, nullptr, 0)) u[G];
       for (int g = 0; g < G; ++g)
         u[g] = rows_of(place_like(dt, s.u, b, k + g, channel), group.visited + g * s.chunk, s.u.row);
-      run(rows_of(dt, group.visited + group.line(0), s.dt.row), u);
+      run(rows_of(dt, group.visited + group.parameter_line(0), s.dt.row), u);
     });
   } else {
     Rows<F> u[G];
@@ -147,8 +191,17 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
     }
     run(Rows<F>{tiles.dt, group.iota, WIDTH}, u);
   }
-  for (int g = 0; g < G; ++g)
-    unstage(tiles.y + block.tile(g), WIDTH, s.y, b, k + g, channel, group.tokens(g), columns, block.how);
+  for (int g = 0; g < G; ++g) {
+    const Steps tokens = group.tokens(g);
+    const F *y = tiles.y + block.tile(g);
+    if (block.how == STREAM_LINES) {
+      const int64_t t = tokens.rows[0];
+      F *to = place<F>(s.y, b, k + g, channel) + t;
+      tiles.lines.write(y, WIDTH, to, s.y.column, tokens.count, column, columns, t == 0, t + tokens.count == s.length);
+    } else {
+      unstage(y, WIDTH, s.y, b, k + g, channel, tokens, columns, block.how);
+    }
+  }
 }
 
 // What one direction with one state can do on whole rows of the tensors; returns how many channels that were.
@@ -160,7 +213,7 @@ template <class F> static int64_t forward_rows(const Group<F> &group) {
     const auto u = rows_of(place_like(dt, s.u, b, k, channel), group.visited, s.u.row);
     const Rows<F> y{place<F>(s.y, b, k, channel), group.visited, s.y.row};
     const Write how = group.writing(s.y, 0, wide);
-    forward_single(group, 0, wide, rows_of(dt, group.visited + group.line(0), s.dt.row), u, y, how);
+    forward_single(group, 0, wide, rows_of(dt, group.visited + group.parameter_line(0), s.dt.row), u, y, how);
   });
   return wide;
 }

@@ -28,9 +28,9 @@ APART void forward_single(const Group<F> &group, int64_t column, int64_t wide, R
   const uint8_t *reset = s.segments ? group.reset : nullptr;
   const F *A = group.A + column, *D = group.D + column, *bias = group.bias + column;
   F *state = group.state + column;
-  const Ahead<1> dt_ahead = group.template to_come<1>(s.dt, 0, group.ahead + group.line(0), column);
-  const Ahead<1> u_ahead = group.template to_come<1>(s.u, 0, group.ahead, column);
-  const Ahead<1> y_ahead = group.template to_come<1>(s.y, 0, group.ahead, column);
+  const auto dt_ahead = group.template to_come<1>(s.dt, 0, group.parameter_line(0), column + wide);
+  const auto u_ahead = group.template to_come<1>(s.u, 0, group.token_line(0), column + wide);
+  const auto y_ahead = group.template to_come<1>(s.y, 0, group.token_line(0), column + wide);
   for (int64_t t = 0; t < steps; ++t) {
     const T *dt_at = dt_rows.at(t), *u_at = u_rows.at(t);
     F *y_at = y_rows.at(t);
@@ -65,9 +65,8 @@ APART void recompute_single(const Group<F> &group, const BackwardTiles<F> &tiles
   const F *from = place<F>(s.saved, group.b, group.first, group.range.begin + column) + chunk * s.saved.row;
   const F *A = group.A + column, *bias = group.bias + column;
   F *dt_at = tiles.dt, *slope_at = tiles.slope, *e_at = tiles.e, *before = tiles.h;
-  const int64_t *parameters = group.ahead + group.line(0);
-  const Ahead<1> dt_ahead = group.template to_come<1>(s.dt, 0, parameters, column);
-  const Ahead<1> u_ahead = group.template to_come<1>(s.u, 0, group.ahead, column);
+  const auto dt_ahead = group.template to_come<1>(s.dt, 0, group.parameter_line(0), column + wide);
+  const auto u_ahead = group.template to_come<1>(s.u, 0, group.token_line(0), column + wide);
   copy_row(before, wide, from, columns);
   for (int64_t t = 0; t < steps; ++t, dt_at += wide, slope_at += wide, e_at += wide, before += wide) {
     const T *dt_from = dt_rows.at(t), *u_from = u_rows.at(t);
@@ -95,13 +94,13 @@ APART void sweep_single(const Group<F> &group, const BackwardTiles<F> &tiles, in
   typedef Vec<F> V;
   constexpr int W = lanes<F>();
   const Scan &s = group.s;
-  const int64_t last = group.steps - 1, *parameters = group.ahead + group.line(0);
+  const int64_t last = group.steps - 1;
   const F *A = group.A + column, *D = group.D + column, *dt_at = tiles.dt + last * wide, *slope_at = tiles.slope + last * wide;
   const F *e_at = tiles.e + last * wide, *before = tiles.h + last * wide;
   F *state = group.state + column, *dA = tiles.dA + column, *dD = tiles.dD + column, *dbias = tiles.dbias + column;
-  const Ahead<1> dy_ahead = group.template to_come<1>(s.grad_y, 0, group.ahead, column);
-  const Ahead<1> du_ahead = group.template to_come<1>(s.du, 0, group.ahead, column);
-  const Ahead<1> ddt_ahead = group.template to_come<1>(s.ddt, 0, parameters, column);
+  const auto dy_ahead = group.template to_come<1>(s.grad_y, 0, group.token_line(0), column + wide);
+  const auto du_ahead = group.template to_come<1>(s.du, 0, group.token_line(0), column + wide);
+  const auto ddt_ahead = group.template to_come<1>(s.ddt, 0, group.parameter_line(0), column + wide);
   for (int64_t t = last; t >= 0; --t, dt_at -= wide, slope_at -= wide, e_at -= wide, before -= wide) {
     const T *u_from = u_rows.at(t), *dy_from = dy_rows.at(t);
     F *du_to = du_rows.at(t), *ddt_to = ddt_rows.at(t);

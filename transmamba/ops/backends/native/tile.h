@@ -20,8 +20,9 @@ template <class T> struct Rows {
 };
 template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t stride) { return {base, rows, stride}; }
 
-// What a number does to the one it meets; STREAM overwrites it, past the caches.
-enum Write { PUT, ADD, STREAM };
+// What a number does to the one it meets. STREAM overwrites it, past the caches; STREAM_LINES does where rows of channels
+// start anywhere in a cache line.
+enum Write { PUT, ADD, STREAM, STREAM_LINES };
 
 INLINE int64_t element_size(const Array &a) { return a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2; }
 
@@ -43,27 +44,29 @@ template <class F, class G> INLINE void with_type(const Array &a, int64_t b, int
 }
 
 // Brings lanes of steps to come towards the cache; rows in a foreign order defeat the hardware, and so do many short
-// pieces of channels. Where time is innermost, a touch brings those steps of one channel instead of one step.
-template <int LINES> struct Ahead {
+// pieces of channels. Where time is innermost, a touch brings steps of one channel instead of one step.
+template <int LINES, int CACHE> struct Ahead {
   const char *base;
   const int64_t *rows;
   int64_t stride;  // bytes; 0 for layouts of neither kind, then it does nothing of use
+  bool slanted;    // time is innermost: rows start anywhere in a cache line
   Ahead() = default;
-  // `met` bytes of what is to come share a cache line with what has been visited.
-  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota, int64_t met) {
+  Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota) {
     const int64_t size = element_size(a);
     const bool dense = a.column == 1, transposed = !dense && a.row == 1;
     base = (const char *)a.data + (dense || transposed ? (b * a.batch + k * a.direction + column * a.column) * size : 0);
-    base += transposed ? to_come[0] * size + met : 0;
+    base += transposed ? to_come[0] * size : 0;
+    slanted = transposed;
     rows = transposed ? iota : to_come;
     stride = dense ? a.row * size : transposed ? a.column * size : 0;
   }
   // inlined by force: gcc drops calls of a function that only prefetches
   __attribute__((always_inline)) void touch(int64_t t, int64_t offset) const {
-    __builtin_prefetch(base + rows[t] * stride + offset, 0, 2);
+    __builtin_prefetch(base + rows[t] * stride + offset, 0, 4 - CACHE);
   }
   __attribute__((always_inline)) void touch(int64_t t) const {
-    for (int i = 0; i < LINES; ++i) __builtin_prefetch(base + rows[t] * stride + i * 64, 0, 2);
+    for (int i = 0; i < LINES; ++i) touch(t, i * 64);
+    if (slanted) touch(t, LINES * 64 - 1);
   }
 };
 

@@ -60,7 +60,6 @@ template <class F> struct Group {
     int64_t b, first, channel;
   } coming;  // where the next chunk lies
   int64_t steps = 0;            // of this chunk
-  int64_t met = 0;              // bytes; where time is innermost, rows start anywhere in a cache line
   F limit = 0;                  // |dt| up to which every exponent is within bounds
   F *A, *D, *bias, *state, *B, *C;
   uint8_t *reset;
@@ -124,13 +123,15 @@ template <class F> struct Group {
   }
 
   // The last line of `visited` and `ahead` holds plain steps, for parameters indexed by them.
-  int64_t line(int64_t g) const { return (s.by_step ? GROUP : g) * s.chunk; }
-  Steps tokens(int64_t g) const { return {visited + g * s.chunk, steps, !s.orders}; }
-  Steps parameters(int64_t g) const { return {visited + line(g), steps, s.by_step || !s.orders}; }
+  int64_t token_line(int64_t g) const { return g * s.chunk; }
+  int64_t parameter_line(int64_t g) const { return (s.by_step ? GROUP : g) * s.chunk; }
+  Steps tokens(int64_t g) const { return {visited + token_line(g), steps, !s.orders}; }
+  Steps parameters(int64_t g) const { return {visited + parameter_line(g), steps, s.by_step || !s.orders}; }
 
-  // The chunk to come, of an array that is indexed by `rows`, one of `ahead`.
-  template <int LINES> Ahead<LINES> to_come(const Array &a, int g, const int64_t *rows, int64_t column) const {
-    return {a, coming.b, coming.first + g, coming.channel + column, rows, iota, met};
+  // What is visited after the columns before `column`: those next to them, or the next chunk. `line` is that of the rows.
+  template <int LINES, int CACHE = 2> Ahead<LINES, CACHE> to_come(const Array &a, int g, int64_t line, int64_t column) const {
+    if (column < range.size()) return {a, b, first + g, range.begin + column, visited + line, iota};
+    return {a, coming.b, coming.first + g, coming.channel, ahead + line, iota};
   }
 
   // How to write those columns of an output: where directions are summed, the first one overwrites; a group finds zeros.
@@ -140,10 +141,10 @@ template <class F> struct Group {
     const bool large = s.batch * s.directions * s.length * s.channels * (int64_t)sizeof(F) > LARGE;
     const bool dense = a.column == 1, transposed = a.row == 1 && !s.orders;
     if (summed || !large || !(dense || transposed) || a.dtype != s.A.dtype) return PUT;
-    // whole cache lines only
     const size_t base = (size_t)place<F>(a, b, first, range.begin + column);
     const size_t step = (dense ? a.row | columns : a.column | s.chunk) | a.direction;
-    return (base | step * sizeof(F)) % 64 ? PUT : STREAM;
+    const bool whole = (base | step * sizeof(F)) % 64 == 0;  // cache lines
+    return whole ? STREAM : dense ? PUT : STREAM_LINES;
   }
 
   void follow(int64_t *to, int64_t t, int64_t from) const {
@@ -164,7 +165,6 @@ template <class F> struct Group {
     follow(visited, t, first);
     coming = {b, first, range.begin};
     const bool last = next < 0 || next >= s.length;
-    met = next > t ? 63 : 0;
     if (last && first + 2 * size <= s.directions)
       coming.first += size;
     else if (last && range.end < s.channels)
@@ -191,6 +191,8 @@ template <class F> struct Group {
           for (int64_t n = 0; n < s.state; n += lanes<F>()) store(to + t * s.state + n, load_as(p + steps.rows[t] * from.row + n));
         return;
       }
+      if (from.row == 1 && steps.consecutive && s.state % lanes<F>() == 0)
+        return gather_transposed(to, s.state, p + steps.rows[0], from.column, steps.count, s.state);
       for (int64_t t = 0; t < steps.count; ++t)
         for (int64_t n = 0; n < s.state; ++n) to[t * s.state + n] = number_of(p[steps.rows[t] * from.row + n * from.column]);
     });

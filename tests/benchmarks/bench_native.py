@@ -3,6 +3,7 @@
 python -m tests.benchmarks.bench_native time vim plain lm tiny vmamba --repeats 7
 python -m tests.benchmarks.bench_native length --repeats 5
 python -m tests.benchmarks.bench_native memory vim plain lm tiny vmamba
+python -m tests.benchmarks.bench_native sharing plain plain2 --repeats 31
 python -m tests.benchmarks.bench_native threads vim plain lm tiny vmamba --threads 2
 
 One thread; each shape has a process of its own. Contenders take turns within a round, and a ratio is the median over
@@ -21,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,7 @@ SHAPES = {
     "lm": (1, 2048, 1536, 16, 1),
     "tiny": (64, 64, 128, 16, 1),
     "small": (1, 64, 64, 16, 1),
+    "plain2": (2, 196, 384, 16, 4),
     # one direction, for what knows no more
     "plain1": (8, 196, 384, 16, 1),
     "vmamba1": (8, 3136, 192, 1, 1),
@@ -78,21 +81,27 @@ def chunked(data: Data) -> Run:
     return ours(data, backend="chunked")
 
 
-def merged(data: Data) -> Run:
-    leaves, forward, grad = ours(data, merge=True)
-    return leaves, forward, grad[:, 0].clone()
-
-
-def shared_decay(data: Data) -> Run:
-    """One dt, A, D and bias for all directions, by step: PlainMamba's published form."""
+def shared_decay(data: Data, **options) -> Run:
+    """One dt, A, C, D and bias for all directions, by step: PlainMamba's published form."""
     data.dt, data.A, data.D, data.bias = data.dt[:, :1].clone(), data.A[:1], data.D[:1], data.bias[:1]
-    return ours(data, step_parameters=True)
+    data.C = data.C[:, :1].clone()
+    return ours(data, step_parameters=True, **options)
 
 
-def shared_apart(data: Data) -> Run:
-    """The same parameters, handed over once per direction, so that nothing is shared."""
-    data.dt = data.dt[:, :1].repeat(1, data.k, 1, 1)
-    return ours(data, step_parameters=True)
+def shared_apart(data: Data, **options) -> Run:
+    """The same dt, A, D and bias, handed over once per direction, so that no decay is shared."""
+    data.dt, data.C = data.dt[:, :1].repeat(1, data.k, 1, 1), data.C[:, :1].clone()
+    return ours(data, step_parameters=True, **options)
+
+
+def merged_run(make: Callable[..., Run]) -> Callable[[Data], Run]:
+    """The same with the directions summed."""
+
+    def merged(data: Data) -> Run:
+        leaves, forward, grad = make(data, merge=True)
+        return leaves, forward, grad[:, 0].clone()
+
+    return merged
 
 
 def channel_first(data: Data) -> Run:
@@ -146,9 +155,11 @@ def transformers(data: Data) -> Run:
 CONTENDERS = {
     "native": ours,
     "chunked": chunked,
-    "merged": merged,
+    "merged": merged_run(ours),
     "shared decay": shared_decay,
     "shared apart": shared_apart,
+    "merged shared": merged_run(shared_decay),
+    "merged apart": merged_run(shared_apart),
     "channel first": channel_first,
     "mambapy": mambapy,
     "transformers": transformers,
@@ -168,16 +179,33 @@ def passes(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
     return torch.no_grad()(forward), both
 
 
+def problem_of(data: Data, **options) -> Problem:
+    p = Problem(data.u[:, None], data.dt, data.A.transpose(-1, -2).contiguous(), data.B, data.C, data.D, data.bias)
+    return p._replace(orders=data.orders if data.k > 1 else None, softplus=True, **options)
+
+
 def variant_passes(data: Data, variant: str) -> tuple[Callable[[], object], Callable[[], object]]:
     """The backend called directly with another instruction set."""
-    p = Problem(data.u[:, None], data.dt, data.A.transpose(-1, -2).contiguous(), data.B, data.C, data.D, data.bias)
-    p = p._replace(orders=data.orders if data.k > 1 else None, softplus=True)
+    p = problem_of(data)
 
     def both() -> None:
         _, _, saved = native.forward(p, True, variant=variant)
         native.backward(p, saved, data.grad, None, variant=variant)
 
     return lambda: native.forward(p, False, variant=variant), both
+
+
+def kernel_alone(p: Problem) -> Callable[[], object]:
+    """The compiled forward without Python around it, writing to outputs that are there already."""
+    calls: list[tuple[tuple, dict]] = []
+    with mock.patch.object(native, "run", lambda *args, **options: calls.append((args, options))):
+        outputs = native.forward(p, False)
+
+    def call(kept=(p, outputs)) -> None:  # the kernel follows pointers into them
+        args, options = calls[0]
+        library.run(*args, **options)
+
+    return call
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:
@@ -230,6 +258,32 @@ def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict
         print(f"  {name:14} forward x {spread(ratios[0])}   forward+backward x {spread(ratios[1])}", flush=True)
 
 
+def sharing(shape: str, repeats: int) -> None:
+    """Print what sharing decays between directions brings the compiled forward, from cold caches and again at once."""
+    other = torch.empty(12 << 20)
+    for merge in (False, True):
+        alone = []
+        for prepare in (shared_decay, shared_apart):
+            torch.manual_seed(0)
+            prepare(data := Data(shape))
+            alone.append(kernel_alone(problem_of(data, step_parameters=True, merge=merge)))
+        taken: list[list[list[float]]] = [[], []]
+        for i in range(repeats + 1):
+            times = []
+            for call in alone:
+                other.fill_(1.0)
+                times.append((cpu_seconds(call), cpu_seconds(call)))
+            for rounds, pair in zip(taken, zip(*times, strict=True), strict=True):
+                rounds += [pair] if i else []
+        for state, rounds in zip(("cold", "warm"), taken, strict=True):
+            shared, apart = (statistics.median(column) * 1e3 for column in zip(*rounds, strict=True))
+            ratio = spread([b / a for a, b in rounds])
+            print(
+                f"{shape}{', merged' * merge}, {state}: shared {shared:.2f} ms, apart {apart:.2f} ms, x {ratio}",
+                flush=True,
+            )
+
+
 def threads(shape: str, count: int, repeats: int) -> None:
     """Print how many times faster `count` threads are than one, by wall time and taking turns."""
     calls = passes(ours(Data(shape)))
@@ -280,7 +334,7 @@ def memory(shapes: list[str], names: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("time", "length", "memory", "threads", "peak"))
+    parser.add_argument("what", choices=("time", "length", "memory", "sharing", "threads", "peak"))
     parser.add_argument("shapes", nargs="*", default=[])
     parser.add_argument("--names", nargs="+", default=None, help="native first; instruction sets are names too")
     parser.add_argument("--repeats", type=int, default=5)
@@ -295,6 +349,10 @@ def main() -> None:
     if options.what == "threads":
         for shape in options.shapes:
             threads(shape, options.threads, options.repeats)
+        return None
+    if options.what == "sharing":
+        for shape in options.shapes:
+            sharing(shape, options.repeats)
         return None
     if options.what == "memory":
         return memory(options.shapes, options.names or ["native", "mambapy"])

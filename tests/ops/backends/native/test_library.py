@@ -21,15 +21,18 @@ def test_the_baseline_is_always_there_and_comes_last():
     assert library.variants()[-1] == "baseline"
 
 
+@pytest.mark.parametrize("variant", library.variants() if library.available() else ())
 @pytest.mark.parametrize("state", [1, 5])
-def test_results_do_not_depend_on_the_number_of_threads(threads, state):
+def test_results_do_not_depend_on_the_number_of_threads(threads, state, variant):
     p = cast(problem(5, 2, 41, 397, state), torch.float32)
+    # one channel whose decays need the longer way to their exponentials, in whichever part
+    p.A[..., 390] *= 300
     grads = gradients_of_outputs(p)
     threads(1)
-    alone = computed(p, *grads)
+    alone = computed(p, *grads, variant)
     for count in (2, 3, 7):
         threads(count)
-        together = computed(p, *grads)
+        together = computed(p, *grads, variant)
         assert all(torch.equal(together[name], x) for name, x in alone.items())
 
 

@@ -31,6 +31,16 @@ FEATURES = {
     "shared decay, odd directions, all shared, merged": dict(
         k=7, shared=(*EVERYTHING_STEPPED, "B", "C", "D"), step_parameters=True, merge=True, without=("segments",)
     ),
+    "shared decay, passes of four states": dict(
+        k=4, length=67, dim=37, state=12, shared=EVERYTHING_STEPPED, step_parameters=True, without=("segments",)
+    ),
+    "shared decay and readout, passes of four states": dict(
+        k=5, length=67, dim=37, state=8, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, without=("segments",)
+    ),
+    "shared decay and readout, passes of four states, merged": dict(
+        **dict(k=4, dim=37, state=16, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, merge=True),
+        without=("segments",),
+    ),
     "shared decay with segments": dict(shared=EVERYTHING_STEPPED, step_parameters=True),
     "shared decay without orders": dict(shared=EVERYTHING_STEPPED, own_u=True, without=("orders", "segments")),
     "time first": dict(k=1, dim=37, length=53, time_first=True, without=("orders",)),
@@ -208,6 +218,17 @@ def test_large_outputs_are_those_of_each_sequence_alone(variant, k, length, dim,
             p._replace(**{n: getattr(p, n)[i : i + 1] for n in of_batch}), *(x[i : i + 1] for x in grads), variant
         )
         assert all(torch.equal(got[n][i], alone[n][0]) for n in ("y", "last", "u", "dt", "initial_state"))
+
+
+def test_large_outputs_of_directions_that_share_decays_are_those_of_each_sequence_alone():
+    p = problem(2, 4, 529, 128, 8, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, without=("segments",))
+    p = cast(p, torch.float32)
+    y, last, _ = native.forward(p, False)
+    for i in range(2):
+        alone = p._replace(**{n: getattr(p, n)[i : i + 1] for n in ("u", "dt", "B", "C", "initial_state")})
+        y_alone, last_alone, _ = native.forward(alone, False)
+        assert torch.equal(y[i], y_alone[0])
+        assert torch.equal(last[i], last_alone[0])
 
 
 def test_a_state_kept_for_thousands_of_steps_drifts_no_more_than_float32_must():

@@ -43,6 +43,8 @@ def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tupl
     """Outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     scan, _keep = describe(p, Scan)
+    # no result of the forward depends on it: as few and wide as keep the threads busy
+    scan.part = _part(batch, channels, state, units=4 * torch.get_num_threads())
     chunks = -(-length // CHUNK)
     y = sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
     last = p.A.new_empty(batch, directions, state, channels)
@@ -97,7 +99,8 @@ def describe(p: Problem, kind: type[AnyScan]) -> tuple[AnyScan, list[Tensor | No
     batch, directions, length, channels, state = p.sizes
     if orders is not None and not are_permutations(orders):
         raise ValueError(f"orders must hold a permutation of range({length}) in every row: build them with scan_order")
-    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state))
+    # of the shape alone: sums over parts are the same on any number of threads
+    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state, units=16))
     scan.wide, scan.softplus = p.u.dtype == torch.float64, p.softplus
     scan.by_step = p.step_parameters or orders is None
     shared = (x is None or x.shape[axis] == 1 for x, axis in ((p.dt, 1), (p.A, 0), (p.dt_bias, 0)))
@@ -113,10 +116,10 @@ def _states(x: Tensor | None) -> Array:
     return array(x, 0, 1, None, 3)
 
 
-def _part(batch: int, channels: int, state: int) -> int:
-    """Channels per unit of work, from the shape alone: wide, but 16 units where the least number each allows them."""
+def _part(batch: int, channels: int, state: int, units: int) -> int:
+    """Channels per unit of work: wide, but so many units where the least number of channels allows them."""
     least = 192 if state == 1 else 128  # one state walks along rows: the longer, the better for memory
-    parts = max(1, min(channels // least, -(-16 // max(1, batch))))
+    parts = max(1, min(channels // least, -(-units // max(1, batch))))
     return max(1, -(-channels // parts // 32) * 32)
 
 

@@ -46,14 +46,32 @@ template <class F> struct Lines {
 
 template <class F> struct ForwardTiles {
   F *dt, *xu, *y;  // (step, lane), xu and y per direction of the group; xu is dt * u
+  F *B, *C;        // of several directions: (four states, step, direction, state of the four), so that a pass reads them in a row
   Lines<F> lines;
   ForwardTiles(const Scan &s, Arena &arena) : lines(s, arena) {
-    const int64_t size = s.chunk * BLOCK * lanes<F>();
+    const int64_t size = s.chunk * BLOCK * lanes<F>(), fours = GROUP * s.chunk * ((s.state + 3) / 4 * 4);
     dt = arena.take<F>(size);
     xu = arena.take<F>(GROUP * size);
     y = arena.take<F>(GROUP * size);
+    B = arena.take<F>(fours);
+    C = arena.take<F>(fours);
   }
 };
+
+// From (direction, step, state).
+template <class F> static void by_fours(F *to, const F *from, const Scan &s, int64_t steps, int64_t directions) {
+  for (int64_t g = 0; g < directions; ++g)
+    for (int64_t t = 0; t < steps; ++t) {
+      const F *row = from + (g * s.chunk + t) * s.state;
+      F *four = to + (t * directions + g) * 4;
+      int64_t n = 0;
+      for (; n + 4 <= s.state; n += 4, four += s.chunk * directions * 4) memcpy(four, row + n, 4 * sizeof(F));
+      for (; n < s.state; ++n) four[n % 4] = row[n];
+    }
+}
+
+// Four directions take every register: each of their passes over the states has a loop of its own, with only what it needs.
+enum Pass { ANY, FIRST, MIDDLE, LAST };
 
 // One chunk of one block of U vectors of channels, for the G directions of a group.
 template <class F, int G, int U> struct ForwardBlock {
@@ -78,7 +96,7 @@ template <class F, int G, int U> struct ForwardBlock {
     // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
     const Scan &s = group.s;
     const bool smooth = s.softplus;
-    const int64_t steps = group.steps;
+    const int64_t steps = group.steps, next = tile(1);
     const V limit = splat(group.limit);
     F *dt_tile = tiles.dt, *xu_tile = tiles.xu, *y_tile = tiles.y;
     V beyond{}, unused{}, bias[U], D[G][U];
@@ -96,39 +114,66 @@ template <class F, int G, int U> struct ForwardBlock {
         if (smooth) dt = softplus<false>(dt, unused);
         store(dt_tile + at, dt);
         if (!ANY_EXPONENT) beyond = (dt < 0 ? -dt : dt) <= limit ? beyond : splat((F)1);
+#pragma GCC unroll 4
         for (int g = 0; g < G; ++g) {
           const V u = load_as(from[g].at(t) + i * W);
-          store(y_tile + tile(g) + at, u * D[g][i]);
-          store(xu_tile + tile(g) + at, u * dt);
+          store(y_tile + g * next + at, u * D[g][i]);
+          store(xu_tile + g * next + at, u * dt);
         }
       }
     bounded = ANY_EXPONENT || !any(beyond);
   }
 
-  template <int S> void run(int64_t n) const { bounded ? advance<S, true>(n) : advance<S, ANY_EXPONENT>(n); }
+  // Whether the last pass writes y where it lies. Adding is left to `unstage`, one direction after the other: loads of one
+  // direction's rows right behind stores to another's took longer.
+  bool direct() const {
+    const Array &y = group.s.y;
+    const bool fours = G == GROUP && group.s.state > 4 && group.s.state % 4 == 0, same = y.dtype == group.s.A.dtype;
+    return fours && same && how != ADD && in_place<F, WIDTH>(y, smaller(group.range.size() - column, WIDTH));
+  }
+  template <int S> void run(int64_t n) const {
+    if (G > 1 && group.s.C.direction == 0)
+      bounded ? pass<S, true, true>(n) : pass<S, ANY_EXPONENT, true>(n);
+    else
+      bounded ? pass<S, true, false>(n) : pass<S, ANY_EXPONENT, false>(n);
+  }
+  template <int S, bool BOUNDED, bool ONE_READOUT> void pass(int64_t n) const {
+    if constexpr (G == GROUP && S == 4) {
+      const bool last = n + S == group.s.state;
+      if (!last) return n ? advance<S, BOUNDED, ONE_READOUT, MIDDLE>(n) : advance<S, BOUNDED, ONE_READOUT, FIRST>(n);
+      if (direct()) return advance<S, BOUNDED, ONE_READOUT, LAST>(n);
+    }
+    advance<S, BOUNDED, ONE_READOUT, ANY>(n);
+  }
 
   // The recurrence of states [n, n + S).
-  template <int S, bool BOUNDED> void advance(int64_t n) const {
-    const int64_t pad = group.pad, states = group.s.state, every = states * pad, row = group.s.chunk * states;
+  template <int S, bool BOUNDED, bool ONE_READOUT, Pass PASS> void advance(int64_t n) const {
+    const int64_t pad = group.pad, states = group.s.state, every = states * pad;
     const int64_t steps = group.steps, next = tile(1);
     const uint8_t *reset = group.s.segments ? group.reset : nullptr;
-    const F *B = group.B + n, *C = group.C + n, *dt_at = tiles.dt, *xu_at = tiles.xu;
+    const int64_t B_step = G > 1 ? G * 4 : states, C_step = ONE_READOUT ? 4 : B_step, four = n / 4 * group.s.chunk;
+    const F *B = G > 1 ? tiles.B + four * B_step + n % 4 : group.B + n;
+    const F *C = G > 1 ? tiles.C + four * C_step + n % 4 : group.C + n;
+    const F *dt_at = tiles.dt, *xu_at = tiles.xu;
     F *y_at = tiles.y, *state = group.state + n * pad + column;
     // the first states bring the next block's inputs closer, the last ones its outputs: a core has few misses under way at once
-    const bool inputs = n == 0, outputs = n + S == states && how < STREAM;
+    const bool inputs = PASS == FIRST || (PASS == ANY && n == 0), outputs = PASS == ANY && n + S == states && how < STREAM;
     const Touch dt_ahead = ahead(group.s.dt, 0, group.parameter_line(0));
     Touch u_ahead[G], y_ahead[G];
     for (int g = 0; g < G; ++g) {
       u_ahead[g] = ahead(group.s.u, g, group.token_line(g));
       y_ahead[g] = ahead(group.s.y, g, group.token_line(g));
     }
+    const int64_t y_row = group.s.y.row, *y_rows = group.visited;
+    F *y_to[G];
+    for (int g = 0; g < G; ++g) y_to[g] = place<F>(group.s.y, group.b, group.first + g, group.range.begin + column);
     V h[S][G][U], A[S][U];
     for (int j = 0; j < S; ++j)
       for (int i = 0; i < U; ++i) {
         A[j][i] = load(group.A + (n + j) * pad + column + i * W);
         for (int g = 0; g < G; ++g) h[j][g][i] = load(state + g * every + j * pad + i * W);
       }
-    for (int64_t t = 0; t < steps; ++t, B += states, C += states, dt_at += WIDTH, xu_at += WIDTH, y_at += WIDTH) {
+    for (int64_t t = 0; t < steps; ++t, B += B_step, C += C_step, dt_at += WIDTH, xu_at += WIDTH, y_at += WIDTH) {
       if (inputs) {
         dt_ahead.touch(t);
         for (int g = 0; g < G; ++g) u_ahead[g].touch(t);
@@ -151,12 +196,16 @@ template <class F, int G, int U> struct ForwardBlock {
         for (int i = 0; i < U; ++i) {
           const V e = exp2_product<BOUNDED>(dt[i], A[j][i]);
           for (int g = 0; g < G; ++g) {
-            h[j][g][i] = e * h[j][g][i] + xu[g][i] * splat(B[g * row + j]);
-            y[g][i] += h[j][g][i] * splat(C[g * row + j]);
+            h[j][g][i] = e * h[j][g][i] + xu[g][i] * splat(B[g * 4 + j]);
+            y[g][i] += h[j][g][i] * splat(C[(ONE_READOUT ? 0 : g * 4) + j]);
           }
         }
       for (int g = 0; g < G; ++g)
-        for (int i = 0; i < U; ++i) store(y_at + g * next + i * W, y[g][i]);
+        for (int i = 0; i < U; ++i)
+          if (PASS == LAST)
+            write(y_to[g] + y_rows[g * group.s.chunk + t] * y_row + i * W, y[g][i], how);
+          else
+            store(y_at + g * next + i * W, y[g][i]);
     }
     for (int j = 0; j < S; ++j)
       for (int g = 0; g < G; ++g)
@@ -191,6 +240,7 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
     }
     run(Rows<F>{tiles.dt, group.iota, WIDTH}, u);
   }
+  if (block.direct()) return;
   for (int g = 0; g < G; ++g) {
     const Steps tokens = group.tokens(g);
     const F *y = tiles.y + block.tile(g);
@@ -225,6 +275,8 @@ template <class F, int G> static void forward_group(Group<F> &group, const Forwa
   for (int64_t t = 0, chunk = 0; t < s.length; t += s.chunk, ++chunk) {
     if (s.saved.data) group.write_states(s.saved, chunk);
     group.enter_chunk(t, t + s.chunk);
+    if (G > 1) by_fours(tiles.B, group.B, s, group.steps, G);
+    if (G > 1) by_fours(tiles.C, group.C, s, group.steps, s.C.direction ? G : 1);
     int64_t column = G == 1 ? forward_rows(group) : 0;
     for (; column + W < group.range.size(); column += U * W) forward_block<F, G, U>(group, tiles, column);
     if (column < group.range.size()) forward_block<F, G, 1>(group, tiles, column);

@@ -13,7 +13,7 @@ struct Array {
 
 struct Scan {
   int64_t batch, directions, length, channels, state, chunk;
-  int64_t part;                // channels per unit of work; set by the shape alone, so results do not depend on threads
+  int64_t part;                // channels per unit of work; a multiple of 32. The gradients of B and C depend on it, nothing else
   int64_t wide;                // arithmetic in double
   int64_t softplus, by_step;   // by_step: dt, B, C are indexed by step
   int64_t together;            // dt, A and dt_bias serve all directions at the same step

@@ -42,7 +42,8 @@ struct Range {
 static inline Range channels_of(const Scan &s, int64_t part) {
   return {part * s.part, smaller(s.channels, (part + 1) * s.part)};
 }
-static inline int64_t padded_part(const Scan &s) { return (s.part + 63) / 64 * 64; }
+// An odd number of cache lines: rows that a block visits one after the other then fall on different sets of the first cache.
+static inline int64_t padded_part(const Scan &s) { return (s.part + 31) / 32 * 32 + 16; }
 
 static inline int64_t group_size(const Scan &s, int64_t first) {
   if (!s.together || s.segments) return 1;
@@ -83,21 +84,27 @@ template <class F> struct Group {
   void enter(int64_t first_direction) {
     first = first_direction;
     size = group_size(s, first);
-    const int64_t wide = range.size();
-    Vec<F> largest = splat((F)1e-30);
     for (int64_t n = 0; n < s.state; ++n) {
       F *row = A + n * pad;
-      copy_row(row, pad, place<F>(s.A, 0, first, range.begin) + n * s.A.row, wide);
-      for (int64_t c = 0; c < pad; c += lanes<F>()) {
-        const Vec<F> a = load(row + c) * splat((F)LOG2E);
-        store(row + c, a);
+      copy_row(row, pad, place<F>(s.A, 0, first, range.begin) + n * s.A.row, range.size());
+      for (int64_t c = 0; c < pad; c += lanes<F>()) store(row + c, load(row + c) * splat((F)LOG2E));
+    }
+    if (!ANY_EXPONENT) limit = largest_step();
+    copy_vector(bias, s.bias, first);
+    for (int64_t g = 0; g < size; ++g) copy_vector(D + g * pad, s.D, first + g);
+  }
+  // From all channels, not the part's alone: no result depends on how channels are dealt out.
+  F largest_step() const {
+    Vec<F> largest = splat((F)1e-30);
+    for (int64_t n = 0; n < s.state; ++n) {
+      const F *row = place<F>(s.A, 0, first, 0) + n * s.A.row;
+      for (int64_t c = 0; c < s.channels; c += lanes<F>()) {
+        const Vec<F> a = load_some<F>(row + c, s.channels - c) * splat((F)LOG2E);
         largest = larger(largest, a < 0 ? -a : a);
       }
     }
     for (int i = 1; i < lanes<F>(); ++i) largest[0] = largest[i] > largest[0] ? largest[i] : largest[0];
-    limit = (F)LARGEST_EXPONENT / largest[0];
-    copy_vector(bias, s.bias, first);
-    for (int64_t g = 0; g < size; ++g) copy_vector(D + g * pad, s.D, first + g);
+    return (F)LARGEST_EXPONENT / largest[0];
   }
   void copy_vector(F *to, const Array &from, int64_t k) {
     if (from.data)

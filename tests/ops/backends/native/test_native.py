@@ -220,9 +220,12 @@ def test_large_outputs_are_those_of_each_sequence_alone(variant, k, length, dim,
         assert all(torch.equal(got[n][i], alone[n][0]) for n in ("y", "last", "u", "dt", "initial_state"))
 
 
-def test_large_outputs_of_directions_that_share_decays_are_those_of_each_sequence_alone():
-    p = problem(2, 4, 529, 128, 8, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, without=("segments",))
-    p = cast(p, torch.float32)
+@pytest.mark.parametrize("layout", [{}, {"time_first": True, "own_u": True}])
+@pytest.mark.parametrize("length, dim", [(529, 128), (530, 129)])
+def test_large_outputs_of_directions_that_share_decays_are_those_of_each_sequence_alone(length, dim, layout):
+    shared = {"shared": (*EVERYTHING_STEPPED, "C"), "step_parameters": True}
+    without = ("orders", "segments") if layout else ("segments",)
+    p = cast(problem(2, 4, length, dim, 8, **shared, **layout, without=without), torch.float32)
     y, last, _ = native.forward(p, False)
     for i in range(2):
         alone = p._replace(**{n: getattr(p, n)[i : i + 1] for n in ("u", "dt", "B", "C", "initial_state")})

@@ -93,7 +93,7 @@ template <class F, int U> struct CrossForward : CrossBlock<F, U> {
     const F *B = group.B + n, *dt_at = tiles.dt, *xu_at = tiles.u;
     const F *C = place<F>(x.readout, group.b, group.first, n);
     F *y = place<F>(x.y, group.b, group.first, this->channel()), *state = group.state + n * pad + column;
-    // the first states bring the next chunk closer: theirs is the loop with time to spare for it
+    // the first states bring the next block closer: theirs is the loop with time to spare for it
     const auto dt_ahead = this->ahead(x.dt, group.parameter_line(0)), u_ahead = this->ahead(x.u, group.token_line(0));
     V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)

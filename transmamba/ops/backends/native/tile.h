@@ -21,7 +21,7 @@ template <class T> struct Rows {
 template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t stride) { return {base, rows, stride}; }
 
 // What a number does to the one it meets. STREAM overwrites it, past the caches; STREAM_LINES does where rows of channels
-// start anywhere in a cache line.
+// start anywhere in a cache line, for one direction at a time.
 enum Write { PUT, ADD, STREAM, STREAM_LINES };
 
 INLINE int64_t element_size(const Array &a) { return a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2; }

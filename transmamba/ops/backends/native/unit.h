@@ -151,7 +151,7 @@ template <class F> struct Group {
     const size_t base = (size_t)place<F>(a, b, first, range.begin + column);
     const size_t step = (dense ? a.row | columns : a.column | s.chunk) | a.direction;
     const bool whole = (base | step * sizeof(F)) % 64 == 0;  // cache lines
-    return whole ? STREAM : dense ? PUT : STREAM_LINES;
+    return whole ? STREAM : dense || size > 1 ? PUT : STREAM_LINES;
   }
 
   void follow(int64_t *to, int64_t t, int64_t from) const {

@@ -42,9 +42,8 @@ def refuse_tokens(u: Tensor) -> list[str]:
 def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
-    scan, _keep = describe(p, Scan)
-    # no result of the forward depends on it: as few and wide as keep the threads busy
-    scan.part = _part(batch, channels, state, units=4 * torch.get_num_threads())
+    # no result of the forward depends on the number of units: as few as keep the threads busy
+    scan, _keep = describe(p, Scan, units=4 * torch.get_num_threads())
     chunks = -(-length // CHUNK)
     y = sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
     last = p.A.new_empty(batch, directions, state, channels)
@@ -87,8 +86,10 @@ def sum_slots(slots: Tensor) -> Tensor:
     return slots[0] if len(slots) == 1 else slots.sum(0)
 
 
-def describe(p: Problem, kind: type[AnyScan]) -> tuple[AnyScan, list[Tensor | None]]:
+def describe(p: Problem, kind: type[AnyScan], units: int = 16) -> tuple[AnyScan, list[Tensor | None]]:
     """The problem by pointers in a structure of that kind, and the tensors that must outlive them.
+
+    Gradients are summed over a unit's channels, so `units` may follow from the number of threads in a forward only.
 
     Raises:
         ValueError: a row of `orders` is not a permutation of the tokens.
@@ -99,8 +100,7 @@ def describe(p: Problem, kind: type[AnyScan]) -> tuple[AnyScan, list[Tensor | No
     batch, directions, length, channels, state = p.sizes
     if orders is not None and not are_permutations(orders):
         raise ValueError(f"orders must hold a permutation of range({length}) in every row: build them with scan_order")
-    # of the shape alone: sums over parts are the same on any number of threads
-    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state, units=16))
+    scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state, units))
     scan.wide, scan.softplus = p.u.dtype == torch.float64, p.softplus
     scan.by_step = p.step_parameters or orders is None
     shared = (x is None or x.shape[axis] == 1 for x, axis in ((p.dt, 1), (p.A, 0), (p.dt_bias, 0)))

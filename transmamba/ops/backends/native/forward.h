@@ -3,7 +3,7 @@
 #include "single.h"
 
 // Writes rows of channels past the caches although they start anywhere in a cache line: what a chunk leaves of a row's last
-// line waits for the next chunk. A chunk is no shorter than a line, and a whole number of vectors.
+// line waits for the next chunk. A chunk is no shorter than a line.
 template <class F> struct Lines {
   static constexpr int W = lanes<F>(), LINE = 64 / sizeof(F);
   F *rows, *waiting;  // of W channels, with room for what waited before them; a line per channel
@@ -13,19 +13,10 @@ template <class F> struct Lines {
     waiting = arena.take<F>(padded_part(s) * LINE);
   }
 
-  static void copy_line(F *to, const F *from) {
-    for (int i = 0; i < LINE; i += W) store(to + i, load<F>(from + i));
-  }
   // Steps of a tile to where they lie in memory, those of one channel `stride` from those of the next.
   void write(const F *tile, int64_t width, F *to, int64_t stride, int64_t count, int64_t column, int64_t columns, bool first, bool last) const {
     for (int64_t c = 0; c < columns; c += W) {
-      for (int64_t t = 0; t < count; t += W) {
-        Vec<F> square[W];
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i) square[i] = load<F>(tile + (t + i) * width + c);
-        transpose(square);
-        for (int i = 0; i < W; ++i) store(rows + i * pitch + LINE + t, square[i]);
-      }
+      scatter_transposed(tile + c, width, rows + LINE, pitch, count, W, PUT);
       for (int i = 0; i < W && c + i < columns; ++i)
         write_row(to + (c + i) * stride, rows + i * pitch + LINE, waiting + (column + c + i) * LINE, count, first, last);
     }
@@ -33,12 +24,12 @@ template <class F> struct Lines {
   // Lines that rows share at their ends go through the caches.
   static void write_row(F *to, F *row, F *rest, int64_t count, bool first, bool last) {
     int64_t t = -(int64_t)((size_t)to % 64 / sizeof(F));  // the line under way began so many steps ago
-    if (!first) copy_line(row - LINE, rest);
+    if (!first) copy_row(row - LINE, LINE, rest, LINE);
     if (first && t < 0) memcpy(to, row, smaller(t += LINE, count) * sizeof(F));
     for (; t + LINE <= count; t += LINE)
       for (int i = 0; i < LINE; i += W) stream<F>(to + t + i, load<F>(row + t + i));
     if (!last)
-      copy_line(rest, row + count - LINE);
+      copy_row(rest, LINE, row + count - LINE, LINE);
     else if (t < count)
       memcpy(to + t, row + t, (count - t) * sizeof(F));
   }
@@ -86,9 +77,10 @@ template <class F, int G, int U> struct ForwardBlock {
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
   // Of several directions, inputs and outputs to come would crowd the first cache.
-  typedef Ahead<LINES, G == 1 ? 1 : 2> Touch;
+  static constexpr int CACHE = G == 1 ? 1 : 2;
+  typedef Ahead<LINES, CACHE> Touch;
   Touch ahead(const Array &a, int g, int64_t line) const {
-    return group.template to_come<LINES, G == 1 ? 1 : 2>(a, g, line, column + WIDTH);
+    return group.template to_come<LINES, CACHE>(a, g, line, column + WIDTH);
   }
 
   // Bias, softplus, and what does not depend on the state.

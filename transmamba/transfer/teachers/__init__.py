@@ -1,0 +1,1 @@
+"""Teachers: which Transformer a checkpoint holds, and its tensors in one canonical form."""

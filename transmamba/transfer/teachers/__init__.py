@@ -1,1 +1,181 @@
-"""Teachers: which Transformer a checkpoint holds, and its tensors in one canonical form."""
+"""Teachers: which Transformer a checkpoint holds, and its tensors in one canonical form.
+
+A family is one file here, or several in one: its stored names, the steps to canonical tensors, what it ignores, and what
+it cannot keep. Files that define `FAMILIES` or `REFUSED` are found by themselves; docs/adding_a_teacher.md has an example.
+"""
+
+import functools
+import importlib
+import pkgutil
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transmamba._typing import typed
+from transmamba.transfer.teachers.architecture import Architecture
+from transmamba.transfer.teachers.checkpoint import Checkpoint, Config, read_teacher
+from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.terms import Term, affine, optional, src
+from transmamba.transfer.teachers.translated import Translated
+from transmamba.transfer.tensors import Weights
+
+__all__ = [
+    "Architecture", "Canonical", "Checkpoint", "Config", "Family", "Term", "Translated", "affine", "families",
+    "optional", "refused", "src", "translate",
+]  # fmt: skip
+
+
+@typed
+def translate(
+    teacher: Weights, family: str | Family | None = None, config: Any = None, *, kind: str | None = None
+) -> Translated:
+    """Translate a Transformer into canonical form, exactly or not at all.
+
+    A transformers model is recognised by `config.model_type`, timm's Vision Transformers by their attributes, files by
+    the config.json beside them, and a bare state dict by its names, if they are those of one family alone.
+
+    Args:
+        teacher: a module, a state dict, or `open_safetensors(...)`. A translated teacher is returned as it is.
+        family: name of a family in `families()`, or a `Family` of your own; needed where two families fit.
+        config: the configuration of a bare state dict: the dictionary of its config.json, or a transformers config.
+        kind: "image", "audio", "encoder" or "decoder" chooses a part of a model that has several, such as CLIP.
+
+    Raises:
+        ValueError: no family fits, two do, a tensor is missing or left over, or the teacher has a part that no canonical
+            Transformer has.
+        TypeError: the teacher is quantised.
+
+    Example:
+        >>> import torch
+        >>> from transmamba.models import ViT
+        >>> teacher = translate(ViT(img_size=8, patch_size=4, dim=12, depth=1, heads=3, num_classes=5))
+        >>> teacher.family, teacher.architecture.heads, teacher["blocks.0.attn.q.weight"].shape
+        ('timm_vit', 3, torch.Size([12, 12]))
+    """
+    if isinstance(teacher, Translated):
+        return teacher
+    weights, values = read_teacher(teacher, config)
+    if isinstance(family, str) and family not in families():
+        raise ValueError(f"unknown family {family!r}: expected one of {', '.join(families())}")
+    if family is not None:
+        return _read(families()[family] if isinstance(family, str) else family, weights, values)
+    chosen, parts = _by_config(values)
+    if kind is not None and len(chosen) > 1:
+        chosen = [one for one in chosen if _kind_fits(one, kind, weights, parts)] or chosen
+    if len(chosen) == 1:
+        return _read(chosen[0], weights, values)
+    if chosen:
+        raise ValueError(
+            f"the teacher ({values.model_type}) has several parts: choose one by family="
+            f"{' or '.join(repr(one.name) for one in chosen)}"
+        )
+    return _by_names(weights, values, kind)
+
+
+@functools.cache
+def families() -> Mapping[str, Family]:
+    """All families by name."""
+    found = [family for module in _modules() for family in getattr(module, "FAMILIES", ())]
+    return {family.name: family for family in found}
+
+
+@functools.cache
+def refused() -> Mapping[str, str]:
+    """Values of `config.model_type` that are refused -> what stands in the way."""
+    return {kind: reason for module in _modules() for kind, reason in getattr(module, "REFUSED", {}).items()}
+
+
+@functools.cache
+def _modules() -> tuple[Any, ...]:
+    return tuple(importlib.import_module(f"{__name__}.{found.name}") for found in pkgutil.iter_modules(__path__))
+
+
+def _parts(config: Config) -> dict[str, Mapping[str, Any]]:
+    """Configurations of the parts of a composite model by model type."""
+    found = (value for key, value in config.values.items() if key.endswith("_config") and isinstance(value, Mapping))
+    return {part["model_type"]: part for part in found if part.get("model_type")}
+
+
+def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any]]]:
+    """The families that the model type names, or those of the model's parts."""
+    if config.model_type is None:
+        return [], {}
+    chosen = [family for family in families().values() if config.model_type in family.model_types]
+    parts = _parts(config)
+    chosen = chosen or [family for family in families().values() if set(family.model_types) & set(parts)]
+    if chosen:
+        return chosen, parts
+    reason = refused().get(config.model_type)
+    if reason is not None:
+        raise ValueError(f"a teacher of type {config.model_type!r} is refused: {reason}")
+    raise ValueError(
+        f"no family knows teachers of type {config.model_type!r}: expected one of"
+        f" {', '.join(sorted({kind for family in families().values() for kind in family.model_types}))}; write a Family"
+        " for it (docs/adding_a_teacher.md), or give subclone a plan"
+    )
+
+
+def _kind_fits(family: Family, kind: str, weights: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
+    config = next((parts[name] for name in family.model_types if name in parts), {})
+    try:
+        return _read(family, weights, Config(config), composite=True).architecture.kind == kind
+    except ValueError:
+        return False
+
+
+def _read(family: Family, weights: Mapping[str, Any], config: Config, composite: bool = False) -> Translated:
+    """Translate by one family; of a composite model the part that the family covers."""
+    parts = _parts(config)
+    own = next((parts[name] for name in family.model_types if name in parts), None)
+    if own is not None and config.model_type not in family.model_types:
+        config, composite = Config(own), True
+    checkpoint = Checkpoint(weights, config, _prefix(family, weights), family.older, composite)
+    try:
+        return Translated(family.name, checkpoint, family.read(checkpoint))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if message.startswith(family.name) else f"{family.name}: {message}") from error
+
+
+def _prefix(family: Family, weights: Mapping[str, Any]) -> str:
+    """The prefix of a wrapping model, by the family's marker.
+
+    Raises:
+        ValueError: no tensor has the name by which the family's models are known, or those of several parts have.
+    """
+    for marker in (family.marker, *family.older_markers):
+        found = {name.removesuffix(marker) for name in weights if re.search(rf"(^|\.){re.escape(marker)}$", name)}
+        if len(found) > 1:
+            raise ValueError(
+                f"{family.name}: {marker} stands at {' and '.join(sorted(found))}: give one part, such as a submodule"
+            )
+        if found:
+            return found.pop()
+    raise ValueError(f"{family.name}: the teacher has no tensor {family.marker}")
+
+
+def _by_names(weights: Mapping[str, Any], config: Config, kind: str | None) -> Translated:
+    """The one family whose tensors are those of the checkpoint."""
+    fitting, refusals = [], {}
+    for family in families().values():
+        try:
+            fitting.append(_read(family, weights, config))
+        except ValueError as error:
+            refusals[family.name] = str(error)
+    if kind is not None and len(fitting) > 1:
+        fitting = [one for one in fitting if one.architecture.kind == kind] or fitting
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        names = ", ".join(repr(one.family) for one in fitting)
+        raise ValueError(
+            f"the names of the teacher's tensors are those of {names}: say which, family=..., or give its config"
+        )
+    nearest = [reason for reason in refusals.values() if "has no tensor" not in reason]
+    listed = list(weights)
+    if nearest:
+        raise ValueError(f"no family fits the teacher's tensors. {'; '.join(nearest[:4])}")
+    raise ValueError(
+        f"no family knows these tensors: {', '.join(listed[:4])}, ... ({len(listed)} in all). Known families:"
+        f" {', '.join(families())}. Write a Family for it (docs/adding_a_teacher.md), or give subclone a plan"
+    )

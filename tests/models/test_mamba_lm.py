@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.golden import golden
+from transmamba._checkpoint import read_checkpoint
 from transmamba.models import Backbone, MambaLM, mamba_sizes
-from transmamba.models.official.checkpoint import read_checkpoint
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, lm_name
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer

@@ -10,6 +10,8 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor, nn
 
+from transmamba._checkpoint import load_file, load_json
+
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
@@ -71,8 +73,6 @@ class Pretrained:
             TypeError: an argument in `config.json` has another type.
             ImportError: `source` is no folder and huggingface_hub is not installed.
         """
-        from transmamba.models.official.checkpoint import load_file, load_json
-
         if Path(source).is_file():
             raise ValueError(f"{source} is a file: expected the folder that save_pretrained wrote")
         folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)

@@ -1,5 +1,6 @@
 """Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
 
+from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.circuits import AttentionInit
 from transmamba.transfer.convolutions import init_convolutions
 from transmamba.transfer.groups import freeze, param_groups
@@ -19,7 +20,6 @@ from transmamba.transfer.running import (
     taylor_importance,
     wanda_importance,
 )
-from transmamba.transfer.tensors import open_safetensors
 from transmamba.transfer.weights import subclone
 
 __all__ = [

@@ -10,11 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import read, shape_of
 from transmamba.transfer.circuits import AttentionInit, Circuit, Input, constant_direction, read_circuit
 from transmamba.transfer.layer_maps import LayerMap
 from transmamba.transfer.matching import Plan, match
 from transmamba.transfer.mixers import build_mamba, build_mamba2, check_mamba, check_mamba2
-from transmamba.transfer.tensors import check_source, check_target, read, shape_of
+from transmamba.transfer.tensors import check_source, check_target
 from transmamba.transfer.writes import Write
 
 IN, OUT = "blocks.{i}.mixer.in_proj.weight", "blocks.{i}.mixer.out_proj.weight"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.transfer.tensors import read
+from transmamba._checkpoint import read
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
-from transmamba.transfer.tensors import Weights, check_target, named_tensors
+from transmamba.transfer.tensors import check_target
 
 
 @typed

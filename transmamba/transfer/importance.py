@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
-from transmamba.transfer.tensors import Weights, named_tensors
 
 
 def magnitude_importance(name: str, weight: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from transmamba._checkpoint import Weights, named_tensors, shape_of
 from transmamba._typing import typed
-from transmamba.transfer.tensors import Weights, named_tensors, shape_of
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import read, shape_of
 from transmamba.transfer.axes import Axis, Equation, factor_sizes, solve
 from transmamba.transfer.matching import Copy
-from transmamba.transfer.tensors import read, shape_of
 
 BLOCK = 2**20  # scores summed at a time
 

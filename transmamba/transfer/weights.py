@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
 from transmamba.transfer.attention import plan_attention
 from transmamba.transfer.circuits import AttentionInit
@@ -16,7 +17,7 @@ from transmamba.transfer.plans import SSM_PARAMETERS
 from transmamba.transfer.presets import find_preset, place_class_row
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.selection import Importance, choose, measure
-from transmamba.transfer.tensors import Weights, check_source, check_target, named_tensors
+from transmamba.transfer.tensors import check_source, check_target
 from transmamba.transfer.writes import Write, plan_write
 
 

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import read
 from transmamba.transfer.axes import Axis, factor_sizes, flatten
 from transmamba.transfer.matching import Copy
 from transmamba.transfer.resizing import Resize, resize
 from transmamba.transfer.selection import Geometry, student_shape, teacher_shape
-from transmamba.transfer.tensors import read
 
 BLOCK = 2**18  # numbers picked at a time
 

@@ -8,8 +8,8 @@ from safetensors.torch import save_file
 
 from tests.golden import golden
 from tests.models.official.cases import load
+from transmamba._checkpoint import load_file
 from transmamba.models import VisionMamba, from_official, to_official
-from transmamba.models.official.checkpoint import load_file
 
 CASES = (
     "vim_a",

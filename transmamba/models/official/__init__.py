@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from transmamba.models.official.checkpoint import read_checkpoint
+from transmamba._checkpoint import read_checkpoint
 from transmamba.models.official.family import Family
 from transmamba.models.official.load import build_and_load, write_official
 from transmamba.models.official.mamba import MAMBA_FAMILIES

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transmamba.models.official.family import State
+from transmamba._checkpoint import State
 from transmamba.models.stack import init_linear
 
 _log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Size, Tensor, nn
 
-State = dict[str, Tensor]
+from transmamba._checkpoint import State
 
 
 def same_shape(name: str, shape: Size) -> tuple[int, ...]:

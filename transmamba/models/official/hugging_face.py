@@ -6,9 +6,9 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from transmamba._checkpoint import LazyTensors, indexed_files, load_json, read_checkpoint
 from transmamba._typing import check_sizes
 from transmamba.models.mamba_lm import MambaLM
-from transmamba.models.official.checkpoint import load_file, load_json, read_checkpoint
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, build_lm
 from transmamba.nn import Mamba2Mixer, MambaMixer, UnitRMSNorm
@@ -36,7 +36,8 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
     """
     if isinstance(config, (str, Path)):
         folder = Path(config)
-        return from_hf(load_json(folder / "config.json"), _read_weights(folder))
+        files = indexed_files(folder) or [folder / "model.safetensors"]
+        return from_hf(load_json(folder / "config.json"), LazyTensors(*files))
     kind = config.get("model_type")
     if kind not in TIED_BY_DEFAULT:
         raise ValueError(f"model_type must be one of {', '.join(TIED_BY_DEFAULT)}, got {kind!r}")
@@ -117,14 +118,3 @@ def _set_norms(model: MambaLM, config: Mapping[str, Any]) -> None:
             block.mixer.norm.eps = eps
         elif isinstance(block.mixer, MambaMixer) and config["model_type"] == "falcon_mamba":
             block.mixer.branches[0].ssm.parameter_norm = UnitRMSNorm(config.get("mixer_rms_eps", 1e-6))
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.exists():
-        parts = load_json(index).get("weight_map")
-        if not isinstance(parts, Mapping) or not all(isinstance(n, str) and Path(n).name == n for n in parts.values()):
-            raise ValueError(f"cannot read {index}: expected weight_map, from names to files of the same folder")
-        names = sorted(set(parts.values()))
-    return {name: value for file in names for name, value in load_file(folder / file).items()}

@@ -6,11 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from transmamba.models.official.checkpoint import strip_prefixes
-from transmamba.models.official.family import Family, State
+from transmamba._checkpoint import FLOATING, State, strip_prefixes
+from transmamba.models.official.family import Family
 from transmamba.models.pretrained import assign
-
-FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def build_and_load(

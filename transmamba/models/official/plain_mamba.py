@@ -6,8 +6,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, told_classes, told_side
-from transmamba.models.official.family import Family, State, read_config
+from transmamba.models.official.family import Family, read_config
 from transmamba.models.plain_mamba import PlainMamba
 from transmamba.nn.position import resize_position
 

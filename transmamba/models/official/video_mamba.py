@@ -6,9 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from transmamba._checkpoint import State
 from transmamba.models.official import bidirectional
 from transmamba.models.official.adapting import fresh_head, told_classes, told_side
-from transmamba.models.official.family import Family, State, read_config
+from transmamba.models.official.family import Family, read_config
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.models.video_text_mamba import VideoTextMamba
 from transmamba.nn.position import resize_position

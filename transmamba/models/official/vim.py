@@ -6,9 +6,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, insert_row, told_classes, told_side
 from transmamba.models.official.bidirectional import official_name
-from transmamba.models.official.family import Family, State, read_config
+from transmamba.models.official.family import Family, read_config
 from transmamba.models.vim import Vim
 from transmamba.nn.position import resize_position
 

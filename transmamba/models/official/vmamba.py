@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Size, Tensor, nn
 
+from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, told_classes
-from transmamba.models.official.family import Family, State, read_config
+from transmamba.models.official.family import Family, read_config
 from transmamba.models.vmamba import VMamba, VMambaBlock, overlapping_stem
 from transmamba.nn.scan2d import Scan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging

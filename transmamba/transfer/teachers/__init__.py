@@ -1,7 +1,8 @@
 """Teachers: which Transformer a checkpoint holds, and its tensors in one canonical form.
 
-A family is one file here, or several in one: its stored names, the steps to canonical tensors, what it ignores, and what
-it cannot keep. Files that define `FAMILIES` or `REFUSED` are found by themselves; docs/adding_a_teacher.md has an example.
+A family is one file here, or several in one: its stored names, the steps to canonical tensors, what it ignores, and
+what it cannot keep. Files that define `FAMILIES` or `REFUSED` are found by themselves; docs/adding_a_teacher.md has an
+example.
 """
 
 import functools
@@ -11,13 +12,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from transmamba._checkpoint import Weights
 from transmamba._typing import typed
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint, Config, read_teacher
 from transmamba.transfer.teachers.family import Canonical, Family
 from transmamba.transfer.teachers.terms import Term, affine, optional, src
 from transmamba.transfer.teachers.translated import Translated
-from transmamba.transfer.tensors import Weights
 
 __all__ = [
     "Architecture", "Canonical", "Checkpoint", "Config", "Family", "Term", "Translated", "affine", "families",
@@ -41,8 +42,8 @@ def translate(
         kind: "image", "audio", "encoder" or "decoder" chooses a part of a model that has several, such as CLIP.
 
     Raises:
-        ValueError: no family fits, two do, a tensor is missing or left over, or the teacher has a part that no canonical
-            Transformer has.
+        ValueError: no family fits, two do, a tensor is missing or left over, or the teacher has a part that no
+            canonical Transformer has.
         TypeError: the teacher is quantised.
 
     Example:
@@ -116,7 +117,7 @@ def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any
 
 
 def _kind_fits(family: Family, kind: str, weights: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
-    config = next((parts[name] for name in family.model_types if name in parts), {})
+    config: Mapping[str, Any] = next((parts[name] for name in family.model_types if name in parts), {})
     try:
         return _read(family, weights, Config(config), composite=True).architecture.kind == kind
     except ValueError:

@@ -15,8 +15,8 @@ Rope = Mapping[str, Any]
 class Architecture:
     """Facts about a Transformer beyond its tensors.
 
-    Canonical tensors: matrices are (out, in), norms hold the gain itself, positions start at row 0, LayerScale and every
-    constant multiplier of a branch, an embedding or the logits are folded into the weights.
+    Canonical tensors: matrices are (out, in), norms hold the gain itself, positions start at row 0, LayerScale and
+    every constant multiplier of a branch, an embedding or the logits are folded into the weights.
 
         patch_embed.{weight,bias}  cls_token  dist_token  reg_token  norm_pre.{weight,bias}            images
         conv1.{weight,bias}  conv2.{weight,bias}                                                        audio

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from transmamba._checkpoint import Weights, named_tensors
 from transmamba.transfer.teachers.modules import describe_module
-from transmamba.transfer.tensors import Weights, named_tensors
 
-# buffers that hold no weight: masks, numbers 0, 1, 2, ..., rotary frequencies
-BUFFERS = r"(.*\.)?(position_ids|inv_freq|rotary_emb\.\w+|attn\.(bias|masked_bias)|attention\.(bias|masked_bias)|rope\.periods)"
+# buffers that hold no weight: the numbers 0, 1, 2, ..., and rotary frequencies
+BUFFERS = r"(.*\.)?(position_ids|(original_)?inv_freq)"
 
 
 class Config:
@@ -128,7 +128,8 @@ def read_teacher(teacher: Weights, config: Any = None) -> tuple[Mapping[str, Ten
     if config is not None and not isinstance(config, Mapping):
         if not callable(getattr(config, "to_dict", None)):
             raise TypeError(
-                f"config is a {type(config).__name__}: expected the dictionary of a config.json, or a transformers config"
+                f"config is a {type(config).__name__}: expected the dictionary of a config.json, or a transformers"
+                " config"
             )
         config = config.to_dict()
     return named_tensors(teacher), Config(config)

@@ -35,7 +35,7 @@ class Family:
         model_types: values of `config.model_type` that it covers.
         marker: a stored name that each of its base models has; what precedes it is the prefix of a wrapping model.
         read: checkpoint -> its canonical form. A ValueError refuses the checkpoint, and says what stands in the way.
-        older: (pattern, replacement) pairs from names of older versions to today's, applied after the prefix is removed.
+        older: (pattern, replacement) pairs from names of older versions to today's, applied without the prefix.
         older_markers: markers of older versions.
     """
 

@@ -5,9 +5,9 @@
     src("layers.{i}.input_layernorm.weight") + 1                     a norm that stores its gain minus one
     src("embeddings.position_embeddings.weight").rows(2).table()     a position table whose first position is row 2
 
-Some steps rearrange entries, the others change values. Rearrangements are views and apply to scores of a weight as well;
-values are folded in float32 at least. Nothing is read before it is asked for, so a teacher that does not fit into memory
-is read tensor by tensor, and steps on the meta device give shapes.
+Some steps rearrange entries, the others change values. Rearrangements apply to scores of a weight as well; values are
+folded in float32 at least. Nothing is read before it is asked for, so a teacher that does not fit into memory is read
+tensor by tensor, and steps on the meta device give shapes.
 """
 
 import math

@@ -1,6 +1,7 @@
 """timm's Vision Transformers: ViT, DeiT, AugReg, DeiT-III, DINOv2 and their kin, by names or as modules."""
 
 from collections.abc import Callable
+from typing import Literal
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
@@ -9,6 +10,7 @@ from transmamba.transfer.teachers.terms import Term, Terms, affine, optional, sr
 from transmamba.transfer.teachers.translated import square_grid
 
 BLOCK = "blocks.{i}."
+POOLS: dict[str, Literal["token", "mean"]] = {"avg": "mean", "token": "token"}
 
 
 def read_timm(checkpoint: Checkpoint) -> Canonical:
@@ -21,7 +23,9 @@ def read_timm(checkpoint: Checkpoint) -> Canonical:
     rows = checkpoint.shape("pos_embed")[1]
     grid = config("grid") or square_grid(rows, range(prefixes + 1))
     gated = checkpoint.shape("blocks.0.mlp.fc1.weight")[0] == 2 * checkpoint.shape("blocks.0.mlp.fc2.weight")[1]
-    pool = "mean" if "fc_norm.weight" in checkpoint else "token" if "cls_token" in checkpoint else "mean"
+    pool: Literal["token", "mean"] = (
+        "mean" if "fc_norm.weight" in checkpoint else "token" if "cls_token" in checkpoint else "mean"
+    )
     architecture = Architecture(
         "image",
         dim=checkpoint.shape("pos_embed")[2],
@@ -32,7 +36,7 @@ def read_timm(checkpoint: Checkpoint) -> Canonical:
         activation=config("act", default="silu" if gated else "gelu", fact=_doubtful_activation(checkpoint, gated)),
         grid=grid,
         unknown=() if grid else ("grid",),
-        pool={"avg": "mean", "token": "token"}.get(config("global_pool", default=""), pool),
+        pool=POOLS.get(config("global_pool", default=""), pool),
     )
     return Canonical(
         _stem() | _blocks(checkpoint, gated),

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from transmamba._checkpoint import LazyTensors
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import BUFFERS, Checkpoint
 from transmamba.transfer.teachers.family import Canonical
 from transmamba.transfer.teachers.terms import Term
-from transmamba.transfer.tensors import LazyTensors, check_source
+from transmamba.transfer.tensors import check_source
 
 # what stored names say of a teacher that is no plain Transformer
 OBSTACLES = (
@@ -101,7 +102,7 @@ class Translated(Mapping[str, Tensor]):
         return term.arrange(score.detach(), shape)
 
     def check(self, name: str) -> None:
-        """Raise TypeError or ValueError unless all stored tensors behind a canonical one hold plain floating numbers."""
+        """Raise TypeError or ValueError unless the stored tensors behind a canonical one are plain floating numbers."""
         for stored in self.sources(name):
             check_source(stored, self.weights)
 
@@ -188,7 +189,7 @@ def _complete(architecture: Architecture, translated: Translated) -> Architectur
 def square_grid(rows: int, prefixes: range) -> tuple[int, int] | None:
     """The square grid of a position table of `rows` rows, if exactly one number of prefix tokens leaves a square."""
     sides = {math.isqrt(rows - count) for count in prefixes if math.isqrt(rows - count) ** 2 == rows - count > 0}
-    return (next(iter(sides)),) * 2 if len(sides) == 1 else None  # type: ignore[return-value]
+    return (next(iter(sides)),) * 2 if len(sides) == 1 else None
 
 
 def _obstacle(checkpoint: Checkpoint) -> str:

@@ -10,9 +10,8 @@ from transmamba.transfer.importance import (
     random_importance,
     stability_importance,
 )
-from transmamba.transfer.plans import PRESETS, SSM_PARAMETERS
-from transmamba.transfer.presets import bind, stage_plan
-from transmamba.transfer.proposals import Proposal, propose_plan
+from transmamba.transfer.inheritance import plan_for, subclone
+from transmamba.transfer.plan import bind
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.running import (
     StabilityRecorder,
@@ -20,12 +19,16 @@ from transmamba.transfer.running import (
     taylor_importance,
     wanda_importance,
 )
-from transmamba.transfer.weights import subclone
+from transmamba.transfer.students import SSM_PARAMETERS
+from transmamba.transfer.teachers import Architecture, Family, Translated, translate
 
 __all__ = [
+    "Architecture",
+    "Family",
+    "Translated",
+    "plan_for",
+    "translate",
     "AttentionInit",
-    "PRESETS",
-    "Proposal",
     "SSM_PARAMETERS",
     "StabilityRecorder",
     "SubcloneReport",
@@ -37,10 +40,8 @@ __all__ = [
     "magnitude_importance",
     "open_safetensors",
     "param_groups",
-    "propose_plan",
     "random_importance",
     "stability_importance",
-    "stage_plan",
     "subclone",
     "taylor_importance",
     "wanda_importance",

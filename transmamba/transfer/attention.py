@@ -4,129 +4,120 @@ h_t = h_{t-1} + dt B_t x_t, y_t = C_t h_t is linear attention once the decay is 
 key, x_t the value. dt = 1 / length turns the sum over tokens into a mean, as softmax has it for equal scores.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import read, shape_of
-from transmamba.transfer.circuits import AttentionInit, Circuit, Input, constant_direction, read_circuit
-from transmamba.transfer.layer_maps import LayerMap
-from transmamba.transfer.matching import Plan, match
+from transmamba.layer_maps import LayerMap, resolve_layer_map
+from transmamba.transfer.circuits import AttentionInit, Circuit, Input, Start, constant_direction, read_circuit
 from transmamba.transfer.mixers import build_mamba, build_mamba2, check_mamba, check_mamba2
-from transmamba.transfer.tensors import check_source, check_target
+from transmamba.transfer.source import Source
+from transmamba.transfer.teachers import Architecture
+from transmamba.transfer.tensors import check_target
 from transmamba.transfer.writes import Write
 
-IN, OUT = "blocks.{i}.mixer.in_proj.weight", "blocks.{i}.mixer.out_proj.weight"
-
-# what feeds the two projections: query, key and value (or all in one), and the output
-ATTENTION = {
-    IN: (
-        "blocks.{i}.attn.qkv.weight"
-        " | layers.{i}.attention.q_proj.weight + layers.{i}.attention.k_proj.weight"
-        " + layers.{i}.attention.v_proj.weight"
-        " | encoder.layer.{i}.attention.attention.query.weight + encoder.layer.{i}.attention.attention.key.weight"
-        " + encoder.layer.{i}.attention.attention.value.weight"
-        " | encoder.layer.{i}.attention.self.query.weight + encoder.layer.{i}.attention.self.key.weight"
-        " + encoder.layer.{i}.attention.self.value.weight"
-        " | vision_model.encoder.layers.{i}.self_attn.q_proj.weight"
-        " + vision_model.encoder.layers.{i}.self_attn.k_proj.weight"
-        " + vision_model.encoder.layers.{i}.self_attn.v_proj.weight"
-        " | layers.{i}.self_attn.q_proj.weight + layers.{i}.self_attn.k_proj.weight"
-        " + layers.{i}.self_attn.v_proj.weight",
-        "query+key+value residual",
-    ),
-    OUT: (
-        "blocks.{i}.attn.proj.weight | layers.{i}.attention.o_proj.weight"
-        " | encoder.layer.{i}.attention.output.dense.weight | vision_model.encoder.layers.{i}.self_attn.out_proj.weight"
-        " | encoder.layers.{i}.self_attn.out_proj.weight | layers.{i}.self_attn.o_proj.weight",
-        "residual value",
-    ),
-}
-
+IN, OUT = "in_proj.weight", "out_proj.weight"
 
 Slot = dict[int, dict[str, Tensor]]
-Check = Callable[[AttentionInit, int, Mapping[str, Tensor]], None]
-Builder = Callable[[AttentionInit, Circuit, Mapping[str, Tensor], Input], dict[str, Tensor]]
+Check = Callable[[Start, int, Mapping[str, Tensor]], None]
+Builder = Callable[[Start, Circuit, Mapping[str, Tensor], Input], dict[str, Tensor]]
+
+
+class Started(NamedTuple):
+    """The checked writes of every mixer, the canonical names they read, and what linear attention leaves out."""
+
+    writes: list[Write]
+    used: set[str]
+    differs: list[str]
 
 
 def plan_attention(
     init: AttentionInit,
-    source: Mapping[str, Tensor],
+    source: Source,
     target: Mapping[str, Tensor],
     layer_map: LayerMap,
     kept: tuple[int, ...] | None,
     norms: Mapping[str, Tensor],
-) -> list[Write]:
-    """The checked writes of every mixer.
+) -> Started:
+    """Plan the writes of every mixer.
 
     Raises:
         ValueError: names, heads or widths do not fit.
     """
-    found = match(_tower(target), target, source, layer_map)
-    sources: dict[int, dict[str, list[str]]] = {}
-    for copy in found.copies:
-        layer, leaf = int(copy.student.split(".")[1]), IN if ".in_proj." in copy.student else OUT
-        sources.setdefault(layer, {}).setdefault(leaf, []).append(copy.teacher)
-    if not sources:
+    teacher = source.translated
+    blocks = [int(hit[1]) for name in target if (hit := re.match(r"blocks\.(\d+)\.", name))]
+    mixers = {int(hit[1]) for name in target if (hit := re.match(rf"blocks\.(\d+)\.mixer\.({IN}|{OUT})$", name))}
+    if teacher is None or teacher.architecture.kind == "ssm" or not mixers:
         raise ValueError(
-            "no attention to start from: expected teacher names such as blocks.0.attn.qkv.weight or"
-            " layers.0.self_attn.q_proj.weight, and student names such as blocks.0.mixer.in_proj.weight; got"
-            f" {', '.join(list(source)[:4])} and {', '.join(list(target)[:4])}"
+            "no attention to start from: expected a Transformer as teacher, and student names such as"
+            f" blocks.0.mixer.in_proj.weight; got {', '.join(list(source)[:4])} and {', '.join(list(target)[:4])}"
         )
+    layers = resolve_layer_map(layer_map, 1 + max(blocks), teacher.architecture.depth)
     slot: Slot = {}
-    return [
-        write
-        for layer, names in sources.items()
-        for write in _layer(init, layer, names, slot, source, target, kept, norms)
-    ]
+    writes, used = [], set()
+    for layer in sorted(mixers & set(layers)):
+        names = [f"blocks.{layers[layer]}.attn.{part}.weight" for part in ("q", "k", "v", "out")]
+        writes += _layer(init, layer, names, slot, source, target, kept, norms)
+        used |= set(names) | {name.removesuffix("weight") + "bias" for name in names}
+    return Started(writes, used, _left_out(teacher.architecture, [*source]))
 
 
-def _tower(target: Mapping[str, Tensor]) -> Plan:
-    """`ATTENTION`; of a CLIP with both towers, a student that reads tokens takes the text's."""
-    if "embedding.weight" not in target:
-        return ATTENTION
-    return {leaf: (pattern.replace("vision_model", "text_model"), axes) for leaf, (pattern, axes) in ATTENTION.items()}
+def _left_out(facts: Architecture, names: list[str]) -> list[str]:
+    """What softmax attention has and its linear counterpart here has not."""
+    parts = {
+        "rotary positions": any(rope is not None for rope in facts.ropes),
+        "query and key norms": any(name.endswith("attn.q_norm.weight") for name in names),
+        "windows": any(window is not None for window in facts.windows),
+        "the cap on scores": facts.softcap is not None,
+        "relative positions": any(name.endswith("attn.relative_bias") for name in names),
+    }
+    missing = [part for part, there in parts.items() if there]
+    return [f"attention start: without the teacher's {', '.join(missing)}"] if missing else []
 
 
 def _layer(
     init: AttentionInit,
     layer: int,
-    names: Mapping[str, list[str]],
+    names: list[str],
     slot: Slot,
-    source: Mapping[str, Tensor],
+    source: Source,
     target: Mapping[str, Tensor],
     kept: tuple[int, ...] | None,
     norms: Mapping[str, Tensor],
 ) -> list[Write]:
     prefix = f"blocks.{layer}.mixer."
     mixer = {name.removeprefix(prefix): tensor for name, tensor in target.items() if name.startswith(prefix)}
-    if set(names) != {IN, OUT} or not {"in_proj.weight", "out_proj.weight"} <= set(mixer):
+    if not {IN, OUT} <= set(mixer):
         raise ValueError(
             f"block {layer} has only a part of what a mixer and an attention need, {', '.join(mixer)}: exclude whole"
-            " mixers, blocks.3.mixer.*, and give the teacher's output projections"
+            " mixers, blocks.3.mixer.*"
         )
-    theirs = [name for leaf in (IN, OUT) for name in names[leaf]]
-    for name in theirs:
-        check_source(name, source)
-        if not bool(torch.isfinite(read(source, name)).all()):
-            raise ValueError(f"teacher tensor {name} has non-finite numbers: attention cannot be read from it")
+    for name in names:
+        source.check(name)
+        if not bool(torch.isfinite(source[name]).all()):
+            raise ValueError(
+                f"teacher tensor {source.label(name)} has non-finite numbers: attention cannot be read from it"
+            )
     for name, tensor in mixer.items():
         check_target(prefix + name, tensor)
-    _check_shapes(init, layer, theirs, source, mixer, kept)
+    start = _check_heads(init, names, source)
+    _check_width(layer, names, source, mixer, kept)
     reads = Input("in_proj.bias" in mixer, None if "in_proj.bias" in mixer else constant_direction(layer, norms))
     check, build, made = _builder(prefix, mixer)
-    check(init, shape_of(source, theirs[-1])[1] // init.heads, mixer)
+    check(start, source.shape(names[-1])[1] // start.heads, mixer)
 
     def tensors() -> dict[str, Tensor]:
         if layer not in slot:
             slot.clear()  # the numbers of one layer at a time
-            slot[layer] = build(init, read_circuit(init, theirs, source, kept, reads.has_constant), mixer, reads)
+            slot[layer] = build(start, read_circuit(start, names, source, kept, reads.has_constant), mixer, reads)
         return slot[layer]
 
     gate = "" if reads.has_constant else ", gate and biases as initialised"
-    origin = theirs[0].removesuffix(".weight")
+    origin = source.label(names[0]).removesuffix(".weight")
     return [
         Write(
             prefix + name,
@@ -136,29 +127,42 @@ def _layer(
             (None,) * mixer[name].dim(),
             False,
             mixer[name].numel(),
-            "linear attention" + (gate if name == "in_proj.weight" else ""),
+            "linear attention" + (gate if name == IN else ""),
         )
         for name in made
     ]
 
 
-def _check_shapes(
-    init: AttentionInit,
-    layer: int,
-    names: list[str],
-    source: Mapping[str, Tensor],
-    mixer: Mapping[str, Tensor],
-    kept: tuple[int, ...] | None,
-) -> None:
-    rows, width = sum(shape_of(source, name)[0] for name in names[:-1]), shape_of(source, names[0])[1]
-    heads = init.heads + 2 * (init.kv_heads or init.heads)
-    out = shape_of(source, names[-1])
-    if rows % heads or rows // heads * init.heads != out[1]:
+def _check_heads(init: AttentionInit, names: list[str], source: Source) -> Start:
+    """`init` with the teacher's heads, where it leaves them open, and checked against what the teacher says.
+
+    Raises:
+        ValueError: the teacher has other heads, or nobody says how many.
+    """
+    facts: Architecture = source.translated.architecture  # type: ignore[union-attr]
+    heads = init.heads or facts.heads
+    if heads is None:
+        raise ValueError("the teacher's checkpoint does not say how many heads it has: AttentionInit(heads=..., ...)")
+    groups = init.kv_heads or (facts.kv_heads if init.heads in (None, facts.heads) and facts.heads else heads) or heads
+    rows, out = sum(source.shape(name)[0] for name in names[:-1]), source.shape(names[-1])[1]
+    if rows % (heads + 2 * groups) or rows // (heads + 2 * groups) * heads != out:
         raise ValueError(
-            f"teacher layer of {names[0]} has {rows} query, key and value rows and {out[1]} inputs to its output"
-            f" projection: that is not {init.heads} heads with {init.kv_heads or init.heads} key heads"
+            f"teacher layer of {source.label(names[0])} has {rows} query, key and value rows and {out} inputs to its"
+            f" output projection: that is not {heads} heads with {groups} key heads"
         )
-    ours, stays = mixer["in_proj.weight"].shape[1], width if kept is None else len(kept)
+    if facts.heads is not None and (heads, groups) != (facts.heads, facts.kv_heads):
+        raise ValueError(
+            f"the teacher has {facts.heads} heads and {facts.kv_heads} key heads, AttentionInit was given {heads} and"
+            f" {groups}: leave heads and kv_heads out"
+        )
+    return Start(heads, groups, init.length, init.decay)
+
+
+def _check_width(
+    layer: int, names: list[str], source: Source, mixer: Mapping[str, Tensor], kept: tuple[int, ...] | None
+) -> None:
+    width = source.shape(names[0])[1]
+    ours, stays = mixer[IN].shape[1], width if kept is None else len(kept)
     if ours != stays:
         raise ValueError(
             f"student block {layer} reads {ours} channels, {stays} of the teacher's {width} are kept: name the stream"

@@ -1,5 +1,6 @@
 """What a teacher's attention does, and what a mixer can read of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import read
+from transmamba.transfer.source import Source
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class AttentionInit:
     direction (a LayerNorm with a bias); elsewhere it keeps its initialisation, and the report says so.
 
     Args:
-        heads: query heads of the teacher.
+        heads: query heads of the teacher; None takes what its configuration says.
         length: tokens over which attention is a mean.
-        kv_heads: key and value heads, if fewer.
+        kv_heads: key and value heads; by default what the configuration says, or as many as heads.
         decay: share of the state, about, that is lost over `length` tokens.
 
     Raises:
@@ -35,17 +36,26 @@ class AttentionInit:
         MambaInLlama, arXiv 2408.15237; MOHAWK, arXiv 2408.10189. Pairs, ranks and dt are ours.
     """
 
-    heads: int
+    heads: int | None
     length: int
     kv_heads: int | None = None
     decay: float = 0.01
 
     def __post_init__(self) -> None:
-        groups = self.kv_heads or self.heads
-        if min(self.heads, self.length, groups) < 1 or not self.decay > 0:
+        groups = self.heads if self.kv_heads is None else self.kv_heads
+        if min(size for size in (self.heads, self.length, groups) if size is not None) < 1 or not self.decay > 0:
             raise ValueError(f"heads, length and decay must be positive, got {self}")
-        if self.heads % groups:
+        if self.heads is not None and groups is not None and self.heads % groups:
             raise ValueError(f"key heads must divide the heads: got {groups} key heads, {self.heads} heads")
+
+
+class Start(NamedTuple):
+    """An `AttentionInit` for one teacher: query heads, key heads, tokens and decay."""
+
+    heads: int
+    groups: int
+    length: int
+    decay: float
 
 
 class Circuit(NamedTuple):
@@ -75,24 +85,21 @@ class Input(NamedTuple):
         return (weight if self.bias or self.one is None else weight + bias[:, None] * self.one), bias
 
 
-def read_circuit(
-    init: AttentionInit, names: list[str], source: Mapping[str, Tensor], kept: tuple[int, ...] | None, biases: bool
-) -> Circuit:
-    """The attention of one layer from its tensors: query, key and value in one or three, and the output."""
-    *inputs, output = names
-    weight = torch.cat([read(source, name).float().cpu() for name in inputs])
-    index = torch.arange(weight.shape[1]) if kept is None else torch.tensor(kept)
-    bias = torch.zeros(len(weight), 1)
-    bias_names = [name.removesuffix("weight") + "bias" for name in inputs]
-    if biases and all(name in source for name in bias_names):
-        bias = torch.cat([read(source, name).float().cpu() for name in bias_names])[:, None]
-    rows = torch.cat([weight[:, index], bias], 1)
-    groups = init.kv_heads or init.heads
-    head_dim = len(rows) // (init.heads + 2 * groups)
-    q, k, v = rows.split([init.heads * head_dim, groups * head_dim, groups * head_dim])
-    o, o_bias = read(source, output).float().cpu()[index], output.removesuffix("weight") + "bias"
-    shift = read(source, o_bias).float().cpu()[index] if o_bias in source else torch.zeros(len(index))
-    return Circuit(q, k, v, o, shift)
+def read_circuit(init: Start, names: list[str], source: Source, kept: tuple[int, ...] | None, biases: bool) -> Circuit:
+    """Read the attention of one layer: query, key, value and output weights, and their biases.
+
+    A scale of the scores other than head_dim ** -0.5 is multiplied into the queries.
+    """
+    index = torch.arange(source.shape(names[0])[1]) if kept is None else torch.tensor(kept)
+    rows = []
+    for name in names[:-1]:
+        weight, bias = source[name].float().cpu(), source[name.removesuffix("weight") + "bias"].float().cpu()
+        rows.append(torch.cat([weight[:, index], (bias if biases else torch.zeros_like(bias))[:, None]], 1))
+    scale, head_dim = source.translated.architecture.scale, len(rows[0]) // init.heads  # type: ignore[union-attr]
+    rows[0] = rows[0] if scale is None else rows[0] * (scale * math.sqrt(head_dim))
+    o, o_bias = (source[names[-1].removesuffix("weight") + leaf].float().cpu()[index] for leaf in ("weight", "bias"))
+    q, k, v = rows
+    return Circuit(q, k, v, o, o_bias)
 
 
 def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None:
@@ -106,7 +113,6 @@ def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None
     return one.float() if bool(one.isfinite().all()) and float(one.norm()) < 30.0 else None
 
 
-def expand_heads(init: AttentionInit, rows: Tensor) -> Tensor:
+def expand_heads(init: Start, rows: Tensor) -> Tensor:
     """Key or value rows, once per query head that reads them."""
-    groups = init.kv_heads or init.heads
-    return rows.unflatten(0, (groups, -1)).repeat_interleave(init.heads // groups, 0).flatten(0, 1)
+    return rows.unflatten(0, (init.groups, -1)).repeat_interleave(init.heads // init.groups, 0).flatten(0, 1)

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.transfer.circuits import AttentionInit, Circuit, Input, expand_heads
+from transmamba.transfer.circuits import Circuit, Input, Start, expand_heads
 from transmamba.transfer.convolutions import identity_convolution
 
 OPEN_GATE = 1.2784645  # silu of it is 1
 
 
-def check_mamba(init: AttentionInit, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
+def check_mamba(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
     """Raises ValueError if the inner width has no room for a single pair of value channels."""
     inner, _, state, rank = _mamba_sizes(mixer)
     if rank < 1:
@@ -23,7 +23,7 @@ def check_mamba(init: AttentionInit, head_dim: int, mixer: Mapping[str, Tensor])
         )
 
 
-def build_mamba(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
+def build_mamba(init: Start, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
     """All tensors of a Mamba mixer: channel pairs for values, queries and keys, in this order."""
     made = {name: tensor.detach().float().cpu().clone() for name, tensor in mixer.items()}
     inner, directions, state, rank = _mamba_sizes(mixer)
@@ -50,10 +50,10 @@ def build_mamba(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tenso
     return _start_ssm(init, circuit, made, 1.0 / init.length if directions == 1 else 2.0 / (directions * init.length))
 
 
-def check_mamba2(init: AttentionInit, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
+def check_mamba2(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
     """Raises ValueError if the heads of the two do not fit."""
     heads, inner, shared = _mamba2_sizes(mixer)
-    groups, channels = init.kv_heads or init.heads, init.heads * head_dim
+    groups, channels = init.groups, init.heads * head_dim
     if heads != init.heads or inner != channels or shared not in (channels, groups * head_dim):
         raise ValueError(
             f"mismatched heads: the Mamba-2 mixer has {heads} heads in {inner} channels and {shared} rows of B, the"
@@ -62,7 +62,7 @@ def check_mamba2(init: AttentionInit, head_dim: int, mixer: Mapping[str, Tensor]
         )
 
 
-def build_mamba2(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
+def build_mamba2(init: Start, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
     """All tensors of a Mamba-2 mixer but its norm: Q to C, K to B, V to x, head by head.
 
     With as many groups as key heads, the queries that share a key are averaged.
@@ -73,7 +73,7 @@ def build_mamba2(init: AttentionInit, circuit: Circuit, mixer: Mapping[str, Tens
     if shared == len(C):
         B = expand_heads(init, B)
     else:
-        groups = init.kv_heads or init.heads
+        groups = init.groups
         C = C.unflatten(0, (groups, init.heads // groups, -1)).mean(1).flatten(0, 1)
     weight, bias = reads.lay(torch.cat([x, B, C]))
     made["in_proj.weight"][inner:-heads] = weight
@@ -109,7 +109,7 @@ def _open_gate(made: dict[str, Tensor], gate: slice, reads: Input) -> None:
         made["in_proj.weight"][gate] = OPEN_GATE * reads.one
 
 
-def _start_ssm(init: AttentionInit, circuit: Circuit, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
+def _start_ssm(init: Start, circuit: Circuit, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
     """Constant step, hardly any decay, no direct path, convolutions that pass the current token."""
     for name, tensor in made.items():
         leaf = name.removesuffix(".weight").split(".")[-1]

@@ -18,6 +18,9 @@ class SubcloneReport:
         kept: axis name -> the teacher's neurons that stay, for axes that became narrower.
         layers: student layer -> teacher layer.
         fraction: share of the student's numbers that was initialised, tied tensors counted once.
+        family: the teacher's family; None if a plan was given for stored names.
+        differs: facts of the teacher that the student does not share, such as an activation.
+        unused: teacher tensors that nothing was taken from.
     """
 
     copied: Mapping[str, str]
@@ -26,6 +29,9 @@ class SubcloneReport:
     kept: Mapping[str, tuple[int, ...]]
     layers: Mapping[int, int]
     fraction: float
+    family: str | None = None
+    differs: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def inherited(self) -> frozenset[str]:
@@ -35,7 +41,8 @@ class SubcloneReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, fit for JSON."""
         plain = asdict(self)
-        return plain | {"kept": {name: list(kept) for name, kept in self.kept.items()}}
+        lists = {"differs": list(self.differs), "unused": list(self.unused)}
+        return plain | lists | {"kept": {name: list(kept) for name, kept in self.kept.items()}}
 
     def __str__(self) -> str:
         """A table; tensors that differ in layer numbers alone share a line. `to_dict` has them apart."""
@@ -47,6 +54,12 @@ class SubcloneReport:
         lines = [f"{name:{width}}  {count:3} {kind:7}  {text}" for (name, kind, text), count in rows.items()]
         axes = Counter((_any_layer(name), len(kept)) for name, kept in self.kept.items())
         lines += [f"axis {name}: {size} neurons kept" for name, size in axes]
+        unused = Counter(map(_any_layer, self.unused))
+        lines += [
+            f"unused in the teacher: {name}" + (f" ({count})" if count > 1 else "") for name, count in unused.items()
+        ]
+        lines += [f"differs: {fact}" for fact in self.differs]
+        lines += [f"teacher: {self.family}"] if self.family is not None else []
         lines.append(
             f"{len(self.copied)} copied, {len(self.sliced)} sliced, {len(self.skipped)} skipped;"
             f" {self.fraction:.1%} of the student's parameters initialised"

@@ -1,19 +1,17 @@
 """Which neurons stay: one index set per axis name, shared by every tensor that has the axis."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import read, shape_of
 from transmamba.transfer.axes import Axis, Equation, factor_sizes, solve
-from transmamba.transfer.matching import Copy
+from transmamba.transfer.plan import Copy
+from transmamba.transfer.source import Importance, Source
 
 BLOCK = 2**20  # scores summed at a time
-
-Importance = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
 
 
 class Geometry(NamedTuple):
@@ -40,9 +38,9 @@ def align(shape: tuple[int, ...], axes: tuple[Axis, ...], tensor: str) -> tuple[
     return tuple(1 if gone else next(rest) for gone in absent)
 
 
-def teacher_shape(copy: Copy, teacher: Mapping[str, Tensor]) -> tuple[int, ...]:
+def teacher_shape(copy: Copy, teacher: Source) -> tuple[int, ...]:
     """The aligned shape of a copy's source."""
-    return align(shape_of(teacher, copy.teacher), copy.teacher_axes, f"teacher tensor {copy.teacher}")
+    return align(teacher.shape(copy.teacher), copy.teacher_axes, f"teacher tensor {teacher.label(copy.teacher)}")
 
 
 def student_shape(copy: Copy, student: Tensor) -> tuple[int, ...]:
@@ -50,7 +48,7 @@ def student_shape(copy: Copy, student: Tensor) -> tuple[int, ...]:
     return align(tuple(student.shape), copy.axes, f"student tensor {copy.student}")
 
 
-def measure(copies: Iterable[Copy], teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Geometry:
+def measure(copies: Iterable[Copy], teacher: Source, student: Mapping[str, Tensor]) -> Geometry:
     """The sizes, with no neuron chosen yet.
 
     Raises:
@@ -61,14 +59,17 @@ def measure(copies: Iterable[Copy], teacher: Mapping[str, Tensor], student: Mapp
         shape = student_shape(copy, student[copy.student])
         ours += [Equation(axis, size, copy.student) for axis, size in zip(copy.axes, shape, strict=True)]
         shape = teacher_shape(copy, teacher)
-        theirs += [Equation(axis, size, copy.teacher) for axis, size in zip(copy.teacher_axes, shape, strict=True)]
+        theirs += [
+            Equation(axis, size, teacher.label(copy.teacher))
+            for axis, size in zip(copy.teacher_axes, shape, strict=True)
+        ]
     return Geometry(solve(theirs, "teacher"), solve(ours, "student"), {})
 
 
 def choose(
     geometry: Geometry,
     copies: list[Copy],
-    teacher: Mapping[str, Tensor],
+    teacher: Source,
     importance: Importance,
     *,
     grow: bool = False,
@@ -103,7 +104,7 @@ def axis_scores(
     names: Iterable[str],
     geometry: Geometry,
     copies: list[Copy],
-    teacher: Mapping[str, Tensor],
+    teacher: Source,
     importance: Importance,
 ) -> dict[str, Tensor]:
     """The score of every neuron: the mean over all scored weights attached to it, whatever the tensor.
@@ -138,22 +139,22 @@ def axis_scores(
     return scores | {name: totals[name] / counts[name] for name in open_names}
 
 
-def _element_scores(copy: Copy, teacher: Mapping[str, Tensor], importance: Importance) -> Tensor | None:
-    shape = shape_of(teacher, copy.teacher)
-    if isinstance(importance, Mapping):
-        if copy.teacher not in importance:
-            return None
-        score = importance[copy.teacher]
-    else:
-        score = importance(copy.teacher, read(teacher, copy.teacher))
+def _element_scores(copy: Copy, teacher: Source, importance: Importance) -> Tensor | None:
+    score, shape, label = (
+        teacher.score(copy.teacher, importance),
+        teacher.shape(copy.teacher),
+        teacher.label(copy.teacher),
+    )
+    if score is None:
+        return None
     fits = score.dim() == len(shape) and all(a in (1, b) for a, b in zip(score.shape, shape, strict=True))
     if not fits:
         raise ValueError(
-            f"importance of {copy.teacher} has shape {tuple(score.shape)}, the tensor {shape}: expected one score per"
+            f"importance of {label} has shape {tuple(score.shape)}, the tensor {shape}: expected one score per"
             " weight, or 1 on the axes along which the score is constant"
         )
-    _refuse_non_finite(copy.teacher, score)
-    return score.detach().cpu().reshape(align(tuple(score.shape), copy.teacher_axes, copy.teacher))
+    _refuse_non_finite(label, score)
+    return score.detach().cpu().reshape(align(tuple(score.shape), copy.teacher_axes, label))
 
 
 def _reduce(
@@ -199,10 +200,11 @@ def _refuse_non_finite(name: str, score: Tensor) -> None:
         )
 
 
-def _refuse_unknown(importance: Mapping[str, Tensor], teacher: Mapping[str, Tensor], geometry: Geometry) -> None:
-    unknown = [name for name in importance if name not in teacher and name not in geometry.teacher]
+def _refuse_unknown(importance: Mapping[str, Tensor], teacher: Source, geometry: Geometry) -> None:
+    unknown = [name for name in importance if not teacher.knows(name) and name not in geometry.teacher]
     if unknown:
+        known = [*map(teacher.label, list(teacher)[:2]), *list(geometry.teacher)[:2]]
         raise ValueError(
             f"importance names {', '.join(unknown[:5])} ({len(unknown)} in all), which are neither teacher tensors nor"
-            f" axes of the plan: expected names such as {', '.join([*list(teacher)[:2], *list(geometry.teacher)[:2]])}"
+            f" axes of the plan: expected names such as {', '.join(known)}"
         )

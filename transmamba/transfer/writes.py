@@ -1,17 +1,17 @@
 """One checked copy: which entries of a teacher tensor go to which entries of a student tensor."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import read
 from transmamba.transfer.axes import Axis, factor_sizes, flatten
-from transmamba.transfer.matching import Copy
+from transmamba.transfer.plan import Copy
 from transmamba.transfer.resizing import Resize, resize
 from transmamba.transfer.selection import Geometry, student_shape, teacher_shape
+from transmamba.transfer.source import Source
 
 BLOCK = 2**18  # numbers picked at a time
 
@@ -54,9 +54,7 @@ class Write(NamedTuple):
             start = end
 
 
-def plan_write(
-    copy: Copy, geometry: Geometry, teacher: Mapping[str, Tensor], student: Tensor, rescale: str | None
-) -> Write | str:
+def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor, rescale: str | None) -> Write | str:
     """The write of one copy, or the reason to skip its tensor.
 
     Raises:
@@ -65,17 +63,19 @@ def plan_write(
     if not copy.axes:
         raise ValueError(f"plan for {copy.student}: no axes; exclude scalars, there is nothing to choose in them")
     shape, wanted = teacher_shape(copy, teacher), student_shape(copy, student)
+    label, note = teacher.label(copy.teacher), teacher.note(copy.teacher)
     steps: list[Step] = []
     for dim, axis in enumerate(copy.axes):
-        step = _step(copy, dim, axis, shape[dim], wanted[dim], geometry)
+        names = (f"teacher tensor {label}", f"student tensor {copy.student}")
+        step = _step(copy, dim, axis, (shape[dim], wanted[dim]), geometry, names)
         if isinstance(step, str):
             return step
         steps.append(step)
     factor = _factor(copy, shape, wanted) if rescale == "sqrt" else 1.0
-    exact = factor == 1.0 and all(step == Step(None, None) for step in steps)
+    exact = not note and factor == 1.0 and all(step == Step(None, None) for step in steps)
 
     def blocks() -> Iterator[Tensor]:
-        tensor = read(teacher, copy.teacher).reshape(shape)
+        tensor = teacher[copy.teacher].reshape(shape)
         for block in _pick(tensor, [step.source for step in steps]):
             for dim, step in enumerate(steps):
                 block = block if step.resize is None else step.resize(block, dim)
@@ -83,8 +83,9 @@ def plan_write(
 
     target = tuple(step.target for step in steps)
     count = math.prod(size if index is None else len(index) for index, size in zip(target, wanted, strict=True))
-    change = f"{shape} -> {tuple(student.shape)}" + (f", times {factor:.4g}" if factor != 1.0 else "")
-    return Write(copy.student, copy.teacher, blocks, wanted, target, exact, count, change)
+    changes = [f"{shape} -> {tuple(student.shape)}", note, f"times {factor:.4g}" if factor != 1.0 else ""]
+    change = ", ".join(part for part in changes if part)
+    return Write(copy.student, label, blocks, wanted, target, exact, count, change)
 
 
 def _pick(tensor: Tensor, index: list[Tensor | None]) -> Iterator[Tensor]:
@@ -111,8 +112,10 @@ def _grid(index: list[Tensor]) -> tuple[Tensor, ...]:
     return tuple(entries.view([-1 if dim == axis else 1 for dim in dims]) for axis, entries in enumerate(index))
 
 
-def _step(copy: Copy, dim: int, axis: Axis, teacher: int, student: int, geometry: Geometry) -> Step | str:
-    names = (f"teacher tensor {copy.teacher}", f"student tensor {copy.student}")
+def _step(
+    copy: Copy, dim: int, axis: Axis, sizes: tuple[int, int], geometry: Geometry, names: tuple[str, str]
+) -> Step | str:
+    teacher, student = sizes
     if axis.special:
         how = resize(axis, teacher, student, names)
         if isinstance(how, str):

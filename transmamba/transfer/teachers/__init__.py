@@ -39,7 +39,7 @@ def translate(
         teacher: a module, a state dict, or `open_safetensors(...)`. A translated teacher is returned as it is.
         family: name of a family in `families()`, or a `Family` of your own; needed where two families fit.
         config: the configuration of a bare state dict: the dictionary of its config.json, or a transformers config.
-        kind: "image", "audio", "encoder" or "decoder" chooses a part of a model that has several, such as CLIP.
+        kind: "image", "audio", "text", "encoder" or "decoder" chooses a part of a model that has several, such as CLIP.
 
     Raises:
         ValueError: no family fits, two do, a tensor is missing or left over, or the teacher has a part that no
@@ -119,7 +119,8 @@ def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any
 def _kind_fits(family: Family, kind: str, weights: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
     config: Mapping[str, Any] = next((parts[name] for name in family.model_types if name in parts), {})
     try:
-        return _read(family, weights, Config(config), composite=True).architecture.kind == kind
+        kinds = ("encoder", "decoder") if kind == "text" else (kind,)
+        return _read(family, weights, Config(config), composite=True).architecture.kind in kinds
     except ValueError:
         return False
 
@@ -164,7 +165,8 @@ def _by_names(weights: Mapping[str, Any], config: Config, kind: str | None) -> T
         except ValueError as error:
             refusals[family.name] = str(error)
     if kind is not None and len(fitting) > 1:
-        fitting = [one for one in fitting if one.architecture.kind == kind] or fitting
+        kinds = ("encoder", "decoder") if kind == "text" else (kind,)
+        fitting = [one for one in fitting if one.architecture.kind in kinds] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["image", "audio", "encoder", "decoder"]
+Kind = Literal["image", "audio", "encoder", "decoder", "ssm"]
 Placement = Literal["pre", "post", "sandwich", "output"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 # keys of transformers' `rope_parameters`: rope_theta, rope_type, partial_rotary_factor, factor, ...
@@ -34,7 +34,8 @@ class Architecture:
     registers; the first rows of `pos_embed` belong to as many of them as it has rows beyond the grid.
 
     Attributes:
-        kind: what the Transformer reads, and whether it generates.
+        kind: what the Transformer reads, and whether it generates; "ssm" is a state-space model under our own names, of
+            which only the sizes and `kv_heads`, its groups of B and C, mean anything.
         dim: width of the stream.
         depth: number of blocks.
         heads: query heads; None if the checkpoint does not say.
@@ -57,6 +58,7 @@ class Architecture:
         logit_softcap: the same for the logits.
         grid: rows and columns of patches that the position table is for.
         tied: the head is the embedding (of the checkpoint; folding may have untied it).
+        class_position: where the class token stands; None if the checkpoint does not say.
         pool: what the head of an image model reads: the class token, the mean of the patches, or nothing known.
         pad_position: text encoders that number positions by counting real tokens (RoBERTa): the padding token.
         unknown: names of the facts that the checkpoint does not tell, for instance "heads".
@@ -81,6 +83,7 @@ class Architecture:
     logit_softcap: float | None = None
     grid: tuple[int, int] | None = None
     tied: bool = False
+    class_position: Literal["front", "middle"] | None = "front"
     pool: Literal["token", "mean"] | None = None
     pad_position: int | None = None
     unknown: tuple[str, ...] = ()

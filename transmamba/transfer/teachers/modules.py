@@ -8,15 +8,21 @@ ACTIVATIONS = {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu
 
 
 def describe_module(module: nn.Module) -> dict[str, Any] | None:
-    """The facts of a Vision Transformer with timm's attributes, as the configuration of the family "timm_vit".
+    """The facts of a Vision Transformer with timm's attributes, or of a state-space model of this library.
 
     Returns:
         None for any other module.
     """
     blocks = getattr(module, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks) or not hasattr(module, "patch_embed"):
+    if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
         return None
     block: Any = blocks[0]
+    if hasattr(getattr(block, "mixer", None), "out_proj"):
+        groups = getattr(getattr(block.mixer, "ssm", None), "groups", None)
+        place = "middle" if getattr(module, "cls_position", 0) else "front"
+        return {"model_type": "transmamba", "class_position": place, **({} if groups is None else {"groups": groups})}
+    if not hasattr(module, "patch_embed"):
+        return None
     attention = getattr(block, "attn", None)
     heads = getattr(attention, "num_heads", getattr(attention, "heads", None))
     eps = getattr(getattr(block, "norm1", None), "eps", None)

@@ -146,10 +146,11 @@ class Term:
 
         Axes along which the score is constant stay of size 1.
         """
-        x = score.expand(shape)
+        whole = tuple(score.shape) == shape
+        x = score if whole else score.contiguous().expand(shape)
         for step in self.steps:
             x = x if step.values else step.apply(x, _no_tensor)
-        constant = [dim for dim, stride in enumerate(x.stride()) if stride == 0 and x.shape[dim] > 1]
+        constant = [] if whole else [dim for dim, stride in enumerate(x.stride()) if stride == 0 and x.shape[dim] > 1]
         for dim in constant:
             x = x.narrow(dim, 0, 1)
         return x

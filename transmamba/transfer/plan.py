@@ -1,18 +1,20 @@
-"""From name patterns to pairs of tensors: which teacher tensors feed which student tensor."""
+"""Plans: which teacher tensors feed which student tensor, on which axes, as name patterns.
+
+A plan is a dictionary: student name pattern -> (teacher name patterns, axes). For the axes see `axes.parse_axes` and
+`resize`.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from transmamba.transfer.axes import Axis, parse_axes
-from transmamba.transfer.layer_maps import LayerMap, resolve_layer_map
+from transmamba._typing import typed
+from transmamba.layer_maps import LayerMap, resolve_layer_map
+from transmamba.transfer.axes import Axis, parse_axes, substitute
 
 # student name pattern -> (teacher name patterns, axes)
 Plan = Mapping[str, tuple[str, str]]
-
-
-class AmbiguousName(ValueError):
-    """A name of the plan stands for several tensors of the teacher."""
+Entries = dict[str, tuple[str, str]]
 
 
 class Copy(NamedTuple):
@@ -55,15 +57,16 @@ def match(plan: Plan, student: Iterable[str], teacher: Iterable[str], layer_map:
 
     In a plan's key, `{i}` is the number of a student layer and any other `{name}` another number. In the teacher's
     patterns `{i}` is the layer that the layer map gives, `{i-1}` the one before it, `{last}` that of the last student
-    layer. `a | b` is the first that exists, `a + b` both, one after the other on the first axis.
+    layer. `a + b` is both tensors, one after the other on the first axis.
 
     Raises:
         ValueError: the axes do not fit the number of teacher tensors, or the layer map fits no such depths.
     """
-    names = _Names(teacher, [pattern for pattern, _ in plan.values()])
+    names = set(teacher)
     found = _student_layers(plan, student)
     student_depth = 1 + max((numbers["i"] for _, _, numbers in found if "i" in numbers), default=-1)
-    layers = resolve_layer_map(layer_map, student_depth, names.depth) if student_depth and names.depth else {}
+    depth = count_layers(plan, names)
+    layers = resolve_layer_map(layer_map, student_depth, depth) if student_depth and depth else {}
     copies: list[Copy] = []
     beyond: dict[str, str] = {}
     absent: dict[str, str] = {}
@@ -73,9 +76,10 @@ def match(plan: Plan, student: Iterable[str], teacher: Iterable[str], layer_map:
             beyond[name] = f"the layer map gives student layer {numbers['i']} no teacher layer"
             continue
         filled = _fill(numbers, layers)
-        sources = names.find(pattern, filled)
-        if sources is None:
-            absent[name] = f"the teacher has no {_format(pattern, filled)}"
+        sources = [_format(part.strip(), filled) for part in pattern.split(" + ")]
+        missing = [source for source in sources if source not in names]
+        if missing:
+            absent[name] = f"the teacher has no {' and no '.join(missing)}"
             continue
         copies += _copies(name, sources, parse_axes(_format(axes, filled)))
     used = {key for _, key, _ in found}
@@ -84,40 +88,9 @@ def match(plan: Plan, student: Iterable[str], teacher: Iterable[str], layer_map:
 
 def count_layers(plan: Plan, teacher: Iterable[str]) -> int:
     """How many layers of the teacher the plan's patterns find."""
-    return _Names(teacher, [pattern for pattern, _ in plan.values()]).depth
-
-
-class _Names:
-    """The teacher's names, found with or without the prefix that a wrapping model puts before them."""
-
-    def __init__(self, names: Iterable[str], patterns: Iterable[str]) -> None:
-        self.names = set(names)
-        prefixes, layers = {""}, {-1}
-        for pattern in {part.strip() for expression in patterns for part in re.split(r"[|+]", expression)}:
-            if "{i}" not in pattern and not re.search(r"\.\d+\.", pattern):
-                continue
-            compiled = re.compile(r"(?P<prefix>(?:\w+\.)*?)" + _regex(pattern))
-            for hit in filter(None, map(compiled.fullmatch, self.names)):
-                layers.add(int(hit.groupdict().get("i", -1)))
-                parts = hit["prefix"].split(".")[:-1]
-                prefixes |= {".".join((*parts[:count], "")) for count in range(1, len(parts) + 1)}
-        self.depth = 1 + max(layers)
-        self.prefixes = sorted(prefixes, key=len)
-
-    def find(self, expression: str, numbers: Mapping[str, int]) -> list[str] | None:
-        for alternative in expression.split("|"):
-            found = [self._find_one(_format(part.strip(), numbers)) for part in alternative.split("+")]
-            if all(found):
-                return [name for name in found if name]
-        return None
-
-    def _find_one(self, name: str) -> str | None:
-        if name in self.names:
-            return name
-        hits = [prefix + name for prefix in self.prefixes if prefix + name in self.names]
-        if len(hits) > 1:
-            raise AmbiguousName(f"{name} could be {' or '.join(hits)}: write the whole name in the plan")
-        return hits[0] if hits else None
+    patterns = {part.strip() for pattern, _ in plan.values() for part in pattern.split(" + ") if "{i}" in part}
+    hits = (re.fullmatch(regex, name) for regex in map(_regex, patterns) for name in teacher)
+    return 1 + max((int(hit["i"]) for hit in hits if hit), default=-1)
 
 
 def _student_layers(plan: Plan, student: Iterable[str]) -> list[tuple[str, str, dict[str, int]]]:
@@ -170,3 +143,28 @@ def _copies(student: str, sources: list[str], axes: tuple[Axis, ...]) -> list[Co
             f" {len(axes[0].terms)} blocks; write one block per tensor, as in 'hidden+hidden'"
         )
     return [Copy(student, source, axes, term) for term, source in enumerate(sources)]
+
+
+def affine(student: str, teacher: str, axes: str) -> Entries:
+    """The entries of a weight and a bias; the bias lies on the weight's first axis.
+
+    Example:
+        >>> affine("head", "head", "class residual")["head.bias"]
+        ('head.bias', 'class')
+    """
+
+    def leaf(name: str) -> str:
+        return " + ".join(f"{part}.{name}" for part in teacher.split(" + "))
+
+    return {f"{student}.weight": (leaf("weight"), axes), f"{student}.bias": (leaf("bias"), axes.split()[0])}
+
+
+@typed
+def bind(plan: Plan, **sizes: int) -> Entries:
+    """`plan` with axis names replaced by numbers, for what shapes do not tell.
+
+    Example:
+        >>> bind({"attn.proj.weight": ("attn.proj.weight", "residual head*head_dim")}, head_dim=64)
+        {'attn.proj.weight': ('attn.proj.weight', 'residual head*64')}
+    """
+    return {name: (pattern, substitute(axes, sizes)) for name, (pattern, axes) in plan.items()}

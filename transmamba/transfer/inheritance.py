@@ -2,23 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
+from transmamba.layer_maps import LayerMap
 from transmamba.transfer.attention import plan_attention
 from transmamba.transfer.circuits import AttentionInit
-from transmamba.transfer.layer_maps import LayerMap
-from transmamba.transfer.matching import Matches, Plan, match
-from transmamba.transfer.plans import SSM_PARAMETERS
-from transmamba.transfer.presets import find_preset, place_class_row
+from transmamba.transfer.counterparts import Student, Table, placed_share, table_for
+from transmamba.transfer.plan import Matches, Plan, match
 from transmamba.transfer.report import SubcloneReport
-from transmamba.transfer.selection import Importance, choose, measure
-from transmamba.transfer.tensors import check_source, check_target
+from transmamba.transfer.selection import choose, measure
+from transmamba.transfer.source import Importance, Source
+from transmamba.transfer.students import SSM_PARAMETERS
+from transmamba.transfer.teachers import Translated, translate
+from transmamba.transfer.tensors import check_target
 from transmamba.transfer.writes import Write, plan_write
+
+# of the tensors in a student's blocks, SSM parameters aside: below it only debris would be inherited
+LEAST_SHARE = 0.5
 
 
 class Prepared(NamedTuple):
@@ -28,6 +33,7 @@ class Prepared(NamedTuple):
     skipped: dict[str, str]
     kept: dict[str, tuple[int, ...]]
     layers: dict[int, int]
+    used: set[str]
 
 
 @typed
@@ -36,14 +42,19 @@ def subclone(
     student: Weights,
     importance: Importance,
     *,
+    family: str | None = None,
     plan: Plan | None = None,
     layer_map: LayerMap = "early",
     rescale: Literal["sqrt"] | None = None,
     exclude: Sequence[str] | None = None,
     grow: bool = False,
+    partial: bool = False,
     ssm_from: AttentionInit | Weights | None = None,
 ) -> SubcloneReport:
     """Initialise the student from the teacher's most important neurons, in place.
+
+    The teacher is translated into canonical form first (`translate`), so that every tensor is known by what it does:
+    LayerScale, multipliers and offsets are folded into the weights. A norm or an MLP is inherited whole or not at all.
 
     Each axis name of the plan has one set of neurons, shared by all tensors on that axis: one for the whole residual
     stream, one per MLP. The set keeps the best of the teacher's neurons in their old order, so equal sizes give an
@@ -51,24 +62,29 @@ def subclone(
     Everything is checked before the first number is written.
 
     Args:
-        teacher: a module, a state dict, or `open_safetensors(...)`.
+        teacher: a module, a state dict, `open_safetensors(...)`, or what `translate` returned.
         student: a module or a state dict; written in its own dtype, on its own device.
         importance: higher is kept. Scores by teacher tensor name, one per weight (or 1 along an axis); scores by axis
             name, one per neuron; or a function (name, tensor) -> scores such as `magnitude_importance`.
-        plan: student name pattern -> (teacher name patterns, axes); by default the preset that fits the names.
+        family: name of the teacher's family, where its tensors fit two (`translate`).
+        plan: student name pattern -> (teacher name patterns, axes), for models of your own. The teacher's names are
+            then its stored ones, or canonical ones if `teacher` is translated; nothing is folded or compared.
         layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
             "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer. For glyphs "early" did best, for a text
-            encoder "uniform" did far better (docs/results.md).
+            encoder "uniform" did far better (docs/results.md). The blocks of a pyramid such as VMamba count through
+            its stages; "uniform" fills the last stage, which "early" does not reach if the student is deeper.
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.
         grow: let a wider student keep the initialisation of what the teacher does not have.
+        partial: accept that less than half of the tensors of the student's blocks have a counterpart.
         ssm_from: where the SSM parameters come from, after all the rest: another Mamba (the paper's recipe for language
             and video), or the teacher's own attention, `AttentionInit(heads=..., length=...)`. By default they keep
             their initialisation.
 
     Raises:
-        ValueError: names, shapes, layers or scores do not fit, or the student is wider and `grow` is False.
+        ValueError: the teacher cannot be translated; names, shapes, layers or scores do not fit; the student is wider
+            and `grow` is False; or too little of it has a counterpart and `partial` is False.
         TypeError: a tensor is quantised or sharded.
 
     Reference:
@@ -81,36 +97,79 @@ def subclone(
         >>> report.kept, bool((student.weight == teacher.weight[:, [0, 2]]).all())
         ({'input': (0, 2)}, True)
     """
-    source, target = named_tensors(teacher), _floating(student)
+    target = _floating(student)
+    ours = Student(student, target)
+    if plan is None:
+        source = Source(translate(teacher, family, kind=_kind(target)))
+        table = table_for(ours, cast(Translated, source.translated), layer_map)
+    else:
+        source, table = Source(translate(teacher, family) if family is not None else teacher), Table(dict(plan))
     left = _excluded(target, source, exclude)
-    chosen = place_class_row(find_preset(target, source, layer_map), student) if plan is None else plan
-    found = match(chosen, target, source, layer_map)
+    found = match(table.plan, target, source, layer_map)
     if plan is not None:
         _refuse_unresolved(found, target, source)
-    prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow)
+    prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow, refused=table.refused)
+    if plan is None and not partial:
+        _refuse_debris(prepared, ours, left, found, source)
     if ssm_from is not None:
         own = [pattern for pattern in exclude or () if pattern not in SSM_PARAMETERS]
         mixers = {name: p for name, p in target.items() if not any(fnmatchcase(name, pattern) for pattern in own)}
-        _add_ssm(ssm_from, prepared, source, mixers, importance, layer_map, grow)
-    return _write(prepared, target)
+        attention = source if source.translated is not None else Source(translate(teacher))
+        _add_ssm(ssm_from, prepared, attention, mixers, importance, layer_map, grow, table)
+    return _write(prepared, target, source, table)
+
+
+@typed
+def plan_for(
+    teacher: Weights, student: Weights, *, family: str | None = None, layer_map: LayerMap = "early"
+) -> dict[str, tuple[str, str]]:
+    """Return the plan by which `subclone` would inherit, to read, change and give back.
+
+    Its teacher names are canonical: give it together with the translated teacher,
+    `subclone(translate(teacher), student, importance, plan=plan)`.
+
+    Args:
+        teacher: as for `subclone`.
+        student: as for `subclone`.
+        family: as for `subclone`.
+        layer_map: as for `subclone`; it matters to students in stages.
+
+    Raises:
+        ValueError: the teacher cannot be translated.
+
+    Example:
+        >>> from transmamba.models import VisionMamba, ViT
+        >>> size = dict(img_size=8, patch_size=4, dim=12, depth=1)
+        >>> plan_for(ViT(**size, heads=3), VisionMamba(**size))["blocks.{i}.mlp.fc1.weight"]
+        ('blocks.{i}.mlp.up.weight', 'hidden.{i} residual')
+    """
+    target = _floating(student)
+    translated = translate(teacher, family, kind=_kind(target))
+    table = table_for(Student(student, target), translated, layer_map)
+    found = match(table.plan, target, Source(translated), layer_map)
+    there = {copy.student for copy in found.copies if copy.student not in table.refused}
+    unused = match(table.plan, there, Source(translated), layer_map).unused
+    return {key: entry for key, entry in table.plan.items() if key not in unused}
 
 
 def prepare(
-    source: Mapping[str, Tensor],
+    source: Source,
     target: Mapping[str, Tensor],
     left: Mapping[str, str],
     found: Matches,
     importance: Importance,
     rescale: str | None = None,
     grow: bool = False,
+    refused: Mapping[str, str] | None = None,
 ) -> Prepared:
-    """Check a transfer and say what it will write."""
-    copies = [copy for copy in found.copies if copy.student not in left]
+    """Check a transfer, and list what it will write."""
+    reasons = {**(refused or {}), **left}
+    copies = [copy for copy in found.copies if copy.student not in reasons]
     for copy in copies:
         check_target(copy.student, target[copy.student])
-        check_source(copy.teacher, source)
+        source.check(copy.teacher)
     geometry = choose(measure(copies, source, target), copies, source, importance, grow=grow)
-    writes, skipped = [], {**found.beyond, **found.absent, **left}
+    writes, skipped = [], {**found.beyond, **found.absent, **reasons}
     for copy in copies:
         write = plan_write(copy, geometry, source, target[copy.student], rescale)
         if isinstance(write, str):
@@ -118,35 +177,42 @@ def prepare(
         else:
             writes.append(write)
     kept = {name: tuple(index.tolist()) for name, index in geometry.kept.items() if len(index) < geometry.teacher[name]}
-    return Prepared(writes, skipped, kept, found.layers)
+    used = {copy.teacher for copy in copies if copy.student not in skipped}
+    return Prepared(writes, skipped, kept, found.layers, used)
 
 
 def _add_ssm(
     ssm_from: AttentionInit | Weights,
     prepared: Prepared,
-    source: Mapping[str, Tensor],
+    source: Source,
     target: Mapping[str, Tensor],
     importance: Importance,
     layer_map: LayerMap,
     grow: bool,
+    table: Table,
 ) -> None:
     """Check where the SSM parameters come from, and append their writes."""
     if isinstance(ssm_from, AttentionInit):
         norms, kept = _norms_after(prepared.writes, target), prepared.kept.get("residual")
-        prepared.writes.extend(plan_attention(ssm_from, source, target, layer_map, kept, norms))
+        started = plan_attention(ssm_from, source, target, layer_map, kept, norms)
+        prepared.writes.extend(started.writes)
+        prepared.used.update(started.used)
+        table.differs += started.differs
         return
-    mamba = named_tensors(ssm_from)
+    mamba = translate(ssm_from)
+    if mamba.architecture.kind != "ssm":
+        raise ValueError(f"ssm_from is a Transformer ({mamba.family}), which has no SSM parameters: expected a Mamba")
     ssm = {name: tensor for name, tensor in target.items() if any(fnmatchcase(name, p) for p in SSM_PARAMETERS)}
-    found = match(find_preset(ssm, mamba, layer_map), ssm, mamba, layer_map)
+    found = match(table_for(Student(ssm, ssm), mamba, layer_map).plan, ssm, mamba, layer_map)
     # scores by name are the Transformer's; a function scores any tensor
     scores: Importance = {} if isinstance(importance, Mapping) else importance
-    inherited = prepare(mamba, ssm, {}, found, scores, None, grow)
+    inherited = prepare(Source(mamba), ssm, {}, found, scores, None, grow)
     prepared.writes.extend(inherited.writes)
     prepared.kept.update({f"ssm_from {name}": kept for name, kept in inherited.kept.items()})
 
 
 def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The norms before the mixers as they will be."""
+    """The values that the norm before each mixer will have after the planned writes."""
     norms = {name: tensor.detach() for name, tensor in target.items() if ".norm1." in name}
     norms.update(
         {write.student: torch.cat(list(write.blocks())) for write in writes if write.student in norms and write.whole}
@@ -155,7 +221,7 @@ def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[
 
 
 @torch.no_grad()
-def _write(prepared: Prepared, target: Mapping[str, Tensor]) -> SubcloneReport:
+def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, table: Table) -> SubcloneReport:
     written = {write.student for write in prepared.writes}
     skipped = {name: reason for name, reason in prepared.skipped.items() if name not in written}
     owner: dict[tuple[int, ...], str] = {}
@@ -178,12 +244,28 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor]) -> SubcloneReport:
             twin = owner.get(_memory(target[name]))
             skipped[name] = f"tied to {twin}, which is written" if twin else "the plan has no entry for it"
     distinct = {_memory(tensor): tensor.numel() for tensor in target.values()}
-    fraction = sum(write.numbers for write in writes) / max(sum(distinct.values()), 1)
-    return SubcloneReport(copied, sliced, skipped, prepared.kept, prepared.layers, fraction)
+    return SubcloneReport(
+        copied,
+        sliced,
+        skipped,
+        prepared.kept,
+        prepared.layers,
+        sum(write.numbers for write in writes) / max(sum(distinct.values()), 1),
+        None if source.translated is None else source.translated.family,
+        tuple(table.differs),
+        source.unused(prepared.used),
+    )
 
 
 def _floating(student: Weights) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named_tensors(student).items() if tensor.is_floating_point()}
+
+
+def _kind(target: Mapping[str, Tensor]) -> str | None:
+    """The part of a composite teacher that a student reads: its image or its text side."""
+    if any(name.startswith("patch_embed.") for name in target):
+        return "image"
+    return "text" if "embedding.weight" in target else None
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:
@@ -191,10 +273,8 @@ def _memory(tensor: Tensor) -> tuple[int, ...]:
     return (tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor), *tensor.shape)
 
 
-def _excluded(
-    target: Mapping[str, Tensor], source: Mapping[str, Tensor], exclude: Sequence[str] | None
-) -> dict[str, str]:
-    """The student tensors to leave alone, with the pattern that says so."""
+def _excluded(target: Mapping[str, Tensor], source: Source, exclude: Sequence[str] | None) -> dict[str, str]:
+    """The student tensors to leave alone, with the pattern that names them."""
     if exclude is None:
         patterns: Sequence[str] = () if any(fnmatchcase(name, "*A_log") for name in source) else SSM_PARAMETERS
     else:
@@ -210,8 +290,8 @@ def _excluded(
     return {name: f"{why}, {pattern}" for name, pattern in hits if pattern is not None}
 
 
-def _refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> None:
-    """A plan that somebody wrote must fit; presets name more than one model has."""
+def _refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Source) -> None:
+    """A plan that somebody wrote must fit; our own tables name more than one model has."""
     if found.unused:
         raise ValueError(
             f"the plan names student tensors that do not exist: {', '.join(found.unused[:5])}; the student has"
@@ -220,3 +300,22 @@ def _refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Map
     if found.absent:
         name, reason = next(iter(found.absent.items()))
         raise ValueError(f"the plan for {name}: {reason}; it has {', '.join(list(source)[:5])}, ...")
+
+
+def _refuse_debris(
+    prepared: Prepared, student: Student, left: Mapping[str, str], found: Matches, source: Source
+) -> None:
+    """A student of whose blocks hardly a tensor has a counterpart is not initialised from the teacher."""
+    written = {write.student for write in prepared.writes}
+    share = placed_share(student, left, written, found.beyond)
+    if share >= LEAST_SHARE and written:
+        return
+    reasons = {name: reason for name, reason in prepared.skipped.items() if name not in left}
+    missing = [f"{name}: {reason}" for name, reason in reasons.items()]
+    others = [name for name in student.tensors if name not in {*written, *prepared.skipped}]
+    missing += [f"{name}: the table has no entry for it" for name in others]
+    family = source.translated.family if source.translated is not None else "plan"
+    raise ValueError(
+        f"only {share:.0%} of the tensors in the student's blocks have a counterpart in the teacher ({family}):"
+        f" {'; '.join(missing[:4])}; ... Build a student whose blocks are like the teacher's, or give partial=True"
+    )

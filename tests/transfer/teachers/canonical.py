@@ -56,6 +56,14 @@ class Canonical:
         x = self.norm(x, "norm_pre") if "norm_pre.weight" in w else x
         return self.blocks(x, mask=None, grid=grid, prefix=count)
 
+    def classify(self, pixels):
+        w, last = self.w, self.image(pixels)
+        tokens = [name for name in ("cls_token", "dist_token", "reg_token") if name in w]
+        count = sum(w[name].shape[1] for name in tokens)
+        x = self.norm(last[:, 0] if self.facts.pool == "token" else last[:, count:].mean(1), "fc_norm")
+        logits = self.linear(x, "head")
+        return logits if "head_dist.weight" not in w else (logits + self.linear(last[:, 1], "head_dist")) / 2
+
     def audio(self, mel):
         w = self.w
         x = F.gelu(F.conv1d(mel, w["conv1.weight"], w["conv1.bias"], padding=1))

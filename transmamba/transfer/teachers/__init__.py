@@ -61,6 +61,9 @@ def translate(
     if family is not None:
         return _read(families()[family] if isinstance(family, str) else family, weights, values)
     chosen, parts = _by_config(values)
+    if len(chosen) > 1:
+        # a composite configuration names parts of which a model with a head for one of them has no tensors
+        chosen = [one for one in chosen if _has_marker(one, weights)] or chosen
     if kind is not None and len(chosen) > 1:
         chosen = [one for one in chosen if _kind_fits(one, kind, weights, parts)] or chosen
     if len(chosen) == 1:
@@ -93,7 +96,7 @@ def _modules() -> tuple[Any, ...]:
 
 def _parts(config: Config) -> dict[str, Mapping[str, Any]]:
     """Configurations of the parts of a composite model by model type."""
-    found = (value for key, value in config.values.items() if key.endswith("_config") and isinstance(value, Mapping))
+    found = (value for value in config.values.values() if isinstance(value, Mapping))
     return {part["model_type"]: part for part in found if part.get("model_type")}
 
 
@@ -137,6 +140,11 @@ def _read(family: Family, weights: Mapping[str, Any], config: Config, composite:
     except ValueError as error:
         message = str(error)
         raise ValueError(message if message.startswith(family.name) else f"{family.name}: {message}") from error
+
+
+def _has_marker(family: Family, weights: Mapping[str, Any]) -> bool:
+    markers = (family.marker, *family.older_markers)
+    return any(re.search(rf"(^|\.){re.escape(marker)}$", name) for marker in markers for name in weights)
 
 
 def _prefix(family: Family, weights: Mapping[str, Any]) -> str:

@@ -52,7 +52,8 @@ class Checkpoint:
     Args:
         weights: stored tensors.
         config: the teacher's configuration.
-        prefix: what precedes the names of the base model, such as "vit.". Names without it stay as they are.
+        prefix: what precedes the names of the base model, such as "vit.". Names without it stay as they are; where
+            the base model has a tensor of the same name, "../" is put in front.
         older: (pattern, replacement) pairs that bring names of older versions to today's.
         composite: the model has other parts beside the one under `prefix`, as CLIP and LLaVA have.
     """
@@ -67,11 +68,12 @@ class Checkpoint:
     ) -> None:
         self.weights, self.config, self.prefix, self._composite = weights, config, prefix, composite
         self.stored: dict[str, str] = {}
-        for name in weights:
+        # a head may have a norm of the same name as the base model: what stands under the prefix goes first
+        for name in sorted(weights, key=lambda name: not name.startswith(prefix)):
             known = name.removeprefix(prefix)
             for pattern, today in older:
                 known = re.sub(pattern, today, known)
-            self.stored[known] = name
+            self.stored[f"../{known}" if known in self.stored else known] = name
 
     def is_outside(self, name: str) -> bool:
         """Whether a name belongs to another part of a composite model."""

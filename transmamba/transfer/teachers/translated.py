@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -188,7 +188,7 @@ def _complete(architecture: Architecture, translated: Translated) -> Architectur
     return replace(known, head_dim=head_dim, kv_heads=kv_heads)
 
 
-def square_grid(rows: int, prefixes: range) -> tuple[int, int] | None:
+def square_grid(rows: int, prefixes: Iterable[int]) -> tuple[int, int] | None:
     """The square grid of a position table of `rows` rows, if exactly one number of prefix tokens leaves a square."""
     sides = {math.isqrt(rows - count) for count in prefixes if math.isqrt(rows - count) ** 2 == rows - count > 0}
     return (next(iter(sides)),) * 2 if len(sides) == 1 else None

@@ -1,0 +1,202 @@
+"""Encoders of text with rotary positions: ModernBERT, Nomic BERT, GTE, Jina v3, EuroBERT, UltraBERT, ESM C."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from transmamba.transfer.teachers.architecture import Architecture, Rope
+from transmamba.transfer.teachers.checkpoint import Checkpoint, Config
+from transmamba.transfer.teachers.facts import read_activation, read_ropes
+from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.terms import Term, Terms, affine, optional, src
+
+HEADS = {
+    r"pooler\..*": "pooler, a head on the first token",
+    r"(lm_head|cls|head|decoder|score|classifier|dense|qa_outputs)\..*": "head of a task",
+}
+LAYER = "layers.{i}."
+PROJECTIONS = {
+    "attn.q": "self_attn.q_proj", "attn.k": "self_attn.k_proj", "attn.v": "self_attn.v_proj",
+    "attn.out": "self_attn.o_proj", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
+}  # fmt: skip
+PRE_NORM = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
+POST_NORM = {"norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}
+
+
+def full_rotation(ropes: tuple[Rope, ...]) -> tuple[Rope, ...]:
+    """The same rotary positions, if they turn all channels of a head.
+
+    Raises:
+        ValueError: the configuration asks for a part of them, which these encoders do not heed.
+    """
+    if any(rope.get("partial_rotary_factor", 1.0) != 1 for rope in ropes):
+        raise ValueError("partial_rotary_factor is set, but these encoders rotate whole heads")
+    return ropes
+
+
+def by_layer_type(config: Config, depth: int, full_at: Callable[[int], bool], thetas: dict[str, Any]) -> Config:
+    """The configuration with `layer_types` and `rope_parameters` filled in, as transformers does for older ones.
+
+    Args:
+        config: the teacher's configuration.
+        depth: number of layers.
+        full_at: whether a layer attends to all tokens, where `layer_types` is not given.
+        thetas: base of the rotary frequencies by layer type, where none is given.
+    """
+    names = {True: "full_attention", False: "sliding_attention"}
+    kinds = config("layer_types", default=[names[full_at(layer)] for layer in range(depth)], fact="windows")
+    unknown = set(kinds) - set(names.values())
+    if unknown or len(kinds) != depth:
+        raise ValueError(f"layer_types names {len(kinds)} layers of types {', '.join(sorted(set(kinds)))}, not {depth}")
+    given = config("rope_parameters", default={}, fact="ropes")
+    scaling = config("rope_scaling", default={})
+    ropes = {kind: {"rope_theta": theta, **scaling, **(given.get(kind) or {})} for kind, theta in thetas.items()}
+    return Config({**config.values, "layer_types": kinds, "rope_parameters": ropes})
+
+
+def read_modernbert(checkpoint: Checkpoint) -> Canonical:
+    """Queries, keys and values are one matrix; the MLP's gate is the first half of Wi."""
+    layer, config = LAYER, checkpoint.config
+    depth, every = checkpoint.depth(layer + "attn.Wqkv.weight"), config("global_attn_every_n_layers", default=3)
+    full = config("global_rope_theta", default=160_000.0)
+    thetas = {
+        "full_attention": full,
+        "sliding_attention": config.values.get("local_rope_theta", 10_000.0) or full,
+    }
+    kinds = by_layer_type(config, depth, lambda i: i % every == 0, thetas)
+    # half of local_attention on either side, the token at that distance included
+    window = config("local_attention", default=128) // 2 + 1
+    terms = {"embedding.weight": src("embeddings.tok_embeddings.weight")}
+    terms |= affine("embed_norm", "embeddings.norm") | affine("norm", "final_norm")
+    for index in range(1, depth):
+        # the first layer reads the norm of the embedding, and has no norm of its own
+        terms |= affine(f"blocks.{index}.norm1", f"layers.{index}.attn_norm")
+    for index, letter in enumerate("qkv"):
+        terms |= affine(f"blocks.{{i}}.attn.{letter}", layer + "attn.Wqkv", _part(index, 3))
+    for index, name in enumerate(("gate", "up")):
+        terms |= affine(f"blocks.{{i}}.mlp.{name}", layer + "mlp.Wi", _part(index, 2))
+    for canonical, name in {"attn.out": "attn.Wo", "norm2": "mlp_norm", "mlp.down": "mlp.Wo"}.items():
+        terms |= affine(f"blocks.{{i}}.{canonical}", layer + name)
+    architecture = Architecture(
+        "encoder",
+        dim=checkpoint.shape("embeddings.tok_embeddings.weight")[1],
+        depth=depth,
+        heads=config("num_attention_heads", fact="heads"),
+        eps=config("norm_eps", default=1e-5, fact="eps"),
+        activation=read_activation(config, "hidden_activation", default="gelu"),
+        ropes=full_rotation(read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")))),
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds("layer_types")),
+    )
+    return Canonical(terms, architecture, HEADS)
+
+
+def _part(index: int, count: int) -> Callable[[Term], Term]:
+    return lambda term: term.part(index, count)
+
+
+def layers(names: dict[str, str]) -> Terms:
+    """Canonical tensors of all blocks, from the stored name of each part."""
+    terms: Terms = {}
+    for canonical, name in names.items():
+        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
+    return terms
+
+
+def rotary_facts(checkpoint: Checkpoint, embedding: str, theta: float, activation: str) -> Architecture:
+    """Facts that the configurations of these encoders state alike."""
+    config, depth = checkpoint.config, checkpoint.depth(LAYER + "self_attn.o_proj.weight")
+    return Architecture(
+        "encoder",
+        dim=checkpoint.shape(embedding)[1],
+        depth=depth,
+        heads=config("num_attention_heads", fact="heads"),
+        kv_heads=config("num_key_value_heads"),
+        head_dim=config("head_dim"),
+        activation=read_activation(config, default=activation),
+        ropes=() if config("layer_types") else full_rotation(read_ropes(config, depth, theta)),
+    )
+
+
+def _post_norm(checkpoint: Checkpoint, theta: float, eps: float, activation: str, names: dict[str, str]) -> Canonical:
+    """BERT's embedding without positions, and norms after each sum."""
+    embedding = "embeddings.word_embeddings.weight"
+    terms = {"embedding.weight": src(embedding)} | affine("embed_norm", "embeddings.LayerNorm")
+    terms |= optional({"type_embedding.weight": src("embeddings.token_type_embeddings.weight")})
+    architecture = replace(
+        rotary_facts(checkpoint, embedding, theta, activation),
+        placement="post",
+        eps=checkpoint.config("layer_norm_eps", default=eps, fact="eps"),
+    )
+    return Canonical(terms | layers(names | POST_NORM), architecture, HEADS)
+
+
+def read_nomic(checkpoint: Checkpoint) -> Canonical:
+    """Gated MLP, no biases."""
+    return _post_norm(checkpoint, 1000.0, 1e-12, "silu", PROJECTIONS)
+
+
+def read_gte(checkpoint: Checkpoint) -> Canonical:
+    """Gated MLP; token types where there are any."""
+    return _post_norm(checkpoint, 160_000.0, 1e-12, "gelu", PROJECTIONS)
+
+
+def read_jina(checkpoint: Checkpoint) -> Canonical:
+    """Plain MLP; adapters of tasks are to be merged before."""
+    names = {name: stored for name, stored in PROJECTIONS.items() if not name.startswith("mlp")}
+    return _post_norm(checkpoint, 20_000.0, 1e-5, "gelu", names | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
+
+
+def _pre_norm(checkpoint: Checkpoint, eps: float) -> Canonical:
+    """LLaMA's layers, read in both directions."""
+    terms = {"embedding.weight": src("embed_tokens.weight")} | affine("norm", "norm") | layers(PROJECTIONS | PRE_NORM)
+    architecture = replace(
+        rotary_facts(checkpoint, "embed_tokens.weight", 10_000.0, "silu"),
+        norm="rms",
+        eps=checkpoint.config("rms_norm_eps", default=eps, fact="eps"),
+    )
+    return Canonical(terms, architecture, HEADS)
+
+
+def read_eurobert(checkpoint: Checkpoint) -> Canonical:
+    """LLaMA's layers, read in both directions."""
+    return _pre_norm(checkpoint, 1e-5)
+
+
+def read_ultrabert(checkpoint: Checkpoint) -> Canonical:
+    """EuroBERT with local layers."""
+    canonical, config = _pre_norm(checkpoint, 1e-6), checkpoint.config
+    depth = canonical.architecture.depth
+    thetas = {"sliding_attention": 10_000.0, "full_attention": 2_560_000.0}
+    kinds = by_layer_type(config, depth, lambda i: (i + 1) % 3 == 0, thetas)
+    # the token at the distance sliding_window is attended to
+    window = config("sliding_window", default=128) + 1
+    architecture = replace(
+        canonical.architecture,
+        ropes=full_rotation(read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")))),
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds("layer_types")),
+    )
+    return replace(canonical, architecture=architecture)
+
+
+def read_esmc(checkpoint: Checkpoint) -> Canonical:
+    """Norms over all heads of queries and keys; both branches are divided by a constant of the depth."""
+    canonical = _pre_norm(checkpoint, 1e-5)
+    scale = 1 / math.sqrt(canonical.architecture.depth / 36)
+    terms = canonical.terms | affine("blocks.{i}.attn.out", LAYER + "self_attn.o_proj", lambda term: term * scale)
+    terms |= affine("blocks.{i}.mlp.down", LAYER + "mlp.down_proj", lambda term: term * scale)
+    for letter in "qk":
+        terms |= affine(f"blocks.{{i}}.attn.{letter}_norm", f"{LAYER}self_attn.{letter}_norm")
+    return replace(canonical, terms=terms, architecture=replace(canonical.architecture, norm="layer", eps=1e-5))
+
+
+WORDS = "embeddings.word_embeddings.weight"
+FAMILIES = (
+    Family("modernbert", "ModernBERT", ("modernbert",), "embeddings.tok_embeddings.weight", read_modernbert),
+    Family("nomic_bert", "Nomic BERT", ("nomic_bert",), WORDS, read_nomic),
+    Family("gte", "GTE", ("gte",), WORDS, read_gte),
+    Family("jina_v3", "Jina embeddings v3", ("jina_embeddings_v3",), WORDS, read_jina),
+    Family("eurobert", "EuroBERT", ("eurobert",), "embed_tokens.weight", read_eurobert),
+    Family("ultrabert", "UltraBERT", ("ultrabert",), "embed_tokens.weight", read_ultrabert),
+    Family("esmc", "ESM C", ("esmc",), "embed_tokens.weight", read_esmc),
+)

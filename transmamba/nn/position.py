@@ -1,10 +1,10 @@
-"""Position tables of another size."""
+"""Position tables of another size, and the positions of tokens in texts."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import LARGEST, check_sizes, typed
@@ -54,3 +54,21 @@ def check_grid(x: Tensor, grid: Grid) -> None:
     """Raise ValueError unless the tokens (axis 1) fill a grid of rows and columns."""
     if len(grid) != 2 or grid[0] * grid[1] != x.shape[1] or grid[0] < 0:
         raise ValueError(f"x has {x.shape[1]} tokens, which are not those of a grid of {grid}")
+
+
+def number_tokens(
+    x: Float[Tensor, "batch token dim"], mask: Tensor | None, seq_idx: Tensor | None
+) -> tuple[Int[Tensor, "#batch token"], Int[Tensor, "batch token"] | None]:
+    """Count the real tokens before each one in its text, and number the texts of each row.
+
+    Positions are -1 for padding. A text ends where `seq_idx` changes; there are no numbers of texts without `seq_idx`.
+    """
+    if mask is None and seq_idx is None:
+        return torch.arange(x.shape[1], device=x.device)[None], None
+    real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    positions, texts = real.cumsum(1) - real.long(), None
+    if seq_idx is not None:
+        begins = torch.cat([torch.zeros_like(real[:, :1]), seq_idx[:, 1:] != seq_idx[:, :-1]], 1)
+        texts = begins.cumsum(1)
+        positions = positions - torch.where(begins, positions, 0).cummax(1).values
+    return positions.masked_fill(~real, -1), texts

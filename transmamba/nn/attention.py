@@ -236,9 +236,8 @@ class Attention(nn.Module):
     def _allowed(self, query: "_Places", key: "_Places", *, padded: bool) -> Tensor | None:
         """True where a query may attend to a key, (batch, query, key); None where that follows from `causal` alone."""
         # a compiled graph serves all lengths, so it cannot leave the window out for short ones
-        windowed = self.window is not None and (
-            torch.compiler.is_compiling() or key.positions.shape[1] > self.window  # type: ignore[operator]
-        )
+        window = self.window
+        windowed = window is not None and (torch.compiler.is_compiling() or key.positions.shape[1] > window)
         continued = self.causal and key.positions.shape[1] != query.positions.shape[1]
         if not (padded or windowed or continued) and query.texts is None:
             return None
@@ -246,8 +245,8 @@ class Attention(nn.Module):
         allowed = k >= 0
         if self.causal:
             allowed = allowed & (k <= q)
-        if windowed:
-            allowed = allowed & ((q - k).abs() < self.window)
+        if windowed and window is not None:
+            allowed = allowed & ((q - k).abs() < window)
         if query.texts is not None and key.texts is not None:
             allowed = allowed & (query.texts[:, :, None] == key.texts[:, None])
         # padding attends to anything, because a softmax over nothing is NaN; its output is dropped

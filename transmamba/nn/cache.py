@@ -84,9 +84,9 @@ class AttentionCache(NamedTuple):
         keep = None if window is None else window - 1
         positions, ends = self.ends[:, None], self.ends + 1
         if key.requires_grad or value.requires_grad:  # autograd keeps what was read: nothing may be overwritten
-            old = self.last(keep)
-            parts = [torch.cat([x.to(y.dtype), y], -2) for x, y in zip(old[:2], (key, value), strict=True)]
-            return AttentionCache.of(*parts, torch.cat([old[2], positions], 1), ends, padded=self.padded)
+            keys, values, before = self.last(keep)
+            keys, values = (torch.cat([x.to(y.dtype), y], -2) for x, y in ((keys, key), (values, value)))
+            return AttentionCache.of(keys, values, torch.cat([before, positions], 1), ends, padded=self.padded)
         cache = self if self.written[0] == self.length < self.keys.shape[2] else self._with_room(keep, key.dtype)
         slot = cache.length
         for buffer, new in ((cache.keys, key), (cache.values, value)):

@@ -1,5 +1,6 @@
 """Reference backbones and the teacher; each file is readable top to bottom."""
 
+from transmamba.models.canonical import from_transformer as from_transformer
 from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
 from transmamba.models.features import select_layers as select_layers

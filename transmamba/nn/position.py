@@ -72,3 +72,18 @@ def number_tokens(
         texts = begins.cumsum(1)
         positions = positions - torch.where(begins, positions, 0).cummax(1).values
     return positions.masked_fill(~real, -1), texts
+
+
+def take_positions(table: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Rows of a table (1, row, dim) at these positions, padding at the first one, after `seen` tokens (batch,).
+
+    Raises:
+        ValueError: a position has no row.
+    """
+    positions = positions.clamp_min(0) if seen is None else positions.clamp_min(0) + seen[:, None]
+    rows = table.shape[1]
+    # so many tokens cannot exceed the table: positions are not looked at, for which a GPU would have to wait
+    short = seen is None and positions.shape[1] <= rows
+    if not short and not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= rows:
+        raise ValueError(f"built for at most {rows} tokens, got {int(positions.max()) + 1}")
+    return table[0][positions]

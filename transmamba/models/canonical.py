@@ -13,6 +13,7 @@ from transmamba._typing import typed
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.models.pretrained import assign
 from transmamba.models.stack import Builders
+from transmamba.models.vit import ViT
 from transmamba.nn import Attention, TransformerBlock
 from transmamba.transfer.teachers import Translated, translate
 
@@ -175,7 +176,38 @@ def _language_model(parts: Parts) -> nn.Module:
     )
 
 
-BUILDERS: Mapping[str, Callable[[Parts], nn.Module]] = {"decoder": _language_model}
+def _image_model(parts: Parts) -> nn.Module:
+    facts, has = parts.facts, parts.has
+    side, (rows, columns) = parts.rows("patch_embed.weight", 2), parts.grid
+    class_token, classes = has("cls_token"), parts.rows("head.weight") if has("head.weight") else 0
+    if classes and facts.pool is None:
+        raise parts.refuse("the checkpoint does not tell what the head reads: give its config=...")
+    return ViT(
+        (rows * side, columns * side),
+        side,
+        in_chans=parts.rows("patch_embed.weight", 1),
+        num_classes=classes,
+        dim=facts.dim,
+        depth=facts.depth,
+        distilled=has("head_dist.weight") or ("token" if has("dist_token") else False),
+        mixer=parts.mixers,
+        block=parts.blocks,
+        class_token=class_token,
+        registers=parts.rows("reg_token", 1) if has("reg_token") else 0,
+        position_table=has("pos_embed"),
+        prefix_positions=parts.rows("pos_embed", 1) - rows * columns if has("pos_embed") else None,
+        patch_bias=has("patch_embed.bias"),
+        norm_pre=has("norm_pre.weight"),
+        norm=facts.norm,
+        norm_eps=facts.eps,
+        norm_bias=has("norm_pre.bias", "norm.bias", "fc_norm.bias"),
+        final_norm=has("norm.weight"),
+        pool="token" if class_token and facts.pool != "mean" else "mean",
+        fc_norm=has("fc_norm.weight"),
+    )
+
+
+BUILDERS: Mapping[str, Callable[[Parts], nn.Module]] = {"decoder": _language_model, "image": _image_model}
 
 
 def _same(translated: Translated, one: str, other: str) -> bool:

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "_checkpoint": set(),
     "ops": set(),
     "nn": {"ops"},
-    "models": {"ops", "nn"},
+    "models": {"ops", "nn", "transfer.teachers"},
     "distill": {"ops.orders"},
     "transfer": set(),
     "data": set(),

@@ -5,23 +5,15 @@ import torch
 from torch import nn
 
 from transmamba.models import MambaEncoder, MambaLM, VideoMamba, VisionMamba, ViT
-from transmamba.models.vit import ViTBlock
-from transmamba.nn import Mamba2Mixer
+from transmamba.nn import Attention, Mamba2Mixer, TransformerBlock
 from transmamba.nn.mamba2 import HeadSSM
 from transmamba.transfer import AttentionInit, first_importance, freeze, magnitude_importance, param_groups, subclone
-
-
-class AttentionBlock(ViTBlock):
-    """A Transformer block among Mamba blocks: it needs no scan orders."""
-
-    def forward(self, x, orders, *context):
-        return super().forward(x)
 
 
 def hybrid(every, dim=12, depth=4):
     student = VisionMamba(img_size=8, patch_size=2, dim=dim, depth=depth, num_classes=5, d_state=3)
     for i in range(every - 1, depth, every):
-        student.blocks[i] = AttentionBlock(dim, heads=3)
+        student.blocks[i] = TransformerBlock(dim, Attention(dim, heads=3), hidden_dim=4 * dim)
     return student
 
 

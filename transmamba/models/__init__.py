@@ -1,5 +1,7 @@
 """Reference backbones and the teacher; each file is readable top to bottom."""
 
+from transmamba.models.audio_encoder import AudioEncoder as AudioEncoder
+from transmamba.models.canonical import from_transformer as from_transformer
 from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
 from transmamba.models.features import select_layers as select_layers
@@ -41,6 +43,7 @@ from transmamba.models.retrieval_heads import TemporalTransformer as TemporalTra
 from transmamba.models.retrieval_heads import TightHead as TightHead
 from transmamba.models.stack import BlockStack as BlockStack
 from transmamba.models.stack import recompute_blocks as recompute_blocks
+from transmamba.models.transformer_encoder import TransformerEncoder as TransformerEncoder
 from transmamba.models.video_mamba import VideoMamba as VideoMamba
 from transmamba.models.video_mamba import video_mamba_base as video_mamba_base
 from transmamba.models.video_mamba import video_mamba_middle as video_mamba_middle

@@ -1,8 +1,9 @@
-"""The Mamba language models: embedding, blocks of norm and mixer, norm, head tied to the embedding."""
+"""Language models of any mixers: embedding, blocks of norm and mixer, norm, head tied to the embedding or not."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,72 +13,43 @@ from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import BlockStack, reset_children
-from transmamba.nn import GatedMlp, MambaMixer, MixerCache, RMSNorm
-from transmamba.ops import ScanOrder, TrapezoidState, scan_order
+from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
+from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
+from transmamba.nn.embed import draw_position
+from transmamba.nn.norm import build_norm
+from transmamba.nn.position import number_tokens, take_positions
+from transmamba.ops import TrapezoidState, scan_order
 
-LayerCache = MixerCache | TrapezoidState
-Cache = tuple[LayerCache, ...]
-
-
-class MambaLMBlock(nn.Module):
-    """x + mixer(norm1(x)), then, if there is an MLP, x + mlp(norm2(x)); x is float32 whatever the weights are."""
-
-    def __init__(self, dim: int, mixer: nn.Module, *, d_intermediate: int = 0, norm_eps: float = 1e-5) -> None:
-        super().__init__()
-        self.norm1 = RMSNorm(dim, eps=norm_eps)
-        self.mixer: Any = mixer
-        self.norm2 = RMSNorm(dim, eps=norm_eps) if d_intermediate else None
-        self.mlp = GatedMlp(dim, d_intermediate) if d_intermediate else None
-
-    @typed
-    def forward(
-        self,
-        x: Float[Tensor, "batch token dim"],
-        orders: Sequence[ScanOrder] | None = None,
-        mask: Bool[Tensor, "batch token"] | None = None,
-        seq_idx: Int[Tensor, "batch token"] | None = None,
-    ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block; the other arguments are the mixer's."""
-        return self._feed_forward(x + self.mixer(self.norm1(x), orders, mask, seq_idx))
-
-    def forward_directions(
-        self,
-        x: Tensor,
-        orders: Sequence[ScanOrder] | None = None,
-        mask: Tensor | None = None,
-        seq_idx: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The stream after the block, and the mixer's output by direction, (direction, batch, token, dim)."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, mask, seq_idx)
-        return self._feed_forward(x + mixed), parts
-
-    def prefill(self, x: Tensor, mask: Tensor | None, cache: LayerCache | None) -> tuple[Tensor, LayerCache]:
-        """What `forward` gives, going on from `cache`, and the cache after the tokens."""
-        mixed, cache = self.mixer.prefill(self.norm1(x), mask, cache)
-        return self._feed_forward(x + mixed), cache
-
-    def step(self, x: Tensor, cache: LayerCache) -> tuple[Tensor, LayerCache]:
-        """One token (batch, dim) after those of `cache`."""
-        mixed, cache = self.mixer.step(self.norm1(x), cache)
-        return self._feed_forward(x + mixed), cache
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        return x if self.norm2 is None or self.mlp is None else x + self.mlp(self.norm2(x))
+LayerCache = MixerCache | TrapezoidState | AttentionCache
+Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 
 class MambaLM(Pretrained, nn.Module):
-    """A language model of Mamba, Mamba-2 or Mamba-3 blocks.
+    """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
+
+    The stream between the blocks is float32 whatever the weights are.
 
     Args:
         vocab_size: number of tokens; the tables have a few more rows, up to a multiple of `vocab_multiple`.
         dim: width of the tokens.
         depth: number of blocks.
-        mixer: builds a mixer from a width; `functools.partial(Mamba2Mixer, d_state=64)` for another size.
-        d_intermediate: hidden width of an MLP in every block; none by default.
+        mixer: builds a mixer from a width, `functools.partial(Mamba2Mixer, d_state=64)` for another size; or one
+            builder per block.
+        d_intermediate: hidden width of an MLP in every block, up to a multiple of 128; none by default.
         tied: embedding and head are one matrix.
         vocab_multiple: what the number of rows is a multiple of.
-        norm_eps: added to the mean square in every norm.
+        norm_eps: added to the mean square or variance in every norm.
+        block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
+            another MLP or other norms; or one builder per block.
+        norm: kind of the norm after the last block.
+        norm_bias: whether that norm has a bias; an RMSNorm has none.
+        max_length: rows of a table of learned positions; no such table by default.
+        head_bias: bias of the head.
+        logit_softcap: logits become logit_softcap tanh(logits / logit_softcap).
+
+    Raises:
+        ValueError: there is not one builder per block, or `d_intermediate` is given along with `block`; on the call,
+            if there are more tokens than positions.
 
     Reference:
         Mamba, arXiv 2312.00752; Mamba-2, arXiv 2405.21060; the initialisation is that of mamba_ssm.
@@ -86,6 +58,10 @@ class MambaLM(Pretrained, nn.Module):
         >>> lm = MambaLM(11, 8, depth=2)
         >>> lm(torch.tensor([[1, 2, 3]])).shape, lm.generate(torch.tensor([[1, 2, 3]]), 4).shape
         (torch.Size([1, 3, 16]), torch.Size([1, 7]))
+        >>> from transmamba.nn import Attention
+        >>> hybrid = MambaLM(11, 8, depth=2, mixer=[MambaMixer, partial(Attention, heads=2, causal=True)])
+        >>> hybrid.generate(torch.tensor([[1, 2, 3]]), 4).shape
+        torch.Size([1, 7])
     """
 
     @typed
@@ -95,38 +71,56 @@ class MambaLM(Pretrained, nn.Module):
         dim: int,
         *,
         depth: int,
-        mixer: Callable[[int], nn.Module] = MambaMixer,
+        mixer: Builders = MambaMixer,
         d_intermediate: int = 0,
         tied: bool = True,
         vocab_multiple: int = 8,
         norm_eps: float = 1e-5,
+        block: Builders | None = None,
+        norm: Literal["rms", "layer"] = "rms",
+        norm_bias: bool = True,
+        max_length: int | None = None,
+        head_bias: bool = False,
+        logit_softcap: float | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, vocab_multiple=vocab_multiple)
+        check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, vocab_multiple=vocab_multiple, max_length=max_length)
         check_sizes(d_intermediate=d_intermediate or None)
-        self.vocab_size, self.tied = vocab_size, tied
+        if logit_softcap is not None and not logit_softcap > 0:
+            raise ValueError(f"logit_softcap must be positive, got {logit_softcap}")
+        if block is None:
+            block = _mamba_block(d_intermediate, norm_eps)
+        elif d_intermediate:
+            raise ValueError("the blocks bring their MLP along: give either block or d_intermediate")
+        self.vocab_size, self.tied, self.logit_softcap = vocab_size, tied, logit_softcap
         rows = -(-vocab_size // vocab_multiple) * vocab_multiple
         self.embedding = nn.Embedding(rows, dim)
-        self.blocks = BlockStack(
-            MambaLMBlock(dim, mixer(dim), d_intermediate=d_intermediate, norm_eps=norm_eps) for _ in range(depth)
-        )
-        self.norm = RMSNorm(dim, eps=norm_eps)
-        self.head = nn.Linear(dim, rows, bias=False)
+        self.pos_embed = None if max_length is None else init_position(max_length, dim)
+        pairs = zip(per_layer(block, depth, "block"), per_layer(mixer, depth, "mixer"), strict=True)
+        self.blocks = BlockStack(build(dim, build_mixer(dim)) for build, build_mixer in pairs)
+        self.norm = build_norm(norm, dim, norm_eps, norm_bias)
+        self.head = nn.Linear(dim, rows, bias=head_bias)
         self._init_weights()
 
     @torch.no_grad()
     def _init_weights(self) -> None:
         if self.tied:
             self.head.weight = self.embedding.weight
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)
         for block in self.blocks:
-            branches = [block.mixer.out_proj] if block.mlp is None else [block.mixer.out_proj, block.mlp.fc2]
+            mlp = getattr(block, "mlp", None)
+            outputs = [output_layer(getattr(block, getattr(block, "mixer_name", "mixer"))), mlp and mlp.fc2]
+            branches = [layer for layer in outputs if layer is not None]
             for projection in branches:
                 projection.weight /= math.sqrt(len(branches) * len(self.blocks))
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew, for instance after the model was built on the meta device."""
         reset_children(self)
+        if self.pos_embed is not None:
+            draw_position(self.pos_embed)
         self._init_weights()
 
     @typed
@@ -143,7 +137,8 @@ class MambaLM(Pretrained, nn.Module):
             mask: True marks a real token.
             seq_idx: number of the packed text each token belongs to; texts do not see each other.
         """
-        return self.head(self.norm(self.blocks(self._embed(ids), None, mask, seq_idx)))
+        x = self._place(self._embed(ids), mask, seq_idx)
+        return self._logits(self.norm(self.blocks(x, None, mask, seq_idx)))
 
     @typed
     def forward_features(
@@ -154,7 +149,8 @@ class MambaLM(Pretrained, nn.Module):
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
         """Tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
-        streams = self.blocks.streams(self._embed(ids), None, mask, seq_idx, directions=directions)
+        x = self._place(self._embed(ids), mask, seq_idx)
+        streams = self.blocks.streams(x, None, mask, seq_idx, directions=directions)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
         return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
 
@@ -167,7 +163,7 @@ class MambaLM(Pretrained, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
+        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias", "pos_embed"))}
 
     @typed
     def prefill(
@@ -177,20 +173,23 @@ class MambaLM(Pretrained, nn.Module):
         cache: Cache | None = None,
     ) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
         """Logits after the last real token, going on from `cache` if there is one, and the cache after it."""
-        x, caches = self._embed(ids), []
-        for block, before in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x, after = block.prefill(x, mask, before)
+        before, seen = self._split(cache, ids)
+        x, caches = self._place(self._embed(ids), mask, seen=seen), []
+        for block, layer in zip(self.blocks, before, strict=True):
+            x, after = block.prefill(x, mask, layer)
             caches.append(after)
-        return self.head(self.norm(last_real(x, mask))), tuple(caches)
+        ends = seen + (ids.shape[1] if mask is None else mask.sum(1))
+        return self._logits(self.norm(last_real(x, mask))), self._joined(caches, ends)
 
     @typed
     def step(self, ids: Int[Tensor, " batch"], cache: Cache) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
-        """Logits after one more token per sequence, and the cache after it."""
-        x, caches = self._embed(ids), []
-        for block, before in zip(self.blocks, cache, strict=True):
-            x, after = block.step(x, before)
+        """Return the logits after one more token per sequence, and the cache after it."""
+        before, seen = self._split(cache, ids)
+        x, caches = self._place(self._embed(ids)[:, None], None, seen=seen)[:, 0], []
+        for block, layer in zip(self.blocks, before, strict=True):
+            x, after = block.step(x, layer)
             caches.append(after)
-        return self.head(self.norm(x)), tuple(caches)
+        return self._logits(self.norm(x)), self._joined(caches, seen + 1)
 
     @typed
     @torch.no_grad()
@@ -233,3 +232,33 @@ class MambaLM(Pretrained, nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
         return x.to(torch.promote_types(x.dtype, torch.float32))
+
+    def _place(
+        self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Add the learned positions, if there are any, after `seen` tokens of each sequence."""
+        if self.pos_embed is None:
+            return x
+        return x + take_positions(self.pos_embed, number_tokens(x, mask, seq_idx)[0], seen)
+
+    def _logits(self, last: Tensor) -> Tensor:
+        logits = self.head(last)
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def _split(self, cache: Cache | None, ids: Tensor) -> tuple[Sequence[Any], Tensor]:
+        """Caches of the blocks, and the number of real tokens before, (batch,), if positions need it."""
+        none = ids.new_zeros(len(ids))
+        if not cache:
+            return [None] * len(self.blocks), none
+        return (cache, none) if self.pos_embed is None else (cache[:-1], cache[-1])  # type: ignore[return-value]
+
+    def _joined(self, caches: Sequence[LayerCache], seen: Tensor) -> Cache:
+        return tuple(caches) if self.pos_embed is None else (*caches, seen)
+
+
+def _mamba_block(d_intermediate: int, eps: float) -> Builders:
+    hidden_dim = -(-d_intermediate // 128) * 128 or None  # as mamba_ssm does
+    return partial(
+        TransformerBlock, hidden_dim=hidden_dim, gated=True, activation="silu", mlp_bias=False, norm="rms", eps=eps
+    )

@@ -1,6 +1,6 @@
 """Blocks one after the other: what every backbone does between its stem and its head."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +75,27 @@ def recompute_blocks(model: nn.Module, enabled: bool = True) -> None:
         raise ValueError(f"{type(model).__name__} has no BlockStack: wrap its blocks with torch.utils.checkpoint")
     for stack in stacks:
         stack.recompute = enabled
+
+
+Builders = Callable[..., nn.Module] | Sequence[Callable[..., nn.Module]]
+
+
+def per_layer(builders: Builders, depth: int, name: str) -> list[Callable[..., nn.Module]]:
+    """Repeat one builder for all layers, or take one per layer.
+
+    Raises:
+        ValueError: there is not one per layer.
+    """
+    if callable(builders):
+        return [builders] * depth
+    if len(builders) != depth:
+        raise ValueError(f"{name} has {len(builders)} entries for {depth} layers: give one builder, or one per layer")
+    return list(builders)
+
+
+def output_layer(mixer: Any) -> nn.Linear | None:
+    """Return the last linear layer of a mixer; None if it goes by none of our names."""
+    return getattr(mixer, "out_proj", None) or getattr(mixer, "proj", None)
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:

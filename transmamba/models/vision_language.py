@@ -122,6 +122,10 @@ class VisionLanguageMamba(Pretrained, nn.Module):
     ) -> None:
         super().__init__()
         _check_places(cross_after, query, len(language.blocks))
+        if language.pos_embed is not None:
+            raise ValueError(
+                "language has learned positions, which images between the words would use up: expected none"
+            )
         dim = language.embedding.embedding_dim
         self.vision: Any = vision
         self.projector = Projector(encoder_width(vision), dim)
@@ -282,7 +286,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         return Chosen.of(spliced.mask & ~spliced.image), Chosen.of(spliced.image)
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.language.head(x)[..., : self.language.vocab_size]
+        return self.language._logits(x)[..., : self.language.vocab_size]
 
 
 def _check_places(cross_after: Sequence[int], query: str, depth: int) -> None:

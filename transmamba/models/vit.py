@@ -1,72 +1,59 @@
-"""A Vision Transformer with timm's parameter names: the teacher of the examples, and of any DeiT checkpoint."""
+"""A Vision Transformer with timm's parameter names, of attention or of any other mixers."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import reset_children
-from transmamba.nn import Mlp, PatchEmbed, init_position
+from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
+from transmamba.nn import Attention, PatchEmbed, TransformerBlock, init_position
 from transmamba.nn.embed import draw_position
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention over all tokens."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        if dim % heads:
-            raise ValueError(f"heads must divide the width: got {heads} heads, width {dim}")
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    @typed
-    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        """Every token attends to every token."""
-        q, k, v = rearrange(
-            self.qkv(x), "batch token (three head width) -> three batch head token width", three=3, head=self.heads
-        )
-        y = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(y, "batch head token width -> batch token (head width)"))
-
-
-class ViTBlock(nn.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
-
-    def __init__(self, dim: int, heads: int, *, mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
-
-    @typed
-    def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+from transmamba.nn.norm import build_norm
+from transmamba.ops import ScanOrder, scan_orders
 
 
 class ViT(Pretrained, nn.Module):
     """Vision Transformer; with `distilled` a DeiT, whose two heads are averaged as DeiT does for prediction.
 
+    Tokens stand in the order class token, distillation token, registers, patches.
+
     Args:
         img_size: rows and columns of the image in pixels, or one number for both.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; 0 leaves what it would read as it is.
         dim: width of the tokens.
         depth: number of blocks.
         heads: attention heads.
-        distilled: add DeiT's distillation token and head.
+        distilled: add DeiT's distillation token and head; "token" leaves the head out.
+        mixer: builds a mixer from a width, attention of `heads` heads by default; or one builder per block.
+        block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
+            another MLP or other norms; or one builder per block.
+        orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none. The
+            other tokens come first in an order, and last in one whose name ends in "reverse" or "backward".
+        class_token: whether there is one.
+        registers: number of register tokens.
+        position_table: add a learned table of positions.
+        prefix_positions: class, distillation and register tokens that have a row in the table; by default all but the
+            registers.
+        patch_bias: bias of the projection of patches.
+        norm_pre: a norm before the first block.
+        norm: kind of the norms outside the blocks.
+        norm_eps: their epsilon.
+        norm_bias: whether they have a bias; an RMSNorm has none.
+        final_norm: a norm after the last block.
+        pool: what the head reads: the class token, or the mean of the patches.
+        fc_norm: a norm of that.
 
     Raises:
-        ValueError: the patches do not tile the image, or the heads do not divide the width.
+        ValueError: the patches do not tile the image, the heads do not divide the width, an order does not fit the
+            patch grid, or a token is to be read or to have a position that there is not.
 
     Reference:
         arXiv 2010.11929 and 2012.12877; state-dict keys and shapes are timm's.
@@ -88,66 +75,141 @@ class ViT(Pretrained, nn.Module):
         dim: int = 192,
         depth: int = 12,
         heads: int = 3,
-        distilled: bool = False,
+        distilled: bool | Literal["token"] = False,
+        mixer: Builders | None = None,
+        block: Builders | None = None,
+        orders: Sequence[str | Sequence[int]] | None = None,
+        class_token: bool = True,
+        registers: int = 0,
+        position_table: bool = True,
+        prefix_positions: int | None = None,
+        patch_bias: bool = True,
+        norm_pre: bool = False,
+        norm: Literal["layer", "rms"] = "layer",
+        norm_eps: float = 1e-6,
+        norm_bias: bool = True,
+        final_norm: bool = True,
+        pool: Literal["token", "mean"] = "token",
+        fc_norm: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, heads=heads)
-        self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
+        check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, heads=heads)
+        check_sizes(registers=registers or None, prefix_positions=prefix_positions or None)
+        self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, bias=patch_bias)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.order_specs = None if orders is None else tuple(orders)
+        self.prefix, self.pool = class_token + bool(distilled) + registers, pool
+        self._orders(None)  # a wrong order fails here, not at the first forward
+        if not class_token and (distilled or pool == "token"):
+            raise ValueError("without class token there is no distillation token, and the head reads pool='mean'")
+        self.prefix_positions = self.prefix - registers if prefix_positions is None else prefix_positions
+        if self.prefix_positions > self.prefix:
+            raise ValueError(
+                f"prefix_positions={prefix_positions}, and there are {self.prefix} tokens before the patches"
+            )
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim)) if class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, dim)) if distilled else None
-        self.pos_embed = init_position((2 if distilled else 1) + self.grid[0] * self.grid[1], dim)
-        self.blocks = nn.ModuleList(ViTBlock(dim, heads) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.head = nn.Linear(dim, num_classes)
-        self.head_dist = nn.Linear(dim, num_classes) if distilled else None
-        self.apply(init_transformer)
+        self.reg_token = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
+        rows = self.prefix_positions + self.grid[0] * self.grid[1]
+        self.pos_embed = init_position(rows, dim) if position_table else None
+
+        def norm_if(wanted: bool) -> nn.Module:
+            return build_norm(norm, dim, norm_eps, norm_bias) if wanted else nn.Identity()
+
+        self.norm_pre = norm_if(norm_pre)
+        mixers = per_layer(mixer or partial(Attention, heads=heads), depth, "mixer")
+        blocks = per_layer(block or partial(TransformerBlock, hidden_dim=4 * dim), depth, "block")
+        self.blocks = BlockStack(build(dim, mix(dim)) for build, mix in zip(blocks, mixers, strict=True))
+        self.norm, self.fc_norm = norm_if(final_norm), norm_if(fc_norm)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.head_dist = nn.Linear(dim, num_classes) if distilled is True and num_classes else None
+        self._init_weights()
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
-        last = self.forward_features(x).last
-        logits = self.head(last[:, 0])
-        return logits if self.head_dist is None else (logits + self.head_dist(last[:, 1])) / 2
+        """Return the logits."""
+        tokens = self.norm(self.blocks(self._embed(x), self._orders(x.device)))
+        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(1)
+        logits = self.head(self.fc_norm(pooled))
+        return logits if self.head_dist is None else (logits + self.head_dist(tokens[:, 1])) / 2
 
     @typed
-    def forward_features(self, x: Float[Tensor, "batch channel height width"]) -> Features:
-        """Tokens of every layer, class tokens in front (`Features.extra` has their positions).
+    def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
+        """Return the tokens of every layer, class tokens in front (`Features.extra` has their positions).
+
+        Args:
+            x: images.
+            directions: also return each direction's share of every mixer output.
 
         Raises:
             ValueError: the image has another size than the model was built for.
         """
-        tokens = self.patch_embed(x)
-        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
-            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
-        extra = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token) if token is not None]
-        tokens = torch.cat([*extra, tokens], 1) + self.pos_embed
-        layers = []
-        for block in self.blocks:
-            tokens = block(tokens)
-            layers.append(tokens)
-        return Features(self.norm(tokens), tuple(layers), self.grid, extra=tuple(range(len(extra))))
+        orders = self._orders(x.device)
+        layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
+        extra = tuple(range(self.prefix))
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders or ()), extra)
 
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(x)
         return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
-        return {"pos_embed", "cls_token", "dist_token"}
+        """Return the names of parameters that an optimiser should not shrink."""
+        spared = ("pos_embed", "cls_token", "dist_token", "reg_token", "relative_bias", "A_log", ".D", "dt_bias")
+        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
-        draw_position(self.pos_embed)
+        if self.pos_embed is not None:
+            draw_position(self.pos_embed)
+        self._init_weights()
+
+    def _init_weights(self) -> None:
         for token in (self.cls_token, self.dist_token):
             if token is not None:
                 nn.init.zeros_(token)
-        self.apply(init_transformer)
+        if self.reg_token is not None:  # equal ones would stay equal
+            nn.init.trunc_normal_(self.reg_token, std=0.02)
+        # mixers other than attention start in ways of their own
+        own = (part for block in self.blocks for name, part in block.named_children() if name != "mixer")
+        for module in (*own, self.head, self.head_dist):
+            if module is not None:
+                module.apply(init_transformer)
+
+    def _orders(self, device: torch.device | None) -> list[ScanOrder] | None:
+        """Return the scan orders over all tokens."""
+        if self.order_specs is None:
+            return None
+        orders = scan_orders(self.order_specs, self.grid, device)
+        return [_with_prefix(order, self.prefix, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
+
+    def _embed(self, x: Tensor) -> Tensor:
+        tokens = self.patch_embed(x)
+        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
+            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
+        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token, self.reg_token)
+                  if token is not None]  # fmt: skip
+        tokens = torch.cat([*prefix, tokens], 1)
+        if self.pos_embed is None:
+            return self.norm_pre(tokens)
+        placed, table = self.prefix_positions, self.pos_embed
+        if placed == self.prefix:
+            return self.norm_pre(tokens + table)
+        none = table.new_zeros(1, self.prefix - placed, table.shape[2])
+        return self.norm_pre(tokens + torch.cat([table[:, :placed], none, table[:, placed:]], 1))
+
+
+def _with_prefix(order: ScanOrder, prefix: int, spec: str | Sequence[int]) -> ScanOrder:
+    """Bring the tokens before the patches into an order of the patches."""
+    first = torch.arange(prefix, device=order.index.device)
+    backward = isinstance(spec, str) and spec.endswith(("reverse", "backward"))
+    index = torch.cat([order.index + prefix, first.flip(0)] if backward else [first, order.index + prefix])
+    return ScanOrder(index, index.argsort())
 
 
 def init_transformer(module: nn.Module) -> None:

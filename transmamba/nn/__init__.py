@@ -1,9 +1,11 @@
 """Modules that networks are built from."""
 
+from transmamba.nn.attention import Attention as Attention
 from transmamba.nn.block import DropPath as DropPath
 from transmamba.nn.block import GatedMlp as GatedMlp
 from transmamba.nn.block import MambaBlock as MambaBlock
 from transmamba.nn.block import Mlp as Mlp
+from transmamba.nn.cache import AttentionCache as AttentionCache
 from transmamba.nn.cache import CrossCache as CrossCache
 from transmamba.nn.cache import MixerCache as MixerCache
 from transmamba.nn.cross import CrossMamba as CrossMamba
@@ -16,6 +18,7 @@ from transmamba.nn.mamba3 import Mamba3Mixer as Mamba3Mixer
 from transmamba.nn.mixer import MambaMixer as MambaMixer
 from transmamba.nn.mixer import ScanBranch as ScanBranch
 from transmamba.nn.norm import GatedRMSNorm as GatedRMSNorm
+from transmamba.nn.norm import LayerNorm as LayerNorm
 from transmamba.nn.norm import RMSNorm as RMSNorm
 from transmamba.nn.norm import UnitRMSNorm as UnitRMSNorm
 from transmamba.nn.position import resize_position as resize_position
@@ -29,4 +32,5 @@ from transmamba.nn.ssm import scan_directions as scan_directions
 from transmamba.nn.stem import ConvNorm as ConvNorm
 from transmamba.nn.stem import ConvStem as ConvStem
 from transmamba.nn.stem import PatchMerging as PatchMerging
+from transmamba.nn.transformer_block import TransformerBlock as TransformerBlock
 from transmamba.nn.tubelet import TubeletEmbed as TubeletEmbed

@@ -1,7 +1,8 @@
 """The residual block of the paper: a Transformer block with the attention swapped for a state-space mixer."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,41 +13,71 @@ from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.mixer import MambaMixer
 from transmamba.ops import ScanOrder
 
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "silu": F.silu,
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
 
 class Mlp(nn.Module):
-    """fc1, GELU, fc2: the MLP of ViT, by timm's names."""
+    """fc1, activation, fc2: the MLP of ViT, by timm's names.
+
+    Args:
+        dim: width of the tokens.
+        hidden_dim: hidden width.
+        activation: "gelu" is exact, "gelu_tanh" its approximation by tanh, "quick_gelu" x sigmoid(1.702 x), "relu2"
+            the square of relu.
+        bias: bias of both layers.
+    """
 
     @typed
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "gelu", bias: bool = True) -> None:
         super().__init__()
         check_sizes(dim=dim, hidden_dim=hidden_dim)
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.activation = activation
+        self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
+        """Map each token by itself."""
         check_width(x, self.fc1.in_features)
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class GatedMlp(nn.Module):
-    """fc2(value silu(gate)) with value and gate the halves of fc1; the hidden width is a multiple of 128."""
+    """fc2(value activation(gate)) with value and gate the halves of fc1.
+
+    Args:
+        dim: width of the tokens.
+        hidden_dim: hidden width, rounded up to a multiple of `multiple`.
+        multiple: 128 as in mamba_ssm; 1 takes the width as it is.
+        activation: of the gate, as for `Mlp`.
+        bias: bias of both layers.
+    """
 
     @typed
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(
+        self, dim: int, hidden_dim: int, *, multiple: int = 128, activation: Activation = "silu", bias: bool = False
+    ) -> None:
         super().__init__()
-        check_sizes(dim=dim, hidden_dim=hidden_dim)
-        hidden_dim = -(-hidden_dim // 128) * 128
-        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=False)
-        self.fc2 = nn.Linear(hidden_dim, dim, bias=False)
+        check_sizes(dim=dim, hidden_dim=hidden_dim, multiple=multiple)
+        hidden_dim = -(-hidden_dim // multiple) * multiple
+        self.activation = activation
+        self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=bias)
+        self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
+        """Map each token by itself."""
         check_width(x, self.fc1.in_features)
         value, gate = self.fc1(x).chunk(2, -1)
-        return self.fc2(value * F.silu(gate))
+        return self.fc2(value * _ACTIVATIONS[self.activation](gate))
 
 
 class DropPath(nn.Module):

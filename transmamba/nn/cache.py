@@ -41,3 +41,69 @@ class CrossCache(NamedTuple):
     """
 
     state: Tensor
+
+
+class AttentionCache(NamedTuple):
+    """The keys and values of some tokens, in buffers with room for more.
+
+    Caches share buffers: a step writes behind the tokens of the cache that it was given, which therefore stays valid.
+    The first step from a cache takes the room behind it; another one from the same cache copies the buffers.
+
+    Attributes:
+        keys: `(batch, head, slot, channel)`; of a windowed layer the last ones only.
+        values: likewise.
+        positions: `(batch, slot)`; -1 marks padding.
+        ends: real tokens so far, `(batch,)`: the position of the next one.
+        length: slots that belong to this cache.
+        padded: some of them may be padding.
+        written: slots that any cache has written into these buffers.
+    """
+
+    keys: Tensor
+    values: Tensor
+    positions: Tensor
+    ends: Tensor
+    length: int
+    padded: bool
+    written: list[int]
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, positions: Tensor, ends: Tensor, *, padded: bool) -> "AttentionCache":
+        """Hold these tokens, without room for more."""
+        length = keys.shape[2]
+        return cls(keys, values, positions, ends, length, padded, [length])
+
+    def last(self, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and positions of the last `count` tokens, or of all."""
+        start = 0 if count is None else max(0, self.length - count)
+        slots = slice(start, self.length)
+        return self.keys[:, :, slots], self.values[:, :, slots], self.positions[:, slots]
+
+    def append(self, key: Tensor, value: Tensor, window: int | None) -> "AttentionCache":
+        """Add one real token (batch, head, 1, channel) to every sequence, in place if there is room."""
+        keep = None if window is None else window - 1
+        positions, ends = self.ends[:, None], self.ends + 1
+        if key.requires_grad or value.requires_grad:  # autograd keeps what was read: nothing may be overwritten
+            keys, values, before = self.last(keep)
+            keys, values = (torch.cat([x.to(y.dtype), y], -2) for x, y in ((keys, key), (values, value)))
+            return AttentionCache.of(keys, values, torch.cat([before, positions], 1), ends, padded=self.padded)
+        cache = self if self.written[0] == self.length < self.keys.shape[2] else self._with_room(keep, key.dtype)
+        slot = cache.length
+        for buffer, new in ((cache.keys, key), (cache.values, value)):
+            buffer[:, :, slot : slot + 1] = new
+        cache.positions[:, slot : slot + 1] = positions
+        cache.written[0] = slot + 1
+        return cache._replace(length=slot + 1, ends=ends)
+
+    def _with_room(self, keep: int | None, dtype: torch.dtype) -> "AttentionCache":
+        """Copy the last `keep` tokens, or all, to buffers of twice the size."""
+        keys, values, positions = self.last(keep)
+        length = keys.shape[2]
+        room = max(16, 2 * length)
+        buffers = []
+        for old in (keys.to(dtype), values.to(dtype)):
+            buffers.append(old.new_empty(*old.shape[:2], room, old.shape[3]))
+            buffers[-1][:, :, :length] = old
+        numbers = positions.new_zeros(len(positions), room)
+        numbers[:, :length] = positions
+        return AttentionCache(buffers[0], buffers[1], numbers, self.ends, length, self.padded, [length])

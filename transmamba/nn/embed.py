@@ -16,6 +16,7 @@ class PatchEmbed(nn.Module):
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
         stride: distance between patches; `patch_size` by default, smaller ones overlap.
+        bias: bias of the projection.
 
     Raises:
         ValueError: on the call, if the image is smaller than a patch or the patches do not tile it.
@@ -26,11 +27,13 @@ class PatchEmbed(nn.Module):
     """
 
     @typed
-    def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, stride: int | None = None) -> None:
+    def __init__(
+        self, dim: int, *, patch_size: int = 16, in_chans: int = 3, stride: int | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
         check_sizes(dim=dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
         self.patch_size, self.stride = patch_size, stride or patch_size
-        self.proj = nn.Conv2d(in_chans, dim, patch_size, self.stride)
+        self.proj = nn.Conv2d(in_chans, dim, patch_size, self.stride, bias=bias)
 
     def grid(self, height: int, width: int) -> Grid:
         """Rows and columns of tokens for an image of that size in pixels."""

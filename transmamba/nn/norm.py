@@ -1,4 +1,6 @@
-"""Root-mean-square norms, plain and gated."""
+"""Layer norms and root-mean-square norms, plain and gated."""
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,39 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
+
+
+class LayerNorm(nn.Module):
+    """torch's LayerNorm, which also takes a stream of another dtype than its weights and gives that of the weights.
+
+    Args:
+        dim: width of the tokens.
+        eps: added to the variance.
+        bias: add a learned constant.
+    """
+
+    @typed
+    def __init__(self, dim: int, *, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__()
+        check_sizes(dim=dim)
+        self.weight, self.eps = nn.Parameter(torch.ones(dim)), eps
+        self.bias = nn.Parameter(torch.zeros(dim)) if bias else None
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Normalise each token by itself."""
+        check_width(x, len(self.weight))
+        if x.dtype == self.weight.dtype:
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        compute = _at_least_float32(x)
+        weight, bias = (None if p is None else p.to(compute) for p in (self.weight, self.bias))
+        return F.layer_norm(x.to(compute), self.weight.shape, weight, bias, self.eps).to(self.weight.dtype)
+
+    def reset_parameters(self) -> None:
+        """Set the weight to one and the bias to zero."""
+        nn.init.ones_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -90,6 +125,11 @@ class UnitRMSNorm(nn.Module):
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Each token by itself."""
         return _rms_norm(x, self.eps).to(x.dtype)
+
+
+def build_norm(kind: Literal["layer", "rms"], dim: int, eps: float, bias: bool) -> nn.Module:
+    """Build the norm of that kind; RMSNorm has no bias."""
+    return RMSNorm(dim, eps=eps) if kind == "rms" else LayerNorm(dim, eps=eps, bias=bias)
 
 
 def _rms_norm(x: Tensor, eps: float, weight: Tensor | None = None) -> Tensor:

@@ -1,10 +1,10 @@
-"""Position tables of another size."""
+"""Position tables of another size, and the positions of tokens in texts."""
 
 import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import LARGEST, check_sizes, typed
@@ -54,3 +54,36 @@ def check_grid(x: Tensor, grid: Grid) -> None:
     """Raise ValueError unless the tokens (axis 1) fill a grid of rows and columns."""
     if len(grid) != 2 or grid[0] * grid[1] != x.shape[1] or grid[0] < 0:
         raise ValueError(f"x has {x.shape[1]} tokens, which are not those of a grid of {grid}")
+
+
+def number_tokens(
+    x: Float[Tensor, "batch token dim"], mask: Tensor | None, seq_idx: Tensor | None
+) -> tuple[Int[Tensor, "#batch token"], Int[Tensor, "batch token"] | None]:
+    """Count the real tokens before each one in its text, and number the texts of each row.
+
+    Positions are -1 for padding. A text ends where `seq_idx` changes; there are no numbers of texts without `seq_idx`.
+    """
+    if mask is None and seq_idx is None:
+        return torch.arange(x.shape[1], device=x.device)[None], None
+    real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    positions, texts = real.cumsum(1) - real.long(), None
+    if seq_idx is not None:
+        begins = torch.cat([torch.zeros_like(real[:, :1]), seq_idx[:, 1:] != seq_idx[:, :-1]], 1)
+        texts = begins.cumsum(1)
+        positions = positions - torch.where(begins, positions, 0).cummax(1).values
+    return positions.masked_fill(~real, -1), texts
+
+
+def take_positions(table: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
+    """Rows of a table (1, row, dim) at these positions, padding at the first one, after `seen` tokens (batch,).
+
+    Raises:
+        ValueError: a position has no row.
+    """
+    positions = positions.clamp_min(0) if seen is None else positions.clamp_min(0) + seen[:, None]
+    rows = table.shape[1]
+    # so many tokens cannot exceed the table: positions are not looked at, for which a GPU would have to wait
+    short = seen is None and positions.shape[1] <= rows
+    if not short and not torch.compiler.is_compiling() and positions.numel() and int(positions.max()) >= rows:
+        raise ValueError(f"built for at most {rows} tokens, got {int(positions.max()) + 1}")
+    return table[0][positions]

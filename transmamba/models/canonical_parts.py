@@ -1,0 +1,117 @@
+"""What a translated teacher is made of, as arguments of our modules."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from transmamba.models.stack import Builders
+from transmamba.nn import Attention, TransformerBlock
+from transmamba.transfer.teachers import Translated
+
+Options = dict[str, Any]
+
+
+class Parts:
+    """What a translated teacher is made of, as arguments of our modules."""
+
+    def __init__(self, translated: Translated) -> None:
+        self.translated, self.facts = translated, translated.architecture
+
+    def has(self, *names: str) -> bool:
+        """Whether the teacher has one of these tensors."""
+        return any(name in self.translated for name in names)
+
+    def rows(self, name: str, axis: int = 0) -> int:
+        """Size of a tensor along an axis."""
+        return self.translated.shape(name)[axis]
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors are computed from one stored tensor in the same way."""
+        translated = self.translated
+        return all(describe(one) == describe(other) for describe in (translated.sources, translated.note))
+
+    def refuse(self, reason: str) -> ValueError:
+        """Return the error that names what stands in the way."""
+        return ValueError(f"{self.translated.family}: {reason}")
+
+    @property
+    def mixers(self) -> Builders:
+        """The attention of every layer."""
+        return _merged([self._attention(i) for i in range(self.facts.depth)])
+
+    @property
+    def blocks(self) -> Builders:
+        """Everything around it."""
+        return _merged([self._block(i) for i in range(self.facts.depth)])
+
+    def _attention(self, i: int) -> Callable[..., nn.Module]:
+        facts, prefix = self.facts, f"blocks.{i}.attn"
+        heads, head_dim, kv_heads = facts.heads, facts.head_dim, facts.kv_heads
+        if heads is None or head_dim is None:
+            raise self.refuse("the checkpoint does not tell the heads: give its config=...")
+        options: Options = {
+            "heads": heads,
+            "kv_heads": None if kv_heads == heads else kv_heads,
+            "head_dim": None if head_dim * heads == facts.dim else head_dim,
+            "causal": facts.causal,
+            "qkv_bias": self.has(*(f"{prefix}.{letter}.bias" for letter in "qkv")),
+            "out_bias": self.has(f"{prefix}.out.bias"),
+            "scale": facts.scale,
+            "softcap": facts.softcap,
+            "rope": self._rope(i),
+            "window": facts.windows[i] if facts.windows else None,
+        }
+        if self.has(f"{prefix}.q_norm.weight"):
+            size = self.rows(f"{prefix}.q_norm.weight")
+            kinds = {heads * head_dim: "full", head_dim: "head"}
+            if size not in kinds:
+                raise self.refuse(f"its norm of queries has {size} entries, a head {head_dim} channels")
+            bias = self.has(f"{prefix}.q_norm.bias", f"{prefix}.k_norm.bias")
+            options |= {"qk_norm": kinds[size], "norm": facts.norm, "norm_eps": facts.eps, "norm_bias": bias}
+        if self.has(f"{prefix}.relative_bias"):
+            options["relative_grid"] = self.grid
+        return partial(Attention, **_given(options))
+
+    def _rope(self, i: int) -> Options | None:
+        rope = self.facts.ropes[i] if self.facts.ropes else None
+        if rope is None:
+            return None
+        return {**rope, "grid": self.grid} if rope.get("rope_type") == "axial" else dict(rope)
+
+    @property
+    def grid(self) -> list[int]:
+        """Rows and columns of patches."""
+        if self.facts.grid is None:
+            raise self.refuse("the checkpoint does not tell the grid of patches: give its config=...")
+        return list(self.facts.grid)
+
+    def _block(self, i: int) -> Callable[..., nn.Module]:
+        facts, prefix = self.facts, f"blocks.{i}"
+        norms = ["norm1", "norm2", *(["post_norm1", "post_norm2"] if facts.placement == "sandwich" else [])]
+        up = f"{prefix}.mlp.up.weight"
+        options: Options = {
+            "hidden_dim": self.rows(up) if self.has(up) else None,
+            "gated": self.has(f"{prefix}.mlp.gate.weight"),
+            "activation": facts.activation,
+            "mlp_bias": self.has(*(f"{prefix}.mlp.{part}.bias" for part in ("up", "gate", "down"))),
+            "norm": facts.norm,
+            "eps": facts.eps,
+            "norm_bias": self.has(*(f"{prefix}.{norm}.bias" for norm in norms)),
+            "placement": facts.placement,
+            "parallel": facts.parallel,
+            "without": [norm for norm in norms if not self.has(f"{prefix}.{norm}.weight")],
+        }
+        return partial(TransformerBlock, **_given(options))
+
+
+def _given(options: Options) -> Options:
+    return {name: value for name, value in options.items() if value is not None and value != []}
+
+
+def _merged(builders: Sequence[Callable[..., nn.Module]]) -> Builders:
+    """One builder where all layers are alike."""
+    first: Any = builders[0]
+    alike = all(builder.keywords == first.keywords for builder in builders)  # type: ignore[attr-defined]
+    return first if alike else list(builders)

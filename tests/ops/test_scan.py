@@ -319,6 +319,7 @@ def test_opcheck(backend, layout):
     states = [x[name].detach().mT.contiguous().requires_grad_() for name in ("A", "initial_state")]
     args = (
         backend, x["u"], x["dt"], states[0], x["B"], x["C"], x["D"], x["dt_bias"],
-        torch.stack([torch.randperm(5)] * 2), torch.zeros(2, 5, dtype=torch.long), states[1], True, False, False, True,
+        torch.stack([torch.randperm(5)] * 2), torch.zeros(2, 5, dtype=torch.long), states[1], True, False, False,
+        False, True,
     )  # fmt: skip
     torch.library.opcheck(torch.ops.transmamba.scan_forward.default, args)

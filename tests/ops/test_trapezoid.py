@@ -122,6 +122,4 @@ def test_packed_is_separate_is_padded():
             torch.testing.assert_close((y[mask][None], *state), (alone, *after))
             assert not y[~mask].any()
         begin += length
-    # the angles of a packed scan run on, which shows in its state but in no output
-    token = {name: v[:, -1] for name, v in tensors.items()}
-    torch.testing.assert_close(trapezoidal_step(last, **token)[0], trapezoidal_step(after, **token)[0])
+    torch.testing.assert_close((*last,), (*after,))

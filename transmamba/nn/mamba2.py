@@ -211,8 +211,9 @@ class Mamba2Mixer(nn.Module):
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
         """One token after those of `cache`, which is not written to."""
         z, xBC, dt = self._project(x)
-        xBC, conv = conv_step(cache.conv, xBC, self.conv1d.weight[:, 0], self.conv1d.bias)
-        y, state = self.ssm.step(F.silu(xBC), dt, cache.state)
+        kernel, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        xBC, conv = conv_step(cache.conv, xBC, kernel, bias, activation="silu")
+        y, state = self.ssm.step(xBC, dt, cache.state)
         return self.out_proj(self.norm(y, z)), MixerCache(conv, state)
 
     def empty_cache(self, batch_size: int) -> MixerCache:

@@ -131,9 +131,9 @@ class Mamba3Mixer(nn.Module):
         self, x: Float[Tensor, "batch dim"], cache: TrapezoidState
     ) -> tuple[Float[Tensor, "batch dim"], TrapezoidState]:
         """One token after those of `cache`, which is not written to."""
-        gate, inputs = self._project(x)
-        y, cache = trapezoidal_step(cache, *inputs, self.D)
-        return self.out_proj((y * gate).flatten(1)), cache
+        z, inputs = self._project(x)
+        y, cache = trapezoidal_step(cache, *inputs, self.D, z)
+        return self.out_proj(y.flatten(1)), cache
 
     def empty_cache(self, batch_size: int) -> TrapezoidState:
         """The cache before the first token."""
@@ -143,9 +143,9 @@ class Mamba3Mixer(nn.Module):
     def _mix(
         self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: TrapezoidState | None = None
     ) -> tuple[Tensor, TrapezoidState]:
-        gate, inputs = self._project(x)
-        y, cache = trapezoidal_scan(*inputs, self.D, initial=cache, mask=mask, seq_idx=seq_idx)
-        return self.out_proj((y * gate).flatten(2)), cache
+        z, inputs = self._project(x)
+        y, cache = trapezoidal_scan(*inputs, self.D, z, initial=cache, mask=mask, seq_idx=seq_idx)
+        return self.out_proj(y.flatten(2)), cache
 
     def _project(self, x: Tensor) -> tuple[Tensor, ScanInputs]:
         check_width(x, self.in_proj.in_features)
@@ -155,7 +155,7 @@ class Mamba3Mixer(nn.Module):
         dt, rate, blend, theta = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (dt, rate, blend, theta))
         theta = (torch.pi * theta.tanh()).unsqueeze(-2).expand(*theta.shape[:-1], self.heads, -1)
         A = -self.decay(rate).clamp_min(1e-4)
-        return F.silu(z), (u, F.softplus(dt + self.dt_bias), A, B, C, blend.sigmoid(), theta)
+        return z, (u, F.softplus(dt + self.dt_bias), A, B, C, blend.sigmoid(), theta)
 
     def _by_head(self, x: Tensor, norm: nn.Module, bias: Tensor) -> Tensor:
         """B or C of every head, (..., head, state)."""

@@ -96,8 +96,7 @@ class MambaMixer(nn.Module):
         Raises:
             ValueError: there is not one order per direction.
         """
-        scanned = self._scan(x, orders, mask, seq_idx=seq_idx)
-        return self.out_proj(scanned.y * scanned.gate)
+        return self.out_proj(self._scan(x, orders, mask, seq_idx=seq_idx).y)
 
     def forward_directions(
         self,
@@ -112,7 +111,7 @@ class MambaMixer(nn.Module):
         """
         scanned = self._scan(x, orders, mask, seq_idx=seq_idx, merge=False)
         parts = F.linear(
-            rearrange(scanned.y * scanned.gate[:, None], "batch direction token inner -> direction batch token inner"),
+            rearrange(scanned.y, "batch direction token inner -> direction batch token inner"),
             self.out_proj.weight,
         )
         mixed = parts.sum(0)
@@ -134,14 +133,13 @@ class MambaMixer(nn.Module):
         cache = self.empty_cache(len(x)) if cache is None else cache
         scanned = self._scan(x, None, mask, cache=cache)
         conv = cache.last_inputs(scanned.u, mask)
-        return self.out_proj(scanned.y * scanned.gate), MixerCache(conv, scanned.last_state[:, 0])
+        return self.out_proj(scanned.y), MixerCache(conv, scanned.last_state[:, 0])
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
         """One token after those of `cache`, which is not written to."""
         (branch,) = self.branches
         u, gate = self.in_proj(x).chunk(2, -1)
-        u, conv = conv_step(cache.conv, u, branch.conv1d.weight[:, 0], branch.conv1d.bias)
-        u = F.silu(u)
+        u, conv = conv_step(cache.conv, u, branch.conv1d.weight[:, 0], branch.conv1d.bias, activation="silu")
         dt, A, B, C, D, dt_bias = branch.ssm.scan_parameters(u[:, None])
         y, state = selective_step(
             cache.state, u, dt[:, 0], A, B[:, 0], C[:, 0], D, gate, dt_bias=dt_bias, dt_softplus=True
@@ -191,15 +189,14 @@ class MambaMixer(nn.Module):
             inputs,
             parameters,
             orders,
+            z=gate,
             mask=mask,
             seq_idx=seq_idx,
             merge=merge,
             initial_state=start,
             return_last_state=True,
         )
-        gate = F.silu(gate)
-        # in place, because silu's backward does not need its result
-        return _Scanned(y, gate.div_(len(self.branches)) if self.average else gate, u, last_state)
+        return _Scanned(y / len(self.branches) if self.average else y, u, last_state)
 
     def _orders(self, orders: Sequence[ScanOrder] | None, x: Tensor) -> Sequence[ScanOrder] | None:
         count = len(self.branches)
@@ -213,7 +210,6 @@ class MambaMixer(nn.Module):
 class _Scanned(NamedTuple):
     """What a scan over the tokens gives."""
 
-    y: Tensor
-    gate: Tensor
+    y: Tensor  # gated
     u: Tensor  # what the convolution saw
     last_state: Tensor  # (batch, direction, inner, state)

@@ -63,21 +63,18 @@ class SnakeMixer(nn.Module):
         grid: Grid,
     ) -> Float[Tensor, "batch token dim"]:
         """Mix the tokens of `grid`; `moves` are `moves_between` for these orders."""
-        y, gate = self._scan(x, orders, moves, grid, merge=True)
-        return self.out_proj(y * gate)
+        return self.out_proj(self._scan(x, orders, moves, grid, merge=True))
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """What `forward` gives, and each order's part of it without the bias, in natural token order."""
-        y, gate = self._scan(x, orders, moves, grid, merge=False)
-        parts = F.linear((y * gate[:, None]).movedim(1, 0), self.out_proj.weight)
+        y = self._scan(x, orders, moves, grid, merge=False)
+        parts = F.linear(y.movedim(1, 0), self.out_proj.weight)
         mixed = parts.sum(0)
         return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
 
-    def _scan(
-        self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _scan(self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool) -> Tensor:
         check_width(x, self.in_proj.in_features)
         check_grid(x, grid)
         u, gate = self.in_proj(x).chunk(2, -1)
@@ -97,6 +94,7 @@ class SnakeMixer(nn.Module):
             B[:, None] + self.move_B[moves],
             C[:, None],
             D[None],
+            z=gate,
             dt_bias=dt_bias[None] * (2 if self.released_scan else 1),
             softplus=True,
             orders=orders,
@@ -104,7 +102,7 @@ class SnakeMixer(nn.Module):
             step_parameters=self.released_scan,
         )
         assert isinstance(y, Tensor)
-        return y, F.silu(gate)
+        return y
 
 
 @typed

@@ -90,6 +90,7 @@ def selective_scan(
         by_token(B),
         by_token(C),
         None if D is None else split(D, 0),
+        z=None if z is None else split(z, 1).transpose(-1, -2),
         dt_bias=None if delta_bias is None else split(delta_bias, 0),
         softplus=delta_softplus,
         initial_state=None if initial_state is None else split(initial_state, 1),
@@ -97,7 +98,6 @@ def selective_scan(
         backend=backend,
     )
     y = y.squeeze(1).transpose(-1, -2) if groups == 1 else y.transpose(-1, -2).flatten(1, 2)
-    y = y if z is None else y * F.silu(z.to(y.dtype))
     return (y, last_state.flatten(1, 2)) if return_last_state else y
 
 
@@ -110,6 +110,7 @@ def multi_scan(
     C: Float[Tensor, "batch #direction length state"],
     D: Float[Tensor, "#direction dim"] | None = None,
     *,
+    z: Float[Tensor, "batch length dim"] | Float[Tensor, "batch #direction length dim"] | None = None,
     dt_bias: Float[Tensor, "#direction dim"] | None = None,
     softplus: bool = False,
     orders: Orders | None = None,
@@ -125,6 +126,7 @@ def multi_scan(
 
     Outputs `(batch, direction, length, dim)` stand in natural token order, or summed over the directions
     `(batch, length, dim)` if `merge`. What all directions share is passed once, with size 1 on the direction axis.
+    Half precision is rounded once, after the gate.
 
     Args:
         u: input, `(batch, length, dim)` for all directions or `(batch, direction, length, dim)`.
@@ -133,6 +135,7 @@ def multi_scan(
         B: input weights.
         C: readout weights.
         D: weight of the direct path.
+        z: gate of the tokens; every output is multiplied by `silu(z)`. One per direction only without `merge`.
         dt_bias: added to `dt`.
         softplus: pass `dt` through softplus.
         orders: one scan order per direction (`scan_order`, or rows of token numbers); None visits 0, 1, 2, ...
@@ -170,10 +173,12 @@ def multi_scan(
         softplus,
         step_parameters,
         merge,
+        z is not None,
     )
-    _check_directions(problem)
+    _check_directions(problem, z)
     y, last_state = choose(problem, backend).run(problem)
-    y = y.to(u.dtype) if mask is None else y.to(u.dtype).masked_fill(~mask[:, None, :, None], 0.0)
+    y = (y if z is None else _gate(y, z)).to(u.dtype)
+    y = y if mask is None else y.masked_fill(~mask[:, None, :, None], 0.0)
     y = y[:, 0] if merge else y
     return (y, last_state.transpose(-1, -2)) if return_last_state else y
 
@@ -209,7 +214,12 @@ def _order_table(orders: Orders | None, length: int) -> Tensor | None:
     return orders.long()
 
 
-def _check_directions(problem: Problem) -> None:
+def _gate(y: Tensor, z: Tensor) -> Tensor:
+    z = z.to(torch.promote_types(z.dtype, y.dtype))
+    return y * F.silu(z if z.dim() == 4 else z[:, None])
+
+
+def _check_directions(problem: Problem, z: Tensor | None) -> None:
     """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
     k = count_directions(problem)
     counts = {
@@ -219,8 +229,13 @@ def _check_directions(problem: Problem) -> None:
         "B": problem.B.shape[1],
         "C": problem.C.shape[1],
         "D": 1 if problem.D is None else problem.D.shape[0],
+        "z": 1 if z is None or z.dim() == 3 else z.shape[1],
         "dt_bias": 1 if problem.dt_bias is None else problem.dt_bias.shape[0],
         "initial_state": k if problem.initial_state is None else problem.initial_state.shape[1],
     }
     if any([count not in (1, k) for count in counts.values()]) or counts["initial_state"] != k:
         raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")
+    if problem.merge and counts["z"] > 1:
+        raise ValueError(
+            f"the sum of the directions has one gate, got {counts['z']}: expected z of (batch, length, dim)"
+        )

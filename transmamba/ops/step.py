@@ -1,5 +1,7 @@
 """Decoding: one token through a recurrence or a convolution, state in, state out."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from einops import einsum
@@ -7,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import typed
+from transmamba.ops.backends.opaque import _without_autocast
 
 
 @typed
@@ -24,7 +27,8 @@ def selective_step(
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim state"]]:
     """One step of `selective_scan`: the output for one token and the state after it.
 
-    Arithmetic has the dtype of the state; the output has that of `u`. The given state is not written to.
+    Arithmetic is float32 (float64 if the state is); the output has the dtype of `u`, the state after the token that of
+    the one before, each rounded once. The given state is not written to.
 
     Args:
         state: the state before the token.
@@ -47,15 +51,16 @@ def selective_step(
         >>> y
         tensor([[3., 3.]])
     """
-    compute, token = state.dtype, u.to(state.dtype)
-    dt = dt.to(compute) if dt_bias is None else dt.to(compute) + dt_bias
+    compute = torch.promote_types(state.dtype, torch.float32)
+    token, A = u.to(compute), A.to(compute)
+    dt = dt.to(compute) if dt_bias is None else dt.to(compute) + dt_bias.to(compute)
     dt = F.softplus(dt) if dt_softplus else dt
     B, C = (_per_channel(x.to(compute), state.shape[1]) for x in (B, C))
-    state = torch.exp(dt[..., None] * A) * state + (dt * token)[..., None] * B
-    y = (state * C).sum(-1)
-    y = y if D is None else y + D * token
+    after = torch.exp(dt[..., None] * A) * state.to(compute) + (dt * token)[..., None] * B
+    y = (after * C).sum(-1)
+    y = y if D is None else y + D.to(compute) * token
     y = y if z is None else y * F.silu(z.to(compute))
-    return y.to(u.dtype), state
+    return y.to(u.dtype), after.to(state.dtype)
 
 
 def _per_channel(x: Tensor, channels: int) -> Tensor:
@@ -75,13 +80,27 @@ def conv_step(
     x: Float[Tensor, "batch dim"],
     weight: Float[Tensor, "dim width"],
     bias: Float[Tensor, " dim"] | None = None,
+    *,
+    activation: Literal["silu"] | None = None,
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim width"]]:
     """One step of `causal_conv1d`: the output for one token and the last `width` tokens, newest last.
+
+    Arithmetic is float32 (float64 if a token is); the output has the dtype of `x`, rounded once.
+
+    Args:
+        state: the last `width` tokens before `x`, newest last.
+        x: the token.
+        weight: one kernel per channel, oldest token first.
+        bias: one per channel.
+        activation: "silu" is applied before the output is rounded.
 
     Example:
         >>> conv_step(torch.tensor([[[5.0, 6.0]]]), torch.tensor([[7.0]]), torch.tensor([[10.0, 1.0]]))
         (tensor([[67.]]), tensor([[[6., 7.]]]))
     """
     state = torch.cat([state[..., 1:], x[..., None]], -1)
-    y = einsum(state, weight.to(state.dtype), "batch dim width, dim width -> batch dim")
-    return (y if bias is None else y + bias).to(x.dtype), state
+    compute = torch.promote_types(state.dtype, torch.float32)
+    with _without_autocast(x.device):
+        y = einsum(state.to(compute), weight.to(compute), "batch dim width, dim width -> batch dim")
+    y = y if bias is None else y + bias.to(compute)
+    return (F.silu(y) if activation else y).to(x.dtype), state

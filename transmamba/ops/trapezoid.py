@@ -42,6 +42,7 @@ def trapezoidal_scan(
     blend: Float[Tensor, "batch length head"],
     theta: Float[Tensor, "batch length head pair"],
     D: Float[Tensor, " head"] | None = None,
+    z: Float[Tensor, "batch length head channel"] | None = None,
     *,
     initial: TrapezoidState | None = None,
     seq_idx: Int[Tensor, "batch length"] | None = None,
@@ -51,7 +52,7 @@ def trapezoidal_scan(
     """All heads over all tokens: outputs, and what to go on from.
 
     The step sizes are final here (no bias, no softplus). Arithmetic and states are float32 (float64 if an argument
-    is), the output has the dtype of `x`.
+    is), the output has the dtype of `x`, rounded once.
 
     Args:
         x: input.
@@ -62,6 +63,7 @@ def trapezoidal_scan(
         blend: share of this token's end of the trapezoid.
         theta: speeds of rotation; pair i is states 2 i and 2 i + 1, states beyond the last pair stand still.
         D: weight of the direct path.
+        z: gate; the output is multiplied by `silu(z)`.
         initial: what an earlier scan left; nothing by default.
         seq_idx: number of the packed sequence each token belongs to; the state restarts where it changes.
         mask: True marks a real token. Padding may stand at either end of a sequence, its output is zero.
@@ -88,7 +90,7 @@ def trapezoidal_scan(
             x, dt = x.masked_fill(~mask[..., None, None], 0.0), dt.masked_fill(~mask[..., None], 0.0)
         start = _nothing(x, B, theta) if initial is None else initial
         _check_sizes(start, x.new_empty(len(x), *x.shape[2:]), B, theta)
-        angle = start.angle[:, None] + (dt[..., None] * theta).cumsum(1)
+        angle = _turned(start.angle, dt[..., None] * theta, seq_idx)
         B_turned, C_turned = rotate(B, angle), rotate(C, angle)
         # what the next step adds of this token: its own decay is part of the way there
         late = (1 - blend) * dt
@@ -101,6 +103,7 @@ def trapezoidal_scan(
         y, last = scan_chunks(x * (early + late)[..., None], dt * A, B_turned, C_turned, state, seq_idx, chunk_size)
         y = y - (late * (B * C).sum(-1))[..., None] * x
         y = y if D is None else y + D[:, None] * x
+        y = y if z is None else y * F.silu(z.to(compute))
     y = y.to(given) if mask is None else y.to(given).masked_fill(~mask[..., None, None], 0.0)
     return y, _after(start, angle, last, B_turned, x, mask)
 
@@ -116,15 +119,17 @@ def trapezoidal_step(
     blend: Float[Tensor, "batch head"],
     theta: Float[Tensor, "batch head pair"],
     D: Float[Tensor, " head"] | None = None,
+    z: Float[Tensor, "batch head channel"] | None = None,
 ) -> tuple[Float[Tensor, "batch head channel"], TrapezoidState]:
-    """One step of `trapezoidal_scan`: the output for one token, and what to go on from.
+    """One step of `trapezoidal_scan`: the output for one token, and what to go on from, in the dtypes of `before`.
 
     Raises:
         ValueError: `before` is of other sizes than the token, or there are more pairs than states.
         TypeError: a part of `before` is no floating tensor.
     """
     _check_sizes(before, x, B, theta)
-    compute, given = before.state.dtype, x.dtype
+    compute, given = torch.promote_types(before.state.dtype, torch.float32), x.dtype
+    kept, before = before, TrapezoidState(*(t.to(compute) for t in before))
     x, dt, A, B, C, blend, theta = (t.to(compute) for t in (x, dt, A, B, C, blend, theta))
     angle = before.angle + dt[..., None] * theta
     B, C, decay = rotate(B, angle), rotate(C, angle), torch.exp(dt * A)
@@ -133,7 +138,25 @@ def trapezoidal_step(
     state = decay[..., None, None] * before.state + old + new
     y = einsum(state, C, "batch head channel state, batch head state -> batch head channel")
     y = y if D is None else y + D[:, None] * x
-    return y.to(given), TrapezoidState(angle.remainder(TURN), state, B, x)
+    y = y if z is None else y * F.silu(z.to(compute))
+    after = TrapezoidState(angle.remainder(TURN), state, B, x)
+    return y.to(given), TrapezoidState(*(new.to(old.dtype) for new, old in zip(after, kept, strict=True)))
+
+
+def _turned(start: Tensor, turns: Tensor, seq_idx: Tensor | None) -> Tensor:
+    """The angle after each token, less whole turns; it starts anew, at zero, with every packed sequence.
+
+    A sum over thousands of tokens is taken in float64: its digits before the point would cost those behind it.
+    """
+    exact = turns.dtype if turns.device.type == "mps" else torch.float64
+    total = start[:, None].to(exact) + turns.to(exact).cumsum(1)
+    if seq_idx is not None and seq_idx.shape[1]:
+        before = F.pad(total[:, :-1], (0, 0, 0, 0, 1, 0))
+        first = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0))
+        step = torch.arange(seq_idx.shape[1], device=seq_idx.device)
+        began = (step * first).cummax(1).values
+        total = total - before.gather(1, began[..., None, None].expand_as(total))
+    return total.remainder(TURN).to(turns.dtype)
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
@@ -171,7 +194,7 @@ def _after(
     if not x.shape[1]:
         return start
     if mask is None:
-        return TrapezoidState(angle[:, -1].remainder(TURN), state, B[:, -1], x[:, -1])
+        return TrapezoidState(angle[:, -1], state, B[:, -1], x[:, -1])
     last = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).argmax(1)
     rows = torch.arange(len(x), device=x.device)
-    return TrapezoidState(angle[rows, last].remainder(TURN), state, B[rows, last], x[rows, last])
+    return TrapezoidState(angle[rows, last], state, B[rows, last], x[rows, last])

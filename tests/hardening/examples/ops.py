@@ -20,7 +20,8 @@ def multi_scan(s):
     return Call(ops.multi_scan, {
         "u": s.normal("batch direction length dim"), "dt": s.normal("batch direction length dim"),
         "A": -s.positive("direction dim state"), "B": s.normal("batch 1 length state"),
-        "C": s.normal("batch direction length state"), "D": s.normal("1 dim"), "dt_bias": s.normal("direction dim"),
+        "C": s.normal("batch direction length state"), "D": s.normal("1 dim"),
+        "z": s.choice(None, s.normal("batch length dim")), "dt_bias": s.normal("direction dim"),
         "softplus": True, "orders": s.choice(None, orders_of(s, k, length)),
         "mask": s.choice(None, s.mask("batch length")), "seq_idx": s.choice(None, s.whole("batch length", 2)),
         "initial_state": s.choice(None, s.normal("batch direction dim state")), "merge": s.choice(True, False),
@@ -75,7 +76,7 @@ def selective_step(s):
 def conv_step(s):
     return Call(ops.conv_step, {
         "state": s.normal("batch dim width"), "x": s.normal("batch dim"), "weight": s.normal("dim width"),
-        "bias": s.normal("dim"),
+        "bias": s.normal("dim"), "activation": s.choice(None, "silu"),
     })  # fmt: skip
 
 
@@ -103,6 +104,7 @@ def _trapezoid(s, axes):
         "x": s.normal(f"{axes} head channel"), "dt": s.positive(f"{axes} head"), "A": -s.positive(f"{axes} head"),
         "B": s.normal(f"{axes} head {s['pair'] * 2 + 1}"), "C": s.normal(f"{axes} head {s['pair'] * 2 + 1}"),
         "blend": s.positive(f"{axes} head"), "theta": s.normal(f"{axes} head pair"), "D": s.normal("head"),
+        "z": s.normal(f"{axes} head channel"),
     }  # fmt: skip
 
 

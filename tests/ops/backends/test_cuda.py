@@ -4,6 +4,7 @@ import types
 import pytest
 import torch
 
+from tests.ops.rounding import BY_BACKEND, HALVES, check
 from tests.ops.scans import inputs
 from transmamba.ops import backends, multi_scan, scan_order, selective_scan
 from transmamba.ops.backends import Backend, cuda
@@ -52,6 +53,12 @@ def test_adapter_agrees_with_reference(kernel, own, options):
         torch.autograd.grad((got[0] * weight).sum(), list(tensors.values())),
         torch.autograd.grad((expected[0] * weight).sum(), list(tensors.values())),
     )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("case", [c for c in BY_BACKEND if "scan" in c.__name__ and "cross" not in c.__name__])
+def test_half_precision_is_rounded_once(kernel, case, dtype):
+    check(case, dtype, backend="cuda")
 
 
 def test_gradient_of_the_last_state_is_refused_loudly(kernel):

@@ -42,6 +42,19 @@ def small(dtype=torch.float32, states=2) -> Problem:
 
 
 @needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the same cases run compiled, in the gpu test")
+def test_half_precision_is_rounded_once_in_the_interpreter():
+    run_cases("triton_rounding_cases.py")
+
+
+@pytest.mark.gpu
+@needs_triton
+@needs_gpu
+def test_half_precision_is_rounded_once_on_the_gpu():
+    run_cases("triton_rounding_cases.py")
+
+
+@needs_triton
 def test_refuses_a_cpu_tensor_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(triton, "INTERPRETED", False)
     assert triton.refuse(small()) == ["needs a CUDA tensor, u is on cpu"]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Gradients, Problem, allocate
+from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
 
 CHUNK = 16
 
@@ -117,7 +117,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         out = (chunk.C[..., None, :] @ chunk.states[1:]).squeeze(-2)
         out = out if p.D is None else out + p.D * chunk.u
         walk.add(y, out, walk.tokens(start, stop), start, stop)
-    return y.to(p.u.dtype), h, saved
+    return y.to(output_dtype(p)), h, saved
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:

@@ -30,10 +30,15 @@ class Convolver(NamedTuple):
 
 
 def run_plain(convolution: Convolution) -> Tensor:
-    """The definition, in plain torch, direction by direction on permuted tokens."""
-    x, weight, bias, orders, inverses, segments, before, silu = convolution
+    """The definition, in plain torch, direction by direction on permuted tokens; in at least float32, rounded once."""
+    compute = torch.float64 if convolution.x.dtype == torch.float64 else torch.float32
+    x, weight, bias, before = (
+        None if t is None else t.to(compute)
+        for t in (convolution.x, convolution.weight, convolution.bias, convolution.initial_tokens)
+    )
+    orders, inverses, segments = convolution.orders, convolution.inverses, convolution.segments
     outputs = []
-    for k, kernel in enumerate(weight.to(x.dtype)):
+    for k, kernel in enumerate(weight):
         order = None if orders is None or inverses is None else ScanOrder(orders[k], inverses[k])
         x_scan = x if order is None else permute_tokens(x, order)
         past = x.new_zeros(len(x), kernel.shape[1] - 1, x.shape[2]) if before is None else before[:, k]
@@ -41,7 +46,7 @@ def run_plain(convolution: Convolution) -> Tensor:
             outputs.append(x_scan)
             continue
         seen = torch.cat([past, x_scan], 1)
-        bias_k = None if bias is None else bias[k].to(x.dtype)
+        bias_k = None if bias is None else bias[k]
         if segments is None:
             y_scan = F.conv1d(seen.transpose(1, 2), kernel[:, None], bias_k, groups=len(kernel)).transpose(1, 2)
         else:
@@ -49,7 +54,7 @@ def run_plain(convolution: Convolution) -> Tensor:
             y_scan = y_scan if bias_k is None else y_scan + bias_k
         outputs.append(y_scan if order is None else permute_tokens(y_scan, order.undo()))
     y = torch.stack(outputs, 1)
-    return F.silu(y) if silu else y
+    return (F.silu(y) if convolution.silu else y).to(convolution.x.dtype)
 
 
 def _convolve_packed(seen: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:

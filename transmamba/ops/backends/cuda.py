@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.backends.problem import Problem, output_dtype
 
 _MAX_STATE = 256
 
@@ -72,9 +72,11 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     p, (_, directions, _, channels, _) = problem, problem.sizes
     scan, _ = load()
     assert scan is not None
+    # the kernel rounds what it writes, which must not happen before directions are summed or a gate is applied
+    dtype = p.A.dtype if p.unrounded or directions > 1 else p.u.dtype
 
     def grouped(x: Tensor, *, permuted: bool) -> Tensor:
-        x = x.expand(-1, directions, -1, -1)
+        x = x.to(dtype).expand(-1, directions, -1, -1)
         if permuted and p.orders is not None:
             x = x.gather(2, p.orders[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[-1]))
         return x.mT.contiguous()
@@ -92,4 +94,4 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     if p.orders is not None:
         y = y.gather(2, p.orders.argsort(-1)[None, :, :, None].expand(y.shape[0], -1, -1, channels))
     last = _LastState.apply(last, y).unflatten(1, (directions, channels)).mT
-    return (y.sum(1, keepdim=True) if p.merge else y), last
+    return (y.sum(1, keepdim=True) if p.merge else y).to(output_dtype(p)), last

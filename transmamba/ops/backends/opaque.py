@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.backends import chunked, native, triton
-from transmamba.ops.backends.problem import Problem, allocate
+from transmamba.ops.backends.problem import Problem, allocate, output_dtype
 
 KERNELS: dict[str, Any] = {"triton": triton, "native": native, "chunked": chunked}  # fastest first
 _TENSORS = 10  # leading fields of Problem that are tensors
@@ -71,10 +71,11 @@ def _forward(
     softplus: bool,
     step_parameters: bool,
     merge: bool,
+    unrounded: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
-    problem = Problem(*tensors, softplus, step_parameters, merge)
+    problem = Problem(*tensors, softplus, step_parameters, merge, unrounded)
     problem.check()
     _check_orders(orders, u.shape[2])
     with _without_autocast(u.device):
@@ -96,7 +97,7 @@ def _(name: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
     batch, directions, length, channels, state = problem.sizes
     chunks = -(-length // KERNELS[name].CHUNK)
     return (
-        allocate(problem.u, 1 if problem.merge else directions),
+        allocate(problem.u, 1 if problem.merge else directions, output_dtype(problem)),
         problem.A.new_empty(batch, directions, state, channels),
         problem.A.new_empty((batch, directions, chunks, state, channels) if save else (0,)),
     )
@@ -118,13 +119,14 @@ def _backward(
     softplus: bool,
     step_parameters: bool,
     merge: bool,
+    unrounded: bool,
     saved: Tensor,
     grad_y: Tensor,
     grad_last: Tensor | None,
 ) -> list[Tensor]:
     tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
     with _without_autocast(u.device):
-        problem = Problem(*tensors, softplus, step_parameters, merge)
+        problem = Problem(*tensors, softplus, step_parameters, merge, unrounded)
         gradients = KERNELS[name].backward(problem, saved, grad_y, grad_last)
     return [x for x in gradients if x is not None]
 

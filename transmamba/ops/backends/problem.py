@@ -7,13 +7,14 @@ K scans share a batch of tokens. Along direction k, step t visits token r = orde
     y[r] = C[r] . h + D * u[r]
 
 Axes: b batch, k direction, l token, d channel, n state. Where a shape says `1|k`, size 1 is shared by all directions.
-Activations (u, dt, B, C, y and their gradients) have one floating dtype; A, D, dt_bias and all states have the
+Activations (u, dt, B, C, y and their gradients) have one floating dtype, but for an `unrounded` y; A, D, dt_bias and all states have the
 compute dtype: float64 if the activations are float64, otherwise float32. Arithmetic is done in the compute dtype.
 """
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
@@ -35,6 +36,7 @@ class Problem(NamedTuple):
     softplus: bool = False
     step_parameters: bool = False  # dt, B, C are indexed by step t instead of token r (PlainMamba's official form)
     merge: bool = False  # sum the directions: y is (b, 1, l, d)
+    unrounded: bool = False  # y in the compute dtype instead of that of u, for a gate to come
 
     @property
     def directions(self) -> int:
@@ -68,6 +70,11 @@ def count_sizes(problem: Any) -> tuple[int, int, int, int, int]:
     """Sizes of b, k, l, d, n of a scan or cross scan."""
     batch, _, length, channels = problem.u.shape
     return batch, count_directions(problem), length, channels, problem.A.shape[1]
+
+
+def output_dtype(problem: Problem) -> torch.dtype:
+    """The dtype of y."""
+    return problem.A.dtype if problem.unrounded else problem.u.dtype
 
 
 class Gradients(NamedTuple):
@@ -128,12 +135,12 @@ def _check(fields: Any, shapes: Sequence[Shape], shared: Sequence[Shape]) -> Non
             raise ValueError(f"{name} is on {x.device}, {fields._fields[0]} on {device}: move both to one device")
 
 
-def allocate(template: Tensor, directions: int) -> Tensor:
+def allocate(template: Tensor, directions: int, dtype: torch.dtype | None = None) -> Tensor:
     """An empty (b, directions, l, d) tensor whose memory runs along the axis along which `template`'s does.
 
     A scan called with (batch, dim, length) tensors thus answers in that layout without a copy.
     """
     batch, _, length, channels = template.shape
     if template.stride(-2) == 1 and template.stride(-1) != 1:
-        return template.new_empty(batch, directions, channels, length).transpose(-1, -2)
-    return template.new_empty(batch, directions, length, channels)
+        return template.new_empty(batch, directions, channels, length, dtype=dtype).transpose(-1, -2)
+    return template.new_empty(batch, directions, length, channels, dtype=dtype)

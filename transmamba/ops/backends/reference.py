@@ -34,7 +34,7 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     y = _along(y_scan, visit.argsort(-1))
     y = y if p.D is None else y + p.D[:, None] * u
     y = y.sum(1, keepdim=True) if p.merge else y
-    return y.to(p.u.dtype), h
+    return y if p.unrounded else y.to(p.u.dtype), h
 
 
 def _along(x: Tensor, visit: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Gradients, Problem, allocate
+from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
 from transmamba.ops.backends.triton_tiles import Tiles, cut
 
 CHUNK = 16
@@ -124,7 +124,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`."""
     p, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
-    y = allocate(p.u, directions)
+    y = parts_of(p.u, directions, 1 if p.merge else directions, output_dtype(p))
     last = p.A.new_empty(batch, directions, states, channels)
     saved = p.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
     if not p.u.numel():
@@ -136,14 +136,19 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     arguments |= tiles.shape | {"y": y, "y_at": strides(y), "last": last, "saved": saved if save else None}
     enter = _borders(p, tiles, arguments, Driver(p.u, p.B, adjoint=False), p.initial_state)
     launch(scan_forward, tiles.grid, p.u.device, arguments | {"enter": enter})
-    return over_directions(y, p.u, 1) if p.merge else y, last, saved
+    return over_directions(y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
-def over_directions(x: Tensor, template: Tensor, directions: int) -> Tensor:
+def parts_of(template: Tensor, directions: int, shared: int, dtype: torch.dtype) -> Tensor:
+    """Room for what `over_directions` takes: parts that are yet to be summed are not rounded before."""
+    return allocate(template, directions, dtype if directions == shared else torch.float32)
+
+
+def over_directions(x: Tensor, template: Tensor, directions: int, dtype: torch.dtype) -> Tensor:
     """The sum over directions if they share one tensor, else x itself."""
     if x.shape[1] == directions:
         return x
-    return torch.sum(x, 1, keepdim=True, out=allocate(template, 1))
+    return torch.sum(x, 1, keepdim=True, out=allocate(template, 1, x.dtype)).to(dtype)
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
@@ -164,8 +169,8 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
         taken = {"leave": leave, "turn": turn, "ADD": turn > 0}
         launch(scan_backward, tiles.backward_grid, p.u.device, arguments | taken)
     return Gradients(
-        over_directions(parts.u, p.u, p.u.shape[1]),
-        over_directions(parts.dt, p.dt, p.dt.shape[1]),
+        over_directions(parts.u, p.u, p.u.shape[1], p.u.dtype),
+        over_directions(parts.dt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(parts.A, p.A, (0, 1)),
         total(parts.B, p.B, (0,)),
         total(parts.C, p.C, (0,)),
@@ -181,8 +186,8 @@ def _parts(p: Problem, tiles: Tiles) -> Gradients:
     decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.backward_grid
     dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))
     return Gradients(
-        allocate(p.u, directions),
-        allocate(p.dt, decays),
+        parts_of(p.u, directions, p.u.shape[1], p.u.dtype),
+        parts_of(p.dt, decays, p.dt.shape[1], p.dt.dtype),
         p.A.new_empty(spans, batch, decays, states, channels),
         dB,
         dC,

@@ -34,10 +34,10 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
 
 
 def conv_backward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, grad_y: Tensor
+    x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, grad_y: Tensor, *, rounded: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, weight and bias."""
-    dx = _like(x)
+    """Gradients of x, in float32 unless `rounded`, weight and bias."""
+    dx = _like(x, None if rounded else torch.float32)
     if not x.numel():
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
     from transmamba.ops.backends.triton_conv_kernels import conv_backward_kernel
@@ -70,14 +70,15 @@ def forward(convolution: Convolution) -> Tensor:
 
 def backward(convolution: Convolution, grad_y: Tensor) -> ConvolutionGradients:
     """Gradients of every floating input."""
-    parts = []
+    parts, alone = [], len(convolution.weight) == 1
     for k, arguments in enumerate(_directions(convolution)):
         grad_scan = _gather(grad_y[:, k], convolution.orders, k)
-        dx_scan, dweight, dbias = conv_backward(*arguments, convolution.silu, False, grad_scan)
+        dx_scan, dweight, dbias = conv_backward(*arguments, convolution.silu, False, grad_scan, rounded=alone)
         parts.append((_gather(dx_scan, convolution.inverses, k), dweight, dbias))
     dx, dweights, dbiases = zip(*parts, strict=True)
     dbias = None if convolution.bias is None else torch.stack(dbiases)
-    return ConvolutionGradients(dx[0] if len(dx) == 1 else torch.stack(dx).sum(0), torch.stack(dweights), dbias, None)
+    total = dx[0] if alone else torch.stack(dx).sum(0).to(convolution.x.dtype)
+    return ConvolutionGradients(total, torch.stack(dweights), dbias, None)
 
 
 def _directions(convolution: Convolution) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -89,8 +90,8 @@ def _gather(x: Tensor, orders: Tensor | None, k: int) -> Tensor:
     return x if orders is None else x.index_select(1, orders[k])
 
 
-def _like(x: Tensor) -> Tensor:
-    return allocate(x[:, None], 1)[:, 0]
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return allocate(x[:, None], 1, dtype)[:, 0]
 
 
 def _arguments(

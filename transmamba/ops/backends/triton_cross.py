@@ -8,9 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from transmamba.ops.backends.cross_problem import CrossGradients, CrossProblem, queue_of
-from transmamba.ops.backends.problem import allocate
 from transmamba.ops.backends.triton import CHUNK as CHUNK
-from transmamba.ops.backends.triton import PART, launch, over_directions, per_direction, strides, total, unmet
+from transmamba.ops.backends.triton import (
+    PART,
+    launch,
+    over_directions,
+    parts_of,
+    per_direction,
+    strides,
+    total,
+    unmet,
+)
 from transmamba.ops.backends.triton_tiles import ENTRIES, power
 
 
@@ -38,7 +46,8 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`."""
     p, grid, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
-    y = p.u.new_empty(batch, directions, p.C.shape[2], channels)
+    merged = p.merge and directions > 1
+    y = p.u.new_empty(batch, directions, p.C.shape[2], channels, dtype=p.A.dtype if merged else None)
     last = p.A.new_empty(batch, directions, states, channels)
     saved = p.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
     if last.numel():
@@ -46,7 +55,7 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
         outputs = {"y": y, "y_at": strides(y), "last": last, "saved": saved if save else None}
         launch(cross_forward, grid, p.u.device, arguments | outputs)
-    return y.sum(1, keepdim=True) if p.merge and directions > 1 else y, last, saved
+    return y.sum(1, keepdim=True).to(p.u.dtype) if merged else y, last, saved
 
 
 def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
@@ -54,8 +63,8 @@ def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_l
     p, grid, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
     parts = CrossGradients(
-        allocate(p.u, directions),
-        allocate(p.dt, directions),
+        parts_of(p.u, directions, p.u.shape[1], p.u.dtype),
+        parts_of(p.dt, directions, p.dt.shape[1], p.dt.dtype),
         p.A.new_empty(batch, directions, states, channels),
         p.A.new_empty(grid[1], batch, directions, length, states),
         p.A.new_zeros(grid[1], batch, directions, p.C.shape[2], states),
@@ -70,8 +79,8 @@ def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_l
         arguments["grad_last"] = None if grad_last is None else grad_last.contiguous()
         launch(cross_backward, grid, p.u.device, arguments)
     return CrossGradients(
-        over_directions(parts.u, p.u, p.u.shape[1]),
-        over_directions(parts.dt, p.dt, p.dt.shape[1]),
+        over_directions(parts.u, p.u, p.u.shape[1], p.u.dtype),
+        over_directions(parts.dt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(parts.A[None], p.A, (0, 1)),
         total(parts.B, p.B, (0,)),
         total(parts.C, p.C, (0,)),

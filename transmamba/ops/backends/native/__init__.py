@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.backends.native.library import DTYPES, Array, Scan, are_permutations, array, available, fresh, run
-from transmamba.ops.backends.problem import Gradients, Problem, allocate
+from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
 
 CHUNK = 32
 AnyScan = TypeVar("AnyScan", bound=Scan)
@@ -45,14 +45,15 @@ def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tupl
     # no result of the forward depends on the number of units: as few as keep the threads busy
     scan, _keep = describe(p, Scan, units=4 * torch.get_num_threads())
     chunks = -(-length // CHUNK)
-    y = sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions))
+    dtype = output_dtype(p)
+    y = sum_buffer(p.u, 1, scan) if p.merge else fresh(allocate(p.u, directions, dtype))
     last = p.A.new_empty(batch, directions, state, channels)
     saved = fresh(p.A.new_empty((batch, directions, chunks, state, channels) if save else 0))
     scan.y, scan.last = array(y, 0, 1, 2, 3), array(last, 0, 1, None, 3)
     if save:
         scan.saved = array(saved, 0, 1, 2, 4)
     run(scan, backward=False, variant=variant)
-    return y.to(p.u.dtype), last, saved
+    return y.to(dtype), last, saved
 
 
 def backward(

@@ -1,12 +1,16 @@
 """Every notebook runs, with its knobs shrunk; the paired script and the notebook say the same."""
 
+import contextlib
+import os
 import re
+import tempfile
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -42,13 +46,26 @@ def test_every_notebook_has_its_knobs():
     assert {path.stem for path in NOTEBOOKS} == set(KNOBS)
 
 
+@contextlib.contextmanager
+def own_sockets():
+    """Configure kernels to listen at files: free TCP ports may be taken by another process before they are bound."""
+    if os.name == "nt":
+        yield Config()
+        return
+    # the system limits the length of a socket's path to about 100 characters
+    with tempfile.TemporaryDirectory(prefix="nb", dir="/tmp") as folder:
+        yield Config(ConnectionFileMixin={"transport": "ipc", "ip": f"{folder}/k"})
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the kernel imports this checkout, installed or not
     notebook = nbformat.read(path, as_version=4)
     first = code_cells(notebook)[0]
     first.source = shrink(first.source, KNOBS[path.stem])
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    resources = {"metadata": {"path": str(FOLDER)}}
+    with own_sockets() as config:
+        NotebookClient(notebook, timeout=300, resources=resources, config=config).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transfer import build, read
 
+from transmamba.distill import ends_process
 from transmamba.transfer import param_groups
 
 
@@ -47,4 +48,4 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    ends_process(main)()

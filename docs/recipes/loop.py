@@ -110,7 +110,7 @@ class Run:
             self.epochs, self.scores = saved["epochs"], saved["scores"]
 
     def fit(self) -> dict[str, float]:
-        """Train to the last epoch; the scores of that epoch."""
+        """Train to the last epoch and return its scores; who calls ends the process group, see `ends_process`."""
         where = {"rank": self.rank, "world": self.world, "workers": self.args.workers}
         given = (self.args.data, self.args.size, self.args.batch)
         train, val = (images.make_loader(*given, train=part, **where) for part in (True, False))
@@ -123,8 +123,6 @@ class Run:
             if self.rank == 0:
                 print(f"epoch {epoch + 1}", *(f"{k} {v:.4f}" for k, v in self.scores.items()), flush=True)
                 self.save(epoch + 1)
-        if dist.is_initialized():
-            dist.destroy_process_group()
         return self.scores
 
     def train(self, loader: DataLoader, epoch: int) -> float:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import AdaptiveLayerDistill, TransMambaLoss, models, subclone, transfer
-from transmamba.distill import LayerCalibrators, MultiDirectionalDistill, drop_tokens, resize_tokens
+from transmamba.distill import LayerCalibrators, MultiDirectionalDistill, drop_tokens, ends_process, resize_tokens
 from transmamba.models.vmamba import ORDERS
 from transmamba.ops import permute_tokens, scan_orders
 
@@ -120,4 +120,4 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    ends_process(main)()

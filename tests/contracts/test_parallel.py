@@ -18,6 +18,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from transmamba.distill import ends_process
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,6 +44,7 @@ def sharded(model):
     return fully_shard(model, mesh=mesh)
 
 
+@ends_process
 def work(rank: int, store: str) -> None:
     """One of the two processes: it sees half of the batch."""
     from tests.contracts.backbones import BACKBONES, build
@@ -69,7 +72,6 @@ def work(rank: int, store: str) -> None:
         started = sharded(empty).to_empty(device="cpu")
         started.reset_parameters()
         assert all(p.full_tensor().isfinite().all() for p in started.parameters()), name
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import transmamba
-from transmamba.distill import AdaptiveLayerDistill, BidirectionalDistill, LayerCalibrators
+from transmamba.distill import AdaptiveLayerDistill, BidirectionalDistill, LayerCalibrators, ends_process
 
 SHARES = {"even": (3, 3), "uneven": (4, 1), "one empty": (5, 0)}
 LOSSES = {
@@ -82,6 +82,7 @@ def whole(gradient):
     return gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
 
 
+@ends_process
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -97,7 +98,6 @@ def work(rank, folder):
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     results["compiled"] = (compiled([teacher + 1], teacher, mask), loss([teacher + 1], teacher, mask))
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

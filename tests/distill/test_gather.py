@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import transmamba
-from transmamba.distill import ContrastiveLoss, gather_batch
+from transmamba.distill import ContrastiveLoss, ends_process, gather_batch
 from transmamba.models import LogitScale, SequentialHead, TemporalMamba
 
 # texts and videos of each process
@@ -75,6 +75,7 @@ def build():
     return Retriever()
 
 
+@ends_process
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -91,7 +92,6 @@ def work(rank, folder):
     except ValueError as error:
         results["refused"] = str(error)
     torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ statements = ["import transmamba", *(f"from transmamba import {name}" for name i
 threads = [threading.Thread(target=load, args=(statement,)) for statement in statements]
 [thread.start() for thread in threads]
 [thread.join(60) for thread in threads]
-print(errors)
+print(errors + [thread.name for thread in threads if thread.is_alive()])
 """
 
 
@@ -56,6 +56,7 @@ def in_threads(count, work):
     for thread in threads:
         thread.join(120)
     assert not errors, errors
+    assert not any(thread.is_alive() for thread in threads), "threads wait for each other"
     return results
 
 

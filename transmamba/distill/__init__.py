@@ -33,6 +33,7 @@ from transmamba.distill.matching import match_layers as match_layers
 from transmamba.distill.plan import MatchRow as MatchRow
 from transmamba.distill.plan import MatchTable as MatchTable
 from transmamba.distill.plan import dry_run as dry_run
+from transmamba.distill.processes import ends_process as ends_process
 from transmamba.distill.published import MixingMatrixDistill as MixingMatrixDistill
 from transmamba.distill.published import OFADistill as OFADistill
 from transmamba.distill.published import OfficialRepoLoss as OfficialRepoLoss

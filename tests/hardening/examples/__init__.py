@@ -32,4 +32,5 @@ EXEMPT = {
                     _files),
     **dict.fromkeys(["transfer.magnitude_importance", "transfer.first_importance", "transfer.random_importance"],
                     "scores for subclone, which checks them"),
+    "distill.ends_process": "ends the process: tests/distill/test_processes.py",
 }  # fmt: skip

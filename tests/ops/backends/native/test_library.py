@@ -1,9 +1,14 @@
 import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.ops.backends.native.problems import cast, computed, gradients_of_outputs, problem
+from tests.shims import preload
 from transmamba.ops.backends import native
 from transmamba.ops.backends.native import library
 
@@ -66,6 +71,33 @@ def test_a_forked_worker_scans_after_its_parent_did(threads, in_parent):
     assert not alive, "the scan hangs in a forked worker"
     assert worker.exitcode == 0
     assert queue.get() == parents
+
+
+FEW_THREADS = """
+import ctypes, sys, torch
+from tests.ops.backends.native.problems import cast, computed, gradients_of_outputs, problem
+from transmamba.ops.backends.native import library
+torch.manual_seed(0)
+p = cast(problem(5, 2, 41, 397, 5), torch.float32)
+grads = gradients_of_outputs(p)
+torch.set_num_threads(1)
+alone = computed(p, *grads)
+torch.get_num_threads, library._team = lambda: 4, lambda: None  # torch's own threads are none of its business
+ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "threads_left").value = int(sys.argv[2])
+assert all(torch.equal(x, alone[name]) for name, x in computed(p, *grads).items())
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_where_threads_cannot_be_started_fewer_do_the_same(tmp_path, left):
+    shim = preload(Path(__file__).with_name("no_threads.c"), tmp_path)
+    path = os.pathsep.join([str(Path(__file__).parents[4]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", FEW_THREADS, str(shim), str(left)],
+        env=os.environ | {"PYTHONPATH": path, "LD_PRELOAD": str(shim)}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "equal\n"), done.stderr
 
 
 def test_no_memory_is_an_error_with_the_remedy(monkeypatch):

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <thread>
 #include <vector>
 
@@ -104,7 +105,11 @@ template <class What> int64_t run(Job<What> &job, int64_t threads, Team team) {
     team(work<What>, &job, (unsigned)threads, 0);
   } else {
     std::vector<std::thread> started;
-    for (int64_t i = 1; i < threads; ++i) started.emplace_back(work<What>, &job);
+    try {
+      for (int64_t i = 1; i < threads; ++i) started.emplace_back(work<What>, &job);
+    } catch (const std::exception &) {
+      // no more threads can be started: the ones that run take all units
+    }
     work<What>(&job);
     for (auto &thread : started) thread.join();
   }

@@ -69,7 +69,7 @@ def over_channels(x, SHARED: tl.constexpr):
 
 
 @triton.jit
-def scan_backward(
+def scan_backward(  # noqa: C901
     u, dt, A, B, C, D, bias, orders, restart, saved, leave, grad_y,
     du, ddt, dA, dB, dC, dD, dbias, dstart,
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, grad_y_at, du_at, ddt_at,

@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(config, items):
     skip_gpu = pytest.mark.skip(reason="needs an NVIDIA GPU")
     skip_slow = pytest.mark.skip(reason="takes minutes: run with -m slow")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(skip_gpu)
-        if "slow" in item.keywords and "slow" not in (config.option.markexpr or ""):
+        if item.get_closest_marker("slow") and "slow" not in (config.option.markexpr or ""):
             item.add_marker(skip_slow)

@@ -35,10 +35,13 @@ FEATURES = {
     "merged shared decay": {"merge": True, "own": "B", "step_parameters": True, "initial": True},
     "one token": {"length": 1},
     "one state": {"n": 1},
+    "two states over several chunks": {"n": 2, "length": 19, "k": 2, "segments": True, "initial": True},
+    "one state over several chunks": {"n": 1, "length": 33, "k": 2, "merge": True, "own": "dt A B C D dt_bias"},
     "several chunks": {"length": 19, "k": 2},
     "a multiple of the chunk": {"length": 32, "k": 1},
     "segments over several chunks": {"length": 19, "k": 1, "segments": True, "orders": False},
     "several blocks of channels": {"d": 67, "length": 3},
+    "sixteen channels with shared decay": {"d": 19, "length": 9, "own": "B", "step_parameters": True, "n": 4, "k": 2},
     "several blocks with shared decay": {"d": 67, "length": 3, "own": "B C D", "step_parameters": True, "n": 7},
 }
 

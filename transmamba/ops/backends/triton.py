@@ -19,6 +19,7 @@ from transmamba.ops.backends.triton_tiles import Tiles, cut
 
 CHUNK = 16
 PART = 4  # steps whose loads are under way together, and whose states the backward holds
+FEW = 2  # with so few states registers hold longer parts, and the inputs of a part beside its states
 
 
 # looked up once: torch.compile traces neither a search for packages nor the environment
@@ -85,8 +86,9 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
     constants = {"A": p.A, "D": p.D, "bias": p.dt_bias}
     by_row = {f"{name}_at": strides(x) for name, x in rows.items()}
     steps = {f"{name}_at": per_direction(x) for name, x in constants.items()}
-    sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": PART}
-    flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters}
+    part = 2 * PART if states <= FEW else PART
+    sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": part}
+    flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters, "ONCE": states <= FEW}
     return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": _restarts(p)}
 
 

@@ -37,6 +37,25 @@ def replay(
 
 
 @triton.jit
+def read_part(
+    start, u_of, dt_of, B_of, C_of, grad_y_of, u_row, dt_row, B_row, C_row, grad_y_row, orders, restart, shift,
+    bk, k, k_decay, on, on_decay, on_parameter, K, L,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+):  # fmt: skip
+    """STEPS steps as `read` returns them, each with its C and its gradient of y."""
+    steps = ()
+    for i in tl.static_range(STEPS):
+        step = read(
+            start + i, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+        )  # fmt: skip
+        C_t = load_row(C_of, C_row, step[5][2], on_parameter & step[6])
+        grad_y_t = load_row(grad_y_of, grad_y_row, step[5][0], on & step[6])
+        steps = steps + ((step, C_t, grad_y_t),)
+    return steps
+
+
+@triton.jit
 def over_rows(x, SHARED: tl.constexpr):
     """X summed over its rows if they are directions sharing a decay."""
     return tl.sum(x, axis=0)[None] if SHARED else x
@@ -50,13 +69,14 @@ def over_channels(x, SHARED: tl.constexpr):
 
 
 @triton.jit
-def scan_backward(
+def scan_backward(  # noqa: C901
     u, dt, A, B, C, D, bias, orders, restart, saved, leave, grad_y,
     du, ddt, dA, dB, dC, dD, dbias, dstart,
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, grad_y_at, du_at, ddt_at,
     K, L, channels, states, span, turn,
     CHUNK: tl.constexpr, PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
     SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr, ADD: tl.constexpr,
+    ONCE: tl.constexpr,
 ):  # fmt: skip
     """Write du per direction, ddt per direction of the decay, and partial sums of all other gradients.
 
@@ -64,6 +84,8 @@ def scan_backward(
     after the first ADD to it. dA (spans, b, 1|k, n, d), dD (spans, b, k, d) and dbias (spans, b, 1|k, d) are partial
     in time and batch. `leave` (b, k, spans, n, d) holds the adjoints of the states at the ends of the spans; None is
     zero. The states of PART steps at a time are recomputed from the checkpoint before them and held in registers.
+    With ONCE the inputs of those steps are held too and read before the first store, because no load moves above a
+    store; without it they are read again, because with many states the registers do not hold both.
     """
     batches = tl.num_programs(0) // (1 if SHARED else K)
     segment, segments = tl.program_id(2), tl.num_programs(2)
@@ -103,17 +125,31 @@ def scan_backward(
                 h, before, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
                 bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, STEP_PARAMETERS,
             )[PART]  # fmt: skip
-        held = replay(
-            h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
-            bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
-        )  # fmt: skip
-        for i in tl.static_range(PART):
-            u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
-                start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+        if ONCE:
+            steps = read_part(
+                start, u_of, dt_of, B_of, C_of, grad_y_of, u_at[2], dt_at[2], B_at[2], C_at[2], grad_y_at[2],
+                orders, restart, shift, bk, k, k_decay, on, on_decay, on_parameter, K, L,
+                PART, SOFTPLUS, STEP_PARAMETERS,
             )  # fmt: skip
-            C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
-            grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)
+            held = (h,)
+            for i in tl.static_range(PART - 1):
+                held = held + (advance(held[i], steps[i][0], A2, restart),)
+        else:
+            held = replay(
+                h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
+            )  # fmt: skip
+        for i in tl.static_range(PART):
+            if ONCE:
+                step, C_t, grad_y_t = steps[PART - 1 - i]
+                u_t, dt_t, slope, B_t, fresh, tokens, exists = step
+            else:
+                u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
+                    start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
+                    bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+                )  # fmt: skip
+                C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
+                grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)
             row = ((part + tokens[2]) * states)[:, None] + n[None, :]
             kept = decay_of(dt_t, A2, fresh, restart)
             carried = kept * held[PART - 1 - i]

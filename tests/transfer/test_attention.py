@@ -133,12 +133,17 @@ def test_grouped_keys_are_those_of_a_teacher_that_repeats_them():
             wide = tensor.reshape(2, 3, width).repeat_interleave(2, 0).reshape(12, width) if name in "kv" else tensor
             grouped["model." + names.format(layer, name)] = tensor
             repeated[names.format(layer, name)] = wide
-        for leaf in ("input_layernorm", "post_attention_layernorm"):
-            grouped[f"model.layers.{layer}.{leaf}.weight"] = repeated[f"layers.{layer}.{leaf}.weight"] = torch.ones(12)
+        rest = {f"{leaf}.weight": torch.ones(12) for leaf in ("input_layernorm", "post_attention_layernorm")}
+        rest |= {f"mlp.{part}_proj.weight": torch.ones(7, 12) for part in ("gate", "up")}
+        for leaf, tensor in (rest | {"mlp.down_proj.weight": torch.ones(12, 7)}).items():
+            grouped[f"model.layers.{layer}.{leaf}"] = repeated[f"layers.{layer}.{leaf}"] = tensor
+    for leaf, tensor in (("norm.weight", torch.ones(12)), ("embed_tokens.weight", torch.ones(5, 12))):
+        grouped[f"model.{leaf}"] = repeated[leaf] = tensor
     one, two = student(), student()
     two.load_state_dict(one.state_dict())
-    first = subclone(grouped, one, first_importance, ssm_from=AttentionInit(4, length, kv_heads=2))
-    second = subclone(repeated, two, first_importance, ssm_from=AttentionInit(4, length))
+    options = {"family": "llama", "partial": True}  # its norms and MLPs are not those of the student
+    first = subclone(grouped, one, first_importance, ssm_from=AttentionInit(4, length, kv_heads=2), **options)
+    second = subclone(repeated, two, first_importance, ssm_from=AttentionInit(4, length), **options)
     for name, tensor in two.state_dict().items():
         torch.testing.assert_close(one.state_dict()[name], tensor)
     # without biases there is no constant direction
@@ -177,7 +182,7 @@ def test_every_parameter_still_learns():
     [
         (AttentionInit(5, 7), vit(), student(), "36 query, key and value rows and 12 inputs .* not 5 heads"),
         (AttentionInit(1, 7), vit(), student(d_state=6), "24 inner channels has no room for 2 x 2 x 6"),
-        (AttentionInit(1, 7), {"blocks.0.norm1.weight": torch.ones(12)}, student(), "no attention to start from"),
+        (AttentionInit(1, 7), student(), student(), "no attention to start from"),
     ],
 )
 def test_attention_that_does_not_fit_leaves_the_student_untouched(init, teacher, model, message):

@@ -34,8 +34,8 @@ def test_a_teacher_tensor_the_plan_invents(stream, plan):
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message, plan=plan)
 
 
-def test_names_no_preset_knows(stream):
-    message = r"no preset of .*vit.* the teacher has embed\.weight.* the student has embed\.weight.*propose_plan"
+def test_names_no_family_knows(stream):
+    message = r"no family knows these tensors: embed\.weight.* Known families: .*timm_vit.*give subclone a plan"
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message)
 
 

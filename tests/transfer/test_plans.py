@@ -11,16 +11,14 @@ from transmamba.models.vmamba import vmamba_v2
 from transmamba.nn import Mamba2Mixer
 from transmamba.transfer import (
     AttentionInit,
-    bind,
     first_importance,
     magnitude_importance,
     open_safetensors,
     random_importance,
-    stage_plan,
+    plan_for,
     subclone,
+    translate,
 )
-from transmamba.transfer.plans import PRESETS, VIT
-from transmamba.transfer.presets import find_preset
 
 transformers = pytest.importorskip("transformers")
 SIZES = {"hidden_size": 12, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 20}
@@ -100,18 +98,19 @@ def test_a_distilled_teacher_gives_its_class_head_and_patch_positions():
     assert torch.equal(student.head.weight, teacher.cls_classifier.weight)
 
 
-def test_whole_heads_go_once_their_size_is_given():
+def test_whole_heads_go_where_the_teacher_says_how_many_it_has():
     teacher = ViT(img_size=8, patch_size=2, dim=12, depth=2, heads=3, num_classes=5)
     student = ViT(img_size=8, patch_size=2, dim=8, depth=2, heads=2, num_classes=5)
-    with pytest.raises(ValueError, match=r"the shapes do not tell .*bind\(plan, head_dim=64\)"):
-        subclone(teacher, student, magnitude_importance)
-    plan = {key: entry for key, entry in VIT.items() if "dist" not in key}
-    report = subclone(teacher, student, magnitude_importance, plan=bind(plan, head_dim=4))
+    report = subclone(teacher, student, magnitude_importance)
     residual, heads = list(report.kept["residual"]), report.kept["head.1"]
     rows = [part * 12 + head * 4 + channel for part in range(3) for head in heads for channel in range(4)]
     weight = teacher.blocks[1].attn.qkv.weight
     assert torch.equal(student.blocks[1].attn.qkv.weight, weight[rows][:, residual])
     assert len(heads) == 2
+    with pytest.raises(ValueError, match=r"the shapes do not tell .*bind\(plan, head_dim=64\)"):
+        subclone(teacher.state_dict(), student, magnitude_importance)
+    known = translate(teacher.state_dict(), config={"num_heads": 3})
+    assert subclone(known, student, magnitude_importance).kept == report.kept
 
 
 def test_a_hybrid_keeps_attention_where_the_student_has_it():
@@ -192,29 +191,38 @@ def test_value_and_gate_of_a_gated_mlp_lose_the_same_neurons():
 def test_a_tied_file_without_an_output_table_fills_an_untied_head():
     state = {name: tensor for name, tensor in llama().state_dict().items() if name != "lm_head.weight"}
     student = MambaLM(11, 12, depth=3, tied=False)
-    subclone(state, student, first_importance)
+    subclone(state, student, first_importance, family="llama")
     assert torch.equal(student.head.weight[:11], state["model.embed_tokens.weight"])
 
 
-def test_the_preset_is_found_by_names():
-    named = {id(plan): name for name, plan in PRESETS.items()}
-
-    def preset(student, teacher):
-        return named[id(find_preset(student.state_dict(), teacher.state_dict(), "early"))]
+def test_the_family_is_found_by_configuration_attributes_or_names():
+    def family(student, teacher):
+        return subclone(teacher, student, first_importance, grow=True).family
 
     lm, lm2 = MambaLM(11, 12, depth=2), MambaLM(11, 16, depth=2, mixer=partial(Mamba2Mixer, head_dim=4))
-    assert preset(vision_mamba(), hf_vit()) == "vit"
-    assert preset(lm, llama()) == "llama"
-    assert preset(lm, lm) == "mamba_lm"
-    assert preset(lm2, lm2) == "mamba2_lm"
-    assert preset(vision_mamba(), vision_mamba()) == "mamba"
+    assert family(vision_mamba(), hf_vit()) == "vit"
+    assert family(vision_mamba(), ViT(img_size=8, patch_size=2, dim=12, depth=3, heads=3)) == "timm_vit"
+    assert family(MambaLM(11, 12, depth=2), llama()) == "llama"
+    assert family(lm, lm) == family(lm2, lm2) == family(vision_mamba(), vision_mamba()) == "transmamba"
 
 
-def test_names_that_fit_twice_are_refused():
-    state = {f"{side}.blocks.0.norm1.weight": torch.ones(3) for side in ("left", "right")}
-    plan = {"blocks.{i}.norm1.weight": ("blocks.{i}.norm1.weight", "residual")}
-    with pytest.raises(ValueError, match=r"could be left\.blocks\.0\.norm1\.weight or right\.blocks"):
-        subclone(state, {"blocks.0.norm1.weight": torch.ones(3)}, {}, plan=plan)
+def test_names_of_two_families_ask_for_one():
+    with pytest.raises(ValueError, match=r"are those of 'llama', .*: say which, family=\.\.\., or give its config"):
+        subclone(llama().state_dict(), MambaLM(11, 12, depth=2), first_importance)
+
+
+def test_a_plan_is_there_to_be_changed():
+    teacher, student = vit_teacher(), vision_mamba()
+    plan = plan_for(teacher, student)
+    assert plan["blocks.{i}.mlp.fc2.bias"] == ("blocks.{i}.mlp.down.bias", "residual")
+    del plan["head.weight"], plan["head.bias"]
+    report = subclone(translate(teacher), student, first_importance, plan=plan)
+    assert report.skipped["head.weight"] == "the plan has no entry for it"
+    assert {"head.weight", "head.bias"} <= set(report.unused)
+
+
+def vit_teacher():
+    return ViT(img_size=8, patch_size=2, dim=12, depth=3, heads=3, num_classes=5)
 
 
 def test_a_file_serves_like_the_module_it_holds(tmp_path):
@@ -225,6 +233,7 @@ def test_a_file_serves_like_the_module_it_holds(tmp_path):
     for half, part in enumerate((names[::2], names[1::2])):
         tensors = {name: teacher.state_dict()[name].clone() for name in part}
         safetensors.save_file(tensors, tmp_path / f"model-{half}.safetensors")
+    (tmp_path / "config.json").write_text(teacher.config.to_json_string())
     first = subclone(teacher, one, magnitude_importance)
     second = subclone(open_safetensors(tmp_path), two, magnitude_importance)
     assert first == second
@@ -278,29 +287,19 @@ def test_plain_mamba_takes_positions_norms_and_head_but_no_stem():
     }
 
 
-def test_a_pyramid_has_one_stream_per_stage():
-    teacher = teacher_for(4)
-    student = vmamba_v2((6, 12), (1, 2), num_classes=5)
+def test_a_pyramid_has_one_stream_per_stage_and_heeds_the_layer_map():
+    teacher, student = teacher_for(4), vmamba_v2((6, 12), (1, 2), num_classes=5)
     mlps = {name: p.shape for name, p in student.named_parameters() if "mlp.fc1.weight" in name}
     assert len(mlps) == 3
-    report = subclone(hf_names(teacher), student, magnitude_importance, plan=stage_plan((1, 2), 4))
+    report = subclone(hf_names(teacher), student, magnitude_importance, layer_map="uniform")
     assert sorted(report.kept) == ["hidden.0.0", "residual.0"]
     assert torch.equal(student.stages[1].blocks[1].mlp.fc1.weight, teacher.blocks[3].mlp.fc1.weight)
     assert torch.equal(
         student.stages[0].blocks[0].norm2.weight, teacher.blocks[0].norm2.weight[list(report.kept["residual.0"])]
     )
-
-
-def test_a_pyramid_is_recognised_and_heeds_the_layer_map():
-    teacher = teacher_for(4)
-    by_plan, by_name = (vmamba_v2((6, 12), (1, 2), num_classes=5) for _ in range(2))
-    subclone(teacher, by_plan, magnitude_importance, plan=stage_plan((1, 2), 4))
-    report = subclone(hf_names(teacher), by_name, magnitude_importance, layer_map="uniform")
-    for name in report.inherited:
-        assert torch.equal(by_name.get_parameter(name), by_plan.get_parameter(name))
-    early = subclone(teacher, by_name, magnitude_importance)
+    early = subclone(teacher, student, magnitude_importance)
     assert early.copied["stages.1.blocks.1.mlp.fc1.weight"] == "blocks.2.mlp.fc1.weight"
-    short = subclone(teacher_for(2), by_name, magnitude_importance)
+    short = subclone(teacher_for(2), student, magnitude_importance)
     assert short.skipped["stages.1.blocks.1.mlp.fc1.weight"] == "the plan has no entry for it"
 
 

@@ -250,7 +250,9 @@ def test_report_survives_json():
     report = subclone(vit(), vision_mamba(8), magnitude_importance)
     loaded = json.loads(json.dumps(report.to_dict()))
     assert loaded["kept"]["residual"] == list(report.kept["residual"])
-    assert set(loaded) == {"copied", "sliced", "skipped", "kept", "layers", "fraction"}
+    assert set(loaded) == {
+        "copied", "sliced", "skipped", "kept", "layers", "fraction", "family", "differs", "unused",
+    }  # fmt: skip
 
 
 def test_report_is_frozen():

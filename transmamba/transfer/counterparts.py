@@ -56,10 +56,11 @@ class Student:
             return None
 
     def norm(self, name: str) -> str:
-        """The kind of a norm: "layer" or "rms". A state dict tells by the bias."""
+        """The kind of a norm: "layer" or "rms". In a state dict a bias shows it."""
         part = self.part(name)
-        layer = f"{name}.bias" in self.tensors if part is None else isinstance(part, nn.LayerNorm)
-        return "layer" if layer else "rms"
+        if part is None:
+            return "layer" if f"{name}.bias" in self.tensors else "rms"
+        return "rms" if "RMS" in type(part).__name__ else "layer"
 
     def gated(self, mlp: str) -> bool:
         """Whether fc1 holds a value and a gate."""
@@ -101,7 +102,7 @@ def table_for(student: Student, teacher: Translated, layer_map: LayerMap) -> Tab
         return Table(_place_positions(_as_language(plan, student), student, teacher))
     norm = "blocks.0.attn.q_norm.weight"
     full = norm in teacher and teacher.shape(norm)[0] != facts.head_dim
-    plan = transformer_table(facts, "blocks.0.mlp.gate.weight" in teacher, full)
+    plan = _as_language(transformer_table(facts, "blocks.0.mlp.gate.weight" in teacher, full), student)
     if facts.placement == "post" and not student.post_norm:
         plan = _pre_norm(plan, student, facts.depth, layer_map)
     plan = _place_positions(plan, student, teacher)
@@ -240,6 +241,7 @@ def _their_bias(table: Table, part: str, teacher: Translated) -> str | None:
 
 
 def placed_share(student: Student, left: Mapping[str, str], written: set[str], beyond: Mapping[str, str]) -> float:
-    """The share of the blocks' tensors, SSM parameters and layers without a teacher layer aside, that is inherited."""
-    names = [name for name in student.tensors if BLOCK.match(name) and name not in left and name not in beyond]
+    """Return the share of the blocks' tensors, mixers and layers without a teacher layer aside, that is inherited."""
+    blocks = (name for name in student.tensors if BLOCK.match(name) and ".mixer." not in name)
+    names = [name for name in blocks if name not in left and name not in beyond]
     return sum(name in written for name in names) / len(names) if names else 1.0

@@ -230,15 +230,9 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, tab
         if first != write.student:
             skipped[write.student] = f"tied to {first}, which is written"
     writes = [write for write in prepared.writes if write.student not in skipped]
-    copied: dict[str, str] = {}
-    sliced: dict[str, str] = {}
     for write in writes:
         write.apply(target[write.student])
-        if write.exact:
-            copied[write.student] = write.teacher
-        else:
-            part = f"{write.teacher}: {write.change}"
-            sliced[write.student] = f"{sliced[write.student]}; {part}" if write.student in sliced else part
+    copied, sliced = _sort(writes, target)
     for name in target:
         if name not in {*copied, *sliced, *skipped}:
             twin = owner.get(_memory(target[name]))
@@ -255,6 +249,22 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, tab
         tuple(table.differs),
         source.unused(prepared.used),
     )
+
+
+def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
+    """Tell tensors that hold every number of one stored tensor from those of which something was changed."""
+    parts: dict[str, list[Write]] = {}
+    for write in writes:
+        parts.setdefault(write.student, []).append(write)
+    copied: dict[str, str] = {}
+    sliced: dict[str, str] = {}
+    for name, of_one in parts.items():
+        whole = sum(write.numbers for write in of_one) == target[name].numel()
+        if whole and all(write.exact for write in of_one) and len({write.teacher for write in of_one}) == 1:
+            copied[name] = of_one[0].teacher
+        else:
+            sliced[name] = "; ".join(f"{write.teacher}: {write.change}" for write in of_one)
+    return copied, sliced
 
 
 def _floating(student: Weights) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ def transformer_table(facts: Architecture, gated: bool, full_norms: bool = False
         "embedding.weight": ("embedding.weight", "vocab residual"),
         "type_embedding.weight": ("type_embedding.weight", ". residual"),
         **affine("norm", "norm", "residual"),
-        **affine("head", "head", "class residual" if image else "logit residual"),
+        **affine("head", "head", "class residual"),
         **affine("head_dist", "head_dist", "class residual"),
     }
     for norm in ("norm_pre", "embed_norm", "fc_norm"):

@@ -72,7 +72,7 @@ def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor,
             return step
         steps.append(step)
     factor = _factor(copy, shape, wanted) if rescale == "sqrt" else 1.0
-    exact = not note and factor == 1.0 and all(step == Step(None, None) for step in steps)
+    exact = not note and factor == 1.0 and all(step.source is None and step.resize is None for step in steps)
 
     def blocks() -> Iterator[Tensor]:
         tensor = teacher[copy.teacher].reshape(shape)

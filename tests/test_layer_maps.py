@@ -1,6 +1,6 @@
 import pytest
 
-from transmamba.transfer.layer_maps import drop_middle, early, resolve_layer_map, uniform
+from transmamba.layer_maps import drop_middle, early, resolve_layer_map, uniform
 
 DEPTHS = [(1, 1), (1, 5), (2, 5), (3, 7), (4, 7), (5, 5), (6, 12)]
 

@@ -1,4 +1,4 @@
-"""Vision Transformers with the names and attributes of timm, which cannot be imported here, and the published function."""
+"""Vision Transformers with the names and attributes of timm, which cannot be imported here; the published functions."""
 
 import math
 

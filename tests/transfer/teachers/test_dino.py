@@ -126,6 +126,12 @@ def test_a_bare_state_dict_is_known_by_its_names(name, family, unknown):
     assert translated.family == family and set(translated.architecture.unknown) == unknown
 
 
+@pytest.mark.parametrize("name", ["Dinov2", "Dinov2WithRegisters"])
+def test_a_rectangular_table_that_would_be_stretched_is_refused(name):
+    with pytest.raises(ValueError, match="dinov2: a grid of 2 by 8 patches: expected a square one"):
+        translate(build(name, image_size=(8, 32)))
+
+
 def test_an_activation_without_canonical_form_is_refused():
     with pytest.raises(ValueError, match="dinov3: activation 'tanh' has no canonical form"):
         translate(build("DINOv3ViT", hidden_act="tanh"))

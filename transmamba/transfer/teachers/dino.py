@@ -34,7 +34,7 @@ def read_dinov2(checkpoint: Checkpoint) -> Canonical:
         depth=checkpoint.depth(layer + "norm1.weight"),
         **facts,
         # registers come after positions are added: the table has a row for the class token, none for them
-        **read_grid(checkpoint, patch, table[1], (1,)),
+        **read_grid(checkpoint, patch, table[1], (1,), square=True),
         pool="token",
     )
     terms = {

@@ -27,7 +27,9 @@ def image_facts(config: Config, *, eps: float, act: str, heads: int = 12) -> dic
     }
 
 
-def read_grid(checkpoint: Checkpoint, patch: int, rows: int | None, prefixes: tuple[int, ...]) -> dict[str, Any]:
+def read_grid(
+    checkpoint: Checkpoint, patch: int, rows: int | None, prefixes: tuple[int, ...], square: bool = False
+) -> dict[str, Any]:
     """Fields `grid` and `unknown`: the rows and columns of patches.
 
     Args:
@@ -35,9 +37,10 @@ def read_grid(checkpoint: Checkpoint, patch: int, rows: int | None, prefixes: tu
         patch: side of a patch in pixels.
         rows: rows of the position table; None if there is none.
         prefixes: numbers of prefix tokens that the table may have rows for.
+        square: the model takes its table for that of a square grid, whatever the image size, and resizes it.
 
     Raises:
-        ValueError: the table is not that of the image size.
+        ValueError: the table is not that of the image size, or is resized at that size.
     """
     size = checkpoint.config("image_size")
     if size is None:
@@ -49,6 +52,11 @@ def read_grid(checkpoint: Checkpoint, patch: int, rows: int | None, prefixes: tu
         raise ValueError(
             f"an image of {height} by {width} pixels has {grid[0] * grid[1]} patches of {patch}, but the position table"
             f" {rows} rows: the configuration belongs to another checkpoint"
+        )
+    if square and rows is not None and grid[0] != grid[1]:
+        raise ValueError(
+            f"a grid of {grid[0]} by {grid[1]} patches: expected a square one, because the model reads its position"
+            " table as square"
         )
     return {"grid": grid}
 

@@ -1,0 +1,60 @@
+"""A real DINOv2 ViT-S/14: translated by its older names, against transformers and against onnxruntime."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests import real
+from tests.transfer.teachers.canonical import Canonical
+from transmamba.transfer.teachers import translate
+
+
+def resized(canonical, grid):
+    """The same Transformer for another grid: its table resized as DINOv2 does it, bicubic and without antialias."""
+    side, table = canonical.facts.grid[0], canonical.w["pos_embed"]
+    square = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    canonical.w["pos_embed"] = torch.cat([table[:, :1], square], 1)
+    canonical.facts = replace(canonical.facts, grid=grid)
+    return canonical
+
+
+@pytest.mark.slow
+def test_a_real_dinov2_gives_the_tokens_of_transformers_and_onnxruntime():
+    transformers = pytest.importorskip("transformers")
+    graph = real.dinov2_graph()
+    state = real.dinov2_state(graph)
+    translated = translate(state, config=real.DINOV2)
+    assert (translated.family, translated.differs, translated.architecture.unknown) == ("dinov2", (), ())
+    assert not set(translated.ignored) - {"embeddings.mask_token"}
+
+    config = transformers.Dinov2Config(**{key: value for key, value in real.DINOV2.items() if key != "model_type"})
+    teacher = transformers.Dinov2Model(config).eval()
+    missing, unexpected = teacher.load_state_dict(names_of_today(state), strict=False)
+    assert set(missing) <= {"embeddings.mask_token"} and not unexpected
+    images = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(2))
+    small = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        canonical = Canonical(translated)
+        assert distance(canonical.image(images), teacher(images).last_hidden_state) < 5e-5
+        got = resized(canonical, (16, 16)).image(small)
+        assert distance(got, teacher(small).last_hidden_state) < 5e-5
+    assert distance(got, real.dinov2_tokens(graph, small)) < 5e-5
+
+
+def distance(got, wanted):
+    return float((got - wanted).abs().max())
+
+
+def names_of_today(state):
+    """Names of transformers 5."""
+    words = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj"}
+    words |= {"attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}
+    renamed = {}
+    for name, tensor in state.items():
+        for old, new in words.items():
+            name = name.replace(old, new)
+        renamed[name] = tensor
+    return renamed

@@ -11,7 +11,8 @@ MEL = torch.randn(2, 8, 24, generator=torch.Generator().manual_seed(0))
 SIZES = {
     "d_model": 24, "encoder_layers": 3, "decoder_layers": 1, "encoder_attention_heads": 4, "encoder_ffn_dim": 40,
     "decoder_attention_heads": 4, "decoder_ffn_dim": 12, "vocab_size": 61, "num_mel_bins": 8,
-    "max_source_positions": 12, "max_target_positions": 9, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    "max_source_positions": 12, "max_target_positions": 9, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "decoder_start_token_id": 1,
 }  # fmt: skip
 
 

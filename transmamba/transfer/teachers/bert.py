@@ -43,14 +43,19 @@ XL = Norms("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm", N
 MEGATRON = Norms("attention.ln", "ln", "encoder.ln", None)
 
 
-def refuse_decoders(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for what turns an encoder's layers into something else."""
+def refuse_decoders(config: Mapping[str, Any], positions: tuple[str, ...] = ("absolute",)) -> None:
+    """Raise ValueError for what turns an encoder's layers into something else.
+
+    Args:
+        config: values of the configuration.
+        positions: values of `position_embedding_type` that the family has.
+    """
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise ValueError(
             "the teacher is set up as a decoder (is_decoder, add_cross_attention): an encoder reads all tokens"
         )
     kind = config.get("position_embedding_type") or "absolute"
-    if kind != "absolute":
+    if kind not in positions:
         raise ValueError(
             f"position_embedding_type={kind!r} adds positions to the attention scores, which no canonical encoder does"
         )
@@ -94,7 +99,7 @@ def encoder_facts(
 ) -> Architecture:
     """Facts of BERT's configuration."""
     config = checkpoint.config
-    refuse_decoders(config.values)
+    refuse_decoders(config.values, ("absolute", "rotary") if config.model_type == "esm" else ("absolute",))
     heads = config("num_attention_heads", fact="heads")
     return Architecture(
         "encoder",

@@ -26,12 +26,12 @@ def encode(translated, ids, mask=None, types=None):
 
 
 def task_models(name, config):
-    """Every model of a family with a head that transformers has."""
-    pattern = rf"{name}(For\w+|LMHeadModel)"
+    """Every model of a family with a head that transformers has (but for ESMFold, which is more than a head)."""
+    pattern = rf"{name}(For(?!ProteinFolding)\w+|LMHeadModel)"
     return [getattr(transformers, kind)(config) for kind in dir(transformers) if re.fullmatch(pattern, kind)]
 
 
-def worst_error(teacher, types=None, base=None, short=False, **options):
+def worst_error(teacher, types=None, base=None, short=False, keep=(), **options):
     """Largest relative error of the translation without padding, with padding on the right and on the left.
 
     Args:
@@ -39,9 +39,13 @@ def worst_error(teacher, types=None, base=None, short=False, **options):
         types: token types, if the model reads any.
         base: the encoder inside the model; the model itself by default.
         short: with padding on the right only.
+        keep: parameters that are no free numbers, with their values.
         options: of `translate`.
     """
     teacher = perturb(teacher)
+    with torch.no_grad():
+        for parameter, value in keep:
+            parameter.copy_(value)
     base, translated = base or teacher, translate(teacher, **options)
     worst = 0.0
     for mask in (RIGHT,) if short else (None, RIGHT, LEFT):

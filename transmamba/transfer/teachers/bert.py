@@ -15,13 +15,15 @@ EMBEDDINGS = "embeddings."
 TASKS = "embeddings.task_type_embeddings.weight"
 # the first BERT files name a norm's gain gamma and its bias beta
 GAMMA_BETA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+# eps where the configuration leaves it out; 1e-12 elsewhere
+DEFAULT_EPS = {"xlm-roberta-xl": 1e-5, "bridgetower_text_model": 1e-5}
 HEADS = {
     r"pooler\..*": "pooler, a head on the first token",
     r"(cls|lm_head|generator_lm_head|predictions|vocab_(transform|layer_norm|projector))\..*": "head of masked tokens",
     r"(discriminator|generator)_predictions\..*": "head of replaced tokens",
     r"(classifier|pre_classifier|summary|sequence_summary|sop_classifier)\..*": "head of a task",
     r"((.*\.)?(qa_outputs|qa_classifier)|splinter_qass)\..*": "head of answer spans",
-    r"(.*\.)?encode_proj\..*": "projection of the first token",
+    r"((.*\.)?encode_proj|text_projection)\..*": "projection of the first token",
     r"embeddings\.token_type_ids": "buffer",
 }
 
@@ -41,14 +43,19 @@ XL = Norms("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm", N
 MEGATRON = Norms("attention.ln", "ln", "encoder.ln", None)
 
 
-def refuse_decoders(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for what turns an encoder's layers into something else."""
+def refuse_decoders(config: Mapping[str, Any], positions: tuple[str, ...] = ("absolute",)) -> None:
+    """Raise ValueError for what turns an encoder's layers into something else.
+
+    Args:
+        config: values of the configuration.
+        positions: values of `position_embedding_type` that the family has.
+    """
     if config.get("is_decoder") or config.get("add_cross_attention"):
         raise ValueError(
             "the teacher is set up as a decoder (is_decoder, add_cross_attention): an encoder reads all tokens"
         )
     kind = config.get("position_embedding_type") or "absolute"
-    if kind != "absolute":
+    if kind not in positions:
         raise ValueError(
             f"position_embedding_type={kind!r} adds positions to the attention scores, which no canonical encoder does"
         )
@@ -92,7 +99,7 @@ def encoder_facts(
 ) -> Architecture:
     """Facts of BERT's configuration."""
     config = checkpoint.config
-    refuse_decoders(config.values)
+    refuse_decoders(config.values, ("absolute", "rotary") if config.model_type == "esm" else ("absolute",))
     heads = config("num_attention_heads", fact="heads")
     return Architecture(
         "encoder",
@@ -100,7 +107,7 @@ def encoder_facts(
         depth=depth,
         heads=heads,
         head_dim=None if heads is None else dim // heads,
-        eps=config("layer_norm_eps", default=1e-12, fact="eps"),
+        eps=config("layer_norm_eps", default=DEFAULT_EPS.get(config.model_type or "", 1e-12), fact="eps"),
         placement=placement,
         activation=read_activation(config, default=activation),
     )
@@ -199,16 +206,26 @@ MARKER = "embeddings.word_embeddings.weight"
 FAMILIES = (
     Family(
         "bert",
-        "BERT, ELECTRA, ERNIE, RemBERT, BertGeneration, Splinter, DPR",
-        ("bert", "electra", "ernie", "rembert", "bert-generation", "splinter", "dpr"),
+        "BERT, ELECTRA, ERNIE, RemBERT, BertGeneration, Splinter, DPR, text of ALIGN and Chinese CLIP",
+        (
+            "bert",
+            "electra",
+            "ernie",
+            "rembert",
+            "bert-generation",
+            "splinter",
+            "dpr",
+            "align_text_model",
+            "chinese_clip_text_model",
+        ),
         MARKER,
         read_bert,
         GAMMA_BETA,
     ),
     Family(
         "roberta",
-        "RoBERTa, XLM-RoBERTa, CamemBERT, data2vec text",
-        ("roberta", "xlm-roberta", "camembert", "data2vec-text"),
+        "RoBERTa, XLM-RoBERTa, CamemBERT, data2vec text, text of CLAP and BridgeTower",
+        ("roberta", "xlm-roberta", "camembert", "data2vec-text", "clap_text_model", "bridgetower_text_model"),
         MARKER,
         read_roberta,
         GAMMA_BETA,

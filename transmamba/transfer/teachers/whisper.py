@@ -1,0 +1,55 @@
+"""Whisper's encoder of mel spectrograms, in Whisper and in Voxtral."""
+
+from transmamba.transfer.teachers.architecture import Architecture
+from transmamba.transfer.teachers.checkpoint import Checkpoint
+from transmamba.transfer.teachers.facts import read_activation
+from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.terms import Terms, affine, src
+
+LAYER = "encoder.layers.{i}."
+NAMES = {f"attn.{letter}": f"self_attn.{letter}_proj" for letter in "qkv"}
+# final_layer_norm is the norm before the MLP, not after the last layer; keys have no bias
+NAMES |= {"attn.out": "self_attn.out_proj", "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}
+NAMES |= {"mlp.up": "fc1", "mlp.down": "fc2"}
+IGNORED = {
+    r"decoder\..*": "decoder",
+    r"proj_out\.weight": "head of the decoder",
+    r"(projector|classifier)\..*": "head of a task",
+    "layer_weights": "weights of a mean over layers, part of a head",
+}
+
+
+def read_whisper(checkpoint: Checkpoint) -> Canonical:
+    """Two convolutions with GELU, a table of positions, and pre-norm layers."""
+    config = checkpoint.config
+    terms: Terms = {"pos_embed": src("encoder.embed_positions.weight").table()}
+    terms |= affine("conv1", "encoder.conv1") | affine("conv2", "encoder.conv2") | affine("norm", "encoder.layer_norm")
+    for canonical, name in NAMES.items():
+        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
+    dim = checkpoint.shape("encoder.conv2.weight")[0]
+    heads = config("encoder_attention_heads", "num_attention_heads", fact="heads")
+    architecture = Architecture(
+        "audio",
+        dim=dim,
+        depth=checkpoint.depth(LAYER + "fc1.weight"),
+        heads=heads,
+        head_dim=None if heads is None else dim // heads,
+        # no field of the configuration
+        eps=1e-5,
+        activation=read_activation(config, "activation_function", default="gelu"),
+    )
+    return Canonical(terms, architecture, IGNORED)
+
+
+FAMILIES = (
+    Family(
+        "whisper",
+        "encoders of Whisper and Voxtral",
+        ("whisper", "voxtral_encoder"),
+        "encoder.conv1.weight",
+        read_whisper,
+        # the encoder alone
+        ((r"^(conv1|conv2|embed_positions|layer_norm|layers)\.", r"encoder.\1."),),
+        ("conv1.weight",),
+    ),
+)

@@ -133,7 +133,10 @@ def _read(family: Family, weights: Mapping[str, Any], config: Config, composite:
     parts = _parts(config)
     own = next((parts[name] for name in family.model_types if name in parts), None)
     if own is not None and config.model_type not in family.model_types:
-        config, composite = Config(own), True
+        # the whole model's flag decides what is tied, not that of the part
+        tied = {key: config.values[key] for key in ("tie_word_embeddings",) if key in config.values}
+        config, composite = Config({**own, **tied}), True
+    config = Config(config.values, family.defaults)
     checkpoint = Checkpoint(weights, config, _prefix(family, weights), family.older, composite)
     try:
         return Translated(family.name, checkpoint, family.read(checkpoint))

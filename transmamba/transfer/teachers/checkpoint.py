@@ -18,10 +18,12 @@ class Config:
 
     Args:
         values: keys of the family's own configuration; None if there is none.
+        defaults: values of the configuration class where a config.json is silent; an explicit null counts as said.
     """
 
-    def __init__(self, values: Mapping[str, Any] | None) -> None:
+    def __init__(self, values: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None = None) -> None:
         self.values: Mapping[str, Any] = values or {}
+        self.defaults: Mapping[str, Any] = defaults or {}
         self.known = bool(values)
         self.unknown: list[str] = []
 
@@ -36,7 +38,10 @@ class Config:
         for key in keys:
             if self.values.get(key) is not None:
                 return self.values[key]
-        if fact is not None and not (self.known and default is not None):
+        null = any(key in self.values for key in keys)
+        if not null:
+            default = next((self.defaults[key] for key in keys if key in self.defaults), default)
+        if fact is not None and not (self.known and (null or default is not None)):
             self.unknown.append(fact)
         return default
 

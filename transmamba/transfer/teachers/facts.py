@@ -1,6 +1,7 @@
 """Facts that transformers' configurations state alike: activations, rotary positions, windows."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transmamba.transfer.teachers.architecture import Activation, Rope
@@ -21,6 +22,10 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu2": "relu2",
 }
 ROPES = ("default", "linear", "llama3", "yarn")
+VARYING = {
+    "dynamic": "changes the frequencies with the length of the text",
+    "longrope": "changes the frequencies with the length of the text",
+}
 
 
 def read_activation(config: Config, *keys: str, default: str) -> Activation:
@@ -36,7 +41,7 @@ def read_activation(config: Config, *keys: str, default: str) -> Activation:
 
 
 def read_ropes(
-    config: Config, depth: int, theta: float = 10000.0, layer_types: tuple[str, ...] = ()
+    config: Config, depth: int, theta: float = 10000.0, layer_types: tuple[str, ...] = (), partial: bool = True
 ) -> tuple[Rope, ...]:
     """Rotary positions of every layer, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
 
@@ -45,39 +50,95 @@ def read_ropes(
         depth: number of layers.
         theta: base of the frequencies by default.
         layer_types: kind of every layer, where kinds have parameters of their own.
+        partial: models of this type can rotate a part of every head.
 
     Raises:
         ValueError: positions are scaled in a way that has no canonical form.
     """
     parameters = config("rope_parameters", default={}, fact="ropes")
     if layer_types and set(layer_types) <= set(parameters):
-        return tuple(_rope(config, parameters[kind], theta) for kind in layer_types)
-    return (_rope(config, parameters, theta),) * depth
+        return tuple(_rope(config, parameters[kind], theta, partial) for kind in layer_types)
+    return (_rope(config, parameters, theta, partial),) * depth
 
 
-def _rope(config: Config, parameters: Mapping[str, Any], theta: float) -> Rope:
+def read_kind_ropes(config: Config, kinds: tuple[str, ...], local: float | None = None) -> tuple[Rope, ...]:
+    """Rotary positions of layers with a window and of layers without.
+
+    Older configurations scale the positions of layers without a window alone.
+
+    Args:
+        config: the teacher's configuration.
+        kinds: "full_attention" or "sliding_attention" for every layer.
+        local: base of the frequencies of layers with a window, in those older configurations; the common one if None.
+    """
+    parameters = config("rope_parameters", default={}, fact="ropes")
+    theta = config("rope_theta", default=10000.0)
+    if not set(kinds) <= set(parameters):
+        scaling = parameters or config("rope_scaling", default={})
+        plain = {"rope_type": "default", "rope_theta": theta if local is None else local}
+        parameters = {"full_attention": {"rope_theta": theta, **scaling}, "sliding_attention": plain}
+    return tuple(_rope(config, parameters[kind], theta, partial=False) for kind in kinds)
+
+
+def _rope(config: Config, parameters: Mapping[str, Any], theta: float, partial: bool) -> Rope:
     scaling = parameters or config("rope_scaling", default={})
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ROPES:
-        raise ValueError(f"rotary positions of type {kind!r} have no canonical form: expected {', '.join(ROPES)}")
+        reason = VARYING.get(kind, "has no canonical form")
+        raise ValueError(f"rotary positions of type {kind!r} are refused: it {reason}; expected {', '.join(ROPES)}")
     rope = {key: value for key, value in scaling.items() if key not in ("type", "rope_type") and value is not None}
-    rope.setdefault("rope_theta", config("rope_theta", default=theta))
-    partial = config("partial_rotary_factor", "rotary_pct", default=1.0)
-    rope.setdefault("partial_rotary_factor", partial)
+    rope.setdefault("rope_theta", config("rope_theta", "rotary_emb_base", default=theta))
+    rope.setdefault("partial_rotary_factor", config("partial_rotary_factor", "rotary_pct", default=1.0))
+    if not partial and rope["partial_rotary_factor"] != 1:
+        raise ValueError(
+            f"partial_rotary_factor is {rope['partial_rotary_factor']}, and models of this type rotate whole heads"
+        )
     if kind in ("llama3", "yarn"):
+        length = config("original_max_position_embeddings")
+        if length is not None:
+            rope["original_max_position_embeddings"] = length
         rope.setdefault("original_max_position_embeddings", config("max_position_embeddings"))
+    if kind == "yarn":
+        rope = _yarn(rope, config, nested=bool(parameters) and parameters is not config("rope_parameters"))
     return {"rope_type": kind, **rope}
 
 
-def read_windows(config: Config, depth: int) -> tuple[int | None, ...]:
-    """The window of every layer: `layer_types` where they are given, else `sliding_window` for all layers."""
+def _yarn(rope: dict[str, Any], config: Config, nested: bool) -> dict[str, Any]:
+    """Yarn's parameters with the factor of the rotations written out, as transformers derives it."""
+    rope = dict(rope)
+    factor = rope.setdefault("factor", config("max_position_embeddings") / rope["original_max_position_embeddings"])
+    scale, over = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
+    wanted = _mscale(factor, scale) / _mscale(factor, over) if scale and over else _mscale(factor, 1)
+    rope.setdefault("attention_factor", wanted)
+    # transformers looks for `truncate` beside the kinds of layers, not inside one
+    return {**rope, "truncate": True} if nested else rope
+
+
+def _mscale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1
+
+
+def read_layer_types(config: Config, depth: int, sliding: Callable[[int], bool]) -> tuple[str, ...]:
+    """The kind of attention of every layer: `layer_types`, or the older rule `sliding`.
+
+    Raises:
+        ValueError: a kind has no canonical form, or their number is not that of the layers.
+    """
+    kinds = config("layer_types") or ["sliding_attention" if sliding(i) else "full_attention" for i in range(depth)]
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(f"layers of type {', '.join(sorted(unknown))} have no canonical form")
+    if len(kinds) != depth:
+        raise ValueError(f"layer_types names {len(kinds)} layers, the checkpoint has {depth}")
+    return tuple(kinds)
+
+
+def read_windows(
+    config: Config, depth: int, sliding: Callable[[int], bool] = lambda layer: True
+) -> tuple[int | None, ...]:
+    """The window of every layer: that of `layer_types` where they are given, else of layers that are `sliding`."""
     window = config("sliding_window", fact="windows" if not config.known else None)
-    kinds = config("layer_types")
     if window is None or config("use_sliding_window") is False:
         return ()
-    if kinds is None:
-        return (int(window),) * depth
-    unknown = set(kinds) - {"full_attention", "sliding_attention"}
-    if unknown or len(kinds) != depth:
-        raise ValueError(f"layers of type {', '.join(sorted(unknown)) or len(kinds)} have no canonical form")
+    kinds = read_layer_types(config, depth, sliding)
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ class Family:
         read: checkpoint -> its canonical form. A ValueError refuses the checkpoint, and says what stands in the way.
         older: (pattern, replacement) pairs from names of older versions to today's, applied without the prefix.
         older_markers: markers of older versions.
+        defaults: values of the configuration class, for keys that a config.json may leave out.
     """
 
     name: str
@@ -46,3 +48,4 @@ class Family:
     read: Callable[[Checkpoint], Canonical]
     older: tuple[tuple[str, str], ...] = ()
     older_markers: tuple[str, ...] = ()
+    defaults: Mapping[str, Any] = field(default_factory=dict)

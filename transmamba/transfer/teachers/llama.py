@@ -1,69 +1,234 @@
-"""LLaMA and what is built like it: Mistral, Qwen, SmolLM, Gemma, OLMo and their kin."""
+"""LLaMA and what is built like it, with RMS norms before both branches."""
 
 from collections.abc import Callable
+from typing import Any
 
-from transmamba.transfer.teachers.architecture import Architecture
+from transmamba.transfer.teachers.architecture import Rope
 from transmamba.transfer.teachers.checkpoint import Checkpoint
-from transmamba.transfer.teachers.facts import read_activation, read_ropes, read_windows
+from transmamba.transfer.teachers.decoder import (
+    FIRST,
+    LLAMA,
+    QK_NORMS,
+    block_terms,
+    decoder_facts,
+    fused_gate,
+    head_counts,
+    ignored,
+    interleaved,
+    layers,
+    stem_terms,
+    times,
+    without,
+)
+from transmamba.transfer.teachers.facts import (
+    read_activation,
+    read_kind_ropes,
+    read_layer_types,
+    read_ropes,
+    read_windows,
+)
 from transmamba.transfer.teachers.family import Canonical, Family
-from transmamba.transfer.teachers.terms import Term, Terms, affine, optional, src
+from transmamba.transfer.teachers.terms import Terms
 
-LAYER = "layers.{i}."
-
-
-def decoder_terms(checkpoint: Checkpoint, norm: Callable[[Term], Term] = lambda term: term) -> Terms:
-    """Canonical tensors under LLaMA's names.
-
-    Args:
-        checkpoint: the teacher.
-        norm: steps on the stored gain of a norm.
-    """
-    tied = checkpoint.config("tie_word_embeddings", default=False) or "lm_head.weight" not in checkpoint
-    terms = {
-        "embedding.weight": src("embed_tokens.weight"),
-        "blocks.{i}.norm1.weight": norm(src(LAYER + "input_layernorm.weight")),
-        "blocks.{i}.norm2.weight": norm(src(LAYER + "post_attention_layernorm.weight")),
-        "norm.weight": norm(src("norm.weight")),
-        "head.weight": src("embed_tokens.weight" if tied else "lm_head.weight"),
-    }
-    pairs = [(f"attn.{letter}", f"self_attn.{letter}_proj") for letter in "qkv"]
-    pairs += [("attn.out", "self_attn.o_proj")] + [
-        (f"mlp.{part}", f"mlp.{part}_proj") for part in ("up", "gate", "down")
-    ]
-    for canonical, name in pairs:
-        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
-    for letter in "qk":
-        gain = norm(src(f"{LAYER}self_attn.{letter}_norm.weight"))
-        terms |= optional({f"blocks.{{i}}.attn.{letter}_norm.weight": gain})
-    return terms
-
-
-def decoder_facts(checkpoint: Checkpoint) -> Architecture:
-    """Facts of LLaMA's configuration."""
-    config, depth = checkpoint.config, checkpoint.depth(LAYER + "self_attn.o_proj.weight")
-    return Architecture(
-        "decoder",
-        dim=checkpoint.shape("embed_tokens.weight")[1],
-        depth=depth,
-        heads=config("num_attention_heads", fact="heads"),
-        kv_heads=config("num_key_value_heads"),
-        head_dim=config("head_dim"),
-        norm="rms",
-        eps=config("rms_norm_eps", default=1e-6, fact="eps"),
-        activation=read_activation(config, "hidden_activation", "hidden_act", default="silu"),
-        causal=True,
-        ropes=read_ropes(config, depth),
-        windows=read_windows(config, depth),
-        tied=bool(config("tie_word_embeddings", default=False) or "lm_head.weight" not in checkpoint),
-    )
-
-
-IGNORED = {r"lm_head\.weight": "the embedding, to which the head is tied"}
+DOWN = "layers.{i}.mlp.down_proj.weight"
 
 
 def read_llama(checkpoint: Checkpoint) -> Canonical:
     """Everything is stored as it is used."""
-    return Canonical(decoder_terms(checkpoint), decoder_facts(checkpoint), IGNORED)
+    return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), decoder_facts(checkpoint), ignored(checkpoint))
 
 
-FAMILIES = (Family("llama", "LLaMA", ("llama",), "layers.0.input_layernorm.weight", read_llama),)
+def read_windowed(checkpoint: Checkpoint) -> Canonical:
+    """LLaMA with a window in every layer, or in those that `layer_types` names."""
+    windows = read_windows(checkpoint.config, layers(checkpoint, DOWN))
+    facts = decoder_facts(checkpoint, windows=windows)
+    return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
+
+
+def read_qwen(checkpoint: Checkpoint) -> Canonical:
+    """Qwen 2 has biases on queries, keys and values, Qwen 3 a norm on the heads of queries and keys."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    first = config("max_window_layers", default=28)
+    names = LLAMA if config.model_type == "qwen2" or not _has_norms(checkpoint) else LLAMA | QK_NORMS
+    # without use_sliding_window the class sets the window aside, and an older config.json still has it
+    windows = read_windows(config, depth, lambda i: i >= first) if config("use_sliding_window") else ()
+    return Canonical(
+        stem_terms(checkpoint) | block_terms(names), decoder_facts(checkpoint, windows=windows), ignored(checkpoint)
+    )
+
+
+def read_smollm3(checkpoint: Checkpoint) -> Canonical:
+    """Some layers have no positions, and they may have a window."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    every = config("no_rope_layer_interval", default=4)
+    rotated = config("no_rope_layers", default=[(i + 1) % every != 0 for i in range(depth)], fact="ropes")
+    ropes: tuple[Rope | None, ...] = read_ropes(config, depth, partial=False)
+    facts = decoder_facts(
+        checkpoint,
+        ropes=tuple(rope if rotated[i] else None for i, rope in enumerate(ropes)),
+        windows=read_windows(config, depth, lambda i: not rotated[i]) if config("use_sliding_window") else (),
+    )
+    return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
+
+
+def read_granite(checkpoint: Checkpoint) -> Canonical:
+    """Four multipliers stand in the configuration alone, and are folded: the residual one into both branches."""
+    config = checkpoint.config
+    residual = config("residual_multiplier", default=1.0)
+    terms = stem_terms(
+        checkpoint,
+        embed_scale=config("embedding_multiplier", default=1.0),
+        logit_scale=1 / config("logits_scaling", default=1.0),
+    )
+    terms |= block_terms(LLAMA, {"attn.out": times(residual), "mlp.down": times(residual)})
+    scale = config("attention_multiplier", default=1.0, fact="scale")
+    return Canonical(terms, decoder_facts(checkpoint, scale=scale), ignored(checkpoint))
+
+
+def read_interleaved(checkpoint: Checkpoint) -> Canonical:
+    """Helium and ERNIE 4.5 rotate neighbouring channels, where LLaMA rotates the halves of a head."""
+    terms = stem_terms(checkpoint) | block_terms(LLAMA, interleaved(checkpoint))
+    return Canonical(terms, decoder_facts(checkpoint), ignored(checkpoint))
+
+
+def read_arcee(checkpoint: Checkpoint) -> Canonical:
+    """The MLP has no gate."""
+    facts = decoder_facts(checkpoint, activation=read_activation(checkpoint.config, default="relu2"))
+    return Canonical(stem_terms(checkpoint) | block_terms(without(LLAMA, "mlp.gate")), facts, ignored(checkpoint))
+
+
+def read_phi3(checkpoint: Checkpoint) -> Canonical:
+    """Queries, keys and values are one matrix, the gate and its values another."""
+    config = checkpoint.config
+    heads, kv_heads, head_dim = head_counts(checkpoint)
+    query, keys = heads * head_dim, kv_heads * head_dim
+    names = LLAMA | dict.fromkeys(("attn.q", "attn.k", "attn.v"), "self_attn.qkv_proj")
+    names |= dict.fromkeys(("mlp.gate", "mlp.up"), "mlp.gate_up_proj")
+    steps = {
+        "attn.q": lambda term: term.rows(0, query),
+        "attn.k": lambda term: term.rows(query, query + keys),
+        "attn.v": lambda term: term.rows(query + keys),
+    }
+    depth = layers(checkpoint, DOWN)
+    facts = decoder_facts(checkpoint, ropes=read_ropes(config, depth), windows=read_windows(config, depth))
+    return Canonical(stem_terms(checkpoint) | block_terms(names, steps | fused_gate()), facts, ignored(checkpoint))
+
+
+def read_glm(checkpoint: Checkpoint) -> Canonical:
+    """Half of every head is rotated, neighbouring channels together. GLM-4's blocks have norms on both sides."""
+    ropes = read_ropes(checkpoint.config, layers(checkpoint, DOWN))
+    names = LLAMA | dict.fromkeys(("mlp.gate", "mlp.up"), "mlp.gate_up_proj")
+    sandwich = "layers.0.post_mlp_layernorm.weight" in checkpoint
+    if sandwich:
+        names |= {"post_norm1": "post_self_attn_layernorm", "post_norm2": "post_mlp_layernorm"}
+    steps = interleaved(checkpoint, ropes[0]["partial_rotary_factor"]) | fused_gate()
+    facts = decoder_facts(checkpoint, ropes=ropes, placement="sandwich" if sandwich else "pre")
+    return Canonical(stem_terms(checkpoint) | block_terms(names, steps), facts, ignored(checkpoint))
+
+
+def read_exaone4(checkpoint: Checkpoint) -> Canonical:
+    """Norms stand behind the branches; beside layers with a window, those without one have no positions."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    every = config("sliding_window_pattern", default=4)
+    windows = read_windows(config, depth, lambda i: bool((i + 1) % every))
+    ropes: tuple[Rope | None, ...] = read_ropes(config, depth, partial=False)
+    if config("sliding_window") is not None:
+        ropes = tuple(rope if window else None for rope, window in zip(ropes, windows, strict=True))
+    facts = decoder_facts(checkpoint, placement="output", ropes=ropes, windows=windows)
+    return Canonical(stem_terms(checkpoint) | output_terms(), facts, ignored(checkpoint))
+
+
+def output_terms() -> Terms:
+    """Blocks whose norms stand behind the branches, and on queries and keys."""
+    # the name says it: this norm follows the attention, where LLaMA's of the same name precedes the MLP
+    norms = {"norm1": "post_attention_layernorm", "norm2": "post_feedforward_layernorm"}
+    return block_terms(LLAMA | norms | QK_NORMS)
+
+
+def read_olmo2(checkpoint: Checkpoint) -> Canonical:
+    """Norms stand behind the branches; those of queries and keys run over all heads at once."""
+    facts = decoder_facts(checkpoint, placement="output")
+    return Canonical(stem_terms(checkpoint) | output_terms(), facts, ignored(checkpoint))
+
+
+def read_olmo3(checkpoint: Checkpoint) -> Canonical:
+    """OLMo 2 with windows; a scaling of positions is that of layers without one."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    kinds = read_layer_types(config, depth, lambda i: (i + 1) % 4 != 0)
+    facts = decoder_facts(
+        checkpoint,
+        placement="output",
+        ropes=read_kind_ropes(config, kinds),
+        windows=read_windows(config, depth, lambda i: (i + 1) % 4 != 0),
+    )
+    return Canonical(stem_terms(checkpoint) | output_terms(), facts, ignored(checkpoint))
+
+
+def read_hyperclovax(checkpoint: Checkpoint) -> Canonical:
+    """Granite's multipliers, except that logits are multiplied, not divided, and norms may follow the branches."""
+    config = checkpoint.config
+    residual = times(config("residual_multiplier", default=1.0))
+    terms = stem_terms(
+        checkpoint,
+        embed_scale=config("embedding_multiplier", default=1.0),
+        logit_scale=config("logits_scaling", default=1.0),
+    )
+    sandwich = "layers.0.post_norm1.weight" in checkpoint
+    if sandwich:
+        norms = {"post_norm1": "post_norm1", "post_norm2": "post_norm2"}
+        terms |= block_terms(LLAMA | norms, dict.fromkeys(norms, residual))
+    else:
+        terms |= block_terms(LLAMA, {"attn.out": residual, "mlp.down": residual})
+    facts = decoder_facts(checkpoint, scale=config("attention_multiplier"), placement="sandwich" if sandwich else "pre")
+    return Canonical(terms, facts, ignored(checkpoint))
+
+
+def read_cwm(checkpoint: Checkpoint) -> Canonical:
+    """LLaMA 3 with a window in three of four layers, the first layer having none."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    ropes = read_ropes(config, depth, partial=False)
+    facts = decoder_facts(checkpoint, ropes=ropes, windows=read_windows(config, depth, lambda i: i % 4 != 0))
+    return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
+
+
+def _has_norms(checkpoint: Checkpoint) -> bool:
+    return "layers.0.self_attn.q_norm.weight" in checkpoint
+
+
+def _family(name: str, title: str, read: Callable[[Checkpoint], Canonical], *more: str, **defaults: Any) -> Family:
+    return Family(name, title, (name, *more), FIRST, read, defaults=defaults)
+
+
+CWM_ROPE = {
+    "rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+OUTPUT = "layers.0.post_feedforward_layernorm.weight"
+FAMILIES = (
+    _family("llama", "LLaMA 1 to 3, SmolLM 1 and 2", read_llama),
+    _family("seed_oss", "Seed-OSS", read_llama),
+    _family("internlm3", "InternLM 3, IQuest-Coder", read_llama, "iquestcoder", rms_norm_eps=1e-5),
+    _family("mistral", "Mistral", read_windowed, sliding_window=4096),
+    _family("ministral", "Ministral", read_windowed, sliding_window=4096),
+    _family("qwen2", "Qwen 2 and 2.5", read_qwen, sliding_window=4096),
+    _family("qwen3", "Qwen 3", read_qwen, sliding_window=4096),
+    _family("smollm3", "SmolLM 3", read_smollm3, rope_theta=2e6, tie_word_embeddings=True),
+    _family("granite", "Granite", read_granite),
+    _family("hyperclovax", "HyperCLOVA X", read_hyperclovax),
+    _family("cwm", "CWM", read_cwm, rms_norm_eps=1e-5, sliding_window=8192, rope_parameters=CWM_ROPE),
+    _family("helium", "Helium", read_interleaved, rms_norm_eps=1e-8, rope_theta=1e5),
+    _family("ernie4_5", "ERNIE 4.5", read_interleaved, rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=True),
+    _family("arcee", "Arcee", read_arcee, rms_norm_eps=1e-5),
+    _family("phi3", "Phi-3, Phi-4", read_phi3, rms_norm_eps=1e-5),
+    _family("glm", "GLM, GLM-4 (2024)", read_glm, rms_norm_eps=1.5625e-7, partial_rotary_factor=0.5),
+    _family("glm4", "GLM-4 (2025)", read_glm, rms_norm_eps=1.5625e-7, partial_rotary_factor=0.5),
+    Family(
+        "exaone4", "EXAONE 4", ("exaone4",), OUTPUT, read_exaone4,
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096},
+    ),
+    Family("olmo2", "OLMo 2", ("olmo2",), OUTPUT, read_olmo2, defaults={"rms_norm_eps": 1e-5}),
+    Family(
+        "olmo3", "OLMo 3", ("olmo3",), OUTPUT, read_olmo3,
+        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
+    ),
+)  # fmt: skip

@@ -67,6 +67,21 @@ class Term:
         """Take part `index` of `count` of every head where heads lie one after the other: GPT-NeoX's fused matrix."""
         return self._arrange(lambda x: x.unflatten(0, (heads, count, -1))[:, index].flatten(0, 1))
 
+    def slots(self, groups: int, count: int, start: int, stop: int) -> "Term":
+        """Take slots `start` to `stop` of the `count` equal ones in every group of the first axis.
+
+        Fused matrices with grouped heads: a group holds its query heads, one key head and one value head.
+        """
+        return self._arrange(lambda x: x.unflatten(0, (groups, count, -1))[:, start:stop].flatten(0, 2))
+
+    def constant(self, make: Callable[[], Tensor]) -> "Term":
+        """A tensor that the model computes and does not store; the stored one lends its dtype and device alone."""
+        return self._arrange(lambda x: make().to(x.device, x.dtype))
+
+    def ones(self, size: int) -> "Term":
+        """The gain of a norm without parameters."""
+        return self.constant(lambda: torch.ones(()).expand(size))
+
     def halves(self, heads: int, rotary: int | None = None) -> "Term":
         """Bring rotary pairs (0, 1), (2, 3), ... of each head to halves: all first entries, then all second ones.
 
@@ -109,6 +124,15 @@ class Term:
     def plus(self, other: str, rows: slice = slice(None)) -> "Term":
         """Add the stored tensor `other`, or some of its rows; it is broadcast along leading axes."""
         return self._then(Step(lambda x, get: x.add_(get(other)[rows].to(x)), True, (other,), f"plus {other}"))
+
+    def matmul(self, other: str, transpose: bool = False) -> "Term":
+        """Multiply from the right by the stored matrix `other`, or by its transpose."""
+
+        def multiply(x: Tensor, get: Get) -> Tensor:
+            matrix = get(other).to(x)
+            return x @ (matrix.t() if transpose else matrix)
+
+        return self._then(Step(multiply, True, (other,), f"times the matrix {other}"))
 
     @property
     def maybe(self) -> "Term":

@@ -20,7 +20,8 @@ from transmamba.ops import ScanOrder, scan_orders
 class TransformerEncoder(Pretrained, nn.Module):
     """Embeddings of tokens, positions and segments, their norm, blocks, norm.
 
-    Positions count real tokens, so padding may stand on either side.
+    Positions are those in the row, so padding belongs on the right; with `pad_token` they count real tokens, and
+    padding may stand on either side.
 
     Args:
         vocab_size: number of tokens.
@@ -38,7 +39,8 @@ class TransformerEncoder(Pretrained, nn.Module):
         norm: kind of these norms.
         norm_eps: their epsilon.
         norm_bias: whether they have a bias; an RMSNorm has none.
-        pad_token: without a mask, tokens other than this one are real.
+        pad_token: let positions count real tokens, as RoBERTa does; without a mask, those are the tokens other than
+            this one.
 
     Raises:
         ValueError: the heads do not divide the width, or there is not one builder per block.
@@ -156,5 +158,6 @@ class TransformerEncoder(Pretrained, nn.Module):
         elif type_ids is not None:
             raise ValueError("type_ids need a table: build the encoder with types=2")
         if self.pos_embed is not None:
-            x = x + take_positions(self.pos_embed, number_tokens(x, mask, None)[0])
+            counted = mask if self.pad_token is not None else None
+            x = x + take_positions(self.pos_embed, number_tokens(x, counted, None)[0])
         return self.embed_proj(self.embed_norm(x))

@@ -49,9 +49,7 @@ class Rotary:
             raise ValueError(f"rope of type {kind} needs {missing[0]}, got only {', '.join(rope)}")
         self.grid: Grid | None = None
         if kind == "axial":
-            self.grid = tuple(int(side) for side in rope["grid"])
-            check_sizes(**{f"side {i} of the grid": side for i, side in enumerate(self.grid)})
-        _number(rope, "rope_theta")
+            self.grid = _grid(rope["grid"])
         share = 1.0 if rope.get("partial_rotary_factor") is None else _number(rope, "partial_rotary_factor")
         self.width = int(head_dim * share)
         pairs = 4 if self.grid else 2
@@ -87,6 +85,13 @@ class Rotary:
         first, second = x[..., : self.width].chunk(2, -1)
         turned = [first * cos - second * sin, second * cos + first * sin]
         return torch.cat([*turned, x[..., self.width :]] if self.width < x.shape[-1] else turned, -1)
+
+
+def _grid(sides: Any) -> Grid:
+    if not isinstance(sides, list | tuple) or len(sides) != 2:
+        raise ValueError(f"grid of the rope must be rows and columns, got {sides!r}")
+    check_sizes(rows=sides[0], columns=sides[1])
+    return tuple(sides)
 
 
 def _number(rope: Rope, key: str) -> float:

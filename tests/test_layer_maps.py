@@ -1,6 +1,6 @@
 import pytest
 
-from transmamba.layer_maps import drop_middle, early, resolve_layer_map, uniform
+from transmamba._layer_maps import drop_middle, early, resolve_layer_map, uniform
 
 DEPTHS = [(1, 1), (1, 5), (2, 5), (3, 7), (4, 7), (5, 5), (6, 12)]
 

@@ -63,12 +63,13 @@ def mamba2(dim):
     return Mamba2Mixer(dim, expand=1, ssm=HeadSSM(3, 8, d_state=8, groups=1))
 
 
+BY_AXIS = {"residual": torch.arange(24.0), **{f"hidden.{i}": torch.arange(96.0) for i in range(3)}}
 HF_VIT, HF_DEIT = ("ViT", "ViTForImageClassification"), ("DeiT", "DeiTForImageClassificationWithTeacher")
 PAIRS = {
     "vit magnitude": (vit, vision, magnitude_importance, {}),
     "vit random": (vit, vision, random_importance(3), {"layer_map": "uniform"}),
     "vit first": (vit, vision, first_importance, {"layer_map": "drop_middle", "rescale": "sqrt"}),
-    "vit by axis": (vit, vision, {"residual": torch.arange(24.0), **{f"hidden.{i}": torch.arange(96.0) for i in range(3)}}, {}),
+    "vit by axis": (vit, vision, BY_AXIS, {}),
     "vit state dict": (lambda: vit().state_dict(), vision, magnitude_importance, {"layer_map": [3, 1, 0]}),
     "vit equal": (vit, partial(vision, dim=24), magnitude_importance, {}),
     "distilled vit": (partial(vit, distilled=True), vision, magnitude_importance, {}),
@@ -87,13 +88,22 @@ PAIRS = {
         {},
     ),
     "hf vit": (
-        partial(hugging_face, HF_VIT, **IMAGE, num_labels=5), partial(vision, dim=12), magnitude_importance, {"grow": True},
+        partial(hugging_face, HF_VIT, **IMAGE, num_labels=5),
+        partial(vision, dim=12),
+        magnitude_importance,
+        {"grow": True},
     ),
     "hf deit": (
-        partial(hugging_face, HF_DEIT, **IMAGE, num_labels=5), vision, magnitude_importance, {"grow": True},
+        partial(hugging_face, HF_DEIT, **IMAGE, num_labels=5),
+        vision,
+        magnitude_importance,
+        {"grow": True},
     ),
     "bert": (
-        bert, lambda: filled(MambaEncoder(11, 12, depth=3, max_length=7, types=2, d_state=2)), magnitude_importance, {},
+        bert,
+        lambda: filled(MambaEncoder(11, 12, depth=3, max_length=7, types=2, d_state=2)),
+        magnitude_importance,
+        {},
     ),
     "llama": (llama, language, magnitude_importance, {}),
     "llama random": (llama, language, random_importance(1), {"layer_map": "uniform"}),
@@ -104,7 +114,12 @@ PAIRS = {
         magnitude_importance,
         {"ssm_from": AttentionInit(3, 7, kv_heads=1)},
     ),
-    "mamba": (lambda: filled(MambaLM(11, 24, depth=4)), lambda: filled(MambaLM(11, 12, depth=3)), magnitude_importance, {}),
+    "mamba": (
+        lambda: filled(MambaLM(11, 24, depth=4)),
+        lambda: filled(MambaLM(11, 12, depth=3)),
+        magnitude_importance,
+        {},
+    ),
     "mamba2": (
         lambda: filled(MambaLM(11, 24, depth=4, mixer=mamba2)),
         lambda: filled(MambaLM(11, 24, depth=3, mixer=mamba2)),
@@ -113,9 +128,12 @@ PAIRS = {
     ),
     "vision mamba": (partial(vision, dim=24), vision, magnitude_importance, {}),
     "ssm from a mamba": (
-        vit, vision, magnitude_importance, {"ssm_from": filled(VisionMamba(8, 2, dim=24, depth=4, d_state=5))},
+        vit,
+        vision,
+        magnitude_importance,
+        {"ssm_from": filled(VisionMamba(8, 2, dim=24, depth=4, d_state=5))},
     ),
-}  # fmt: skip
+}
 
 
 def digest(name):

@@ -12,15 +12,12 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from transmamba._typing import LARGEST, typed
-from transmamba.distill.layers import widen
+from transmamba.ops.resize import LINEAR, interpolate_grid
 
 Position = Literal["front", "back", "middle", "both"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
-
-_NATIVE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 @typed
@@ -118,7 +115,7 @@ def resize_tokens(
         raise ValueError(
             f"grid {grid} holds {math.prod(grid)} tokens, there are {x.shape[1]}: drop special tokens first"
         )
-    if len(grid) != len(target) or len(grid) not in _NATIVE:
+    if len(grid) != len(target) or len(grid) not in LINEAR:
         raise ValueError(f"cannot resize grid {grid} to {target}: expected 1 to 3 axes, as many on both sides")
     if interpolation == "bicubic" and len(grid) != 2:
         raise ValueError(f"bicubic interpolation needs a 2-D grid, got {grid}: use bilinear")
@@ -126,12 +123,9 @@ def resize_tokens(
         raise ValueError(f"cannot resize grid {grid} to {target} in {x.shape[2]} channels: expected positive sizes")
     if grid == target:
         return x
-    smooth = interpolation in ("bilinear", "bicubic")
-    mode = _NATIVE[len(grid)] if interpolation == "bilinear" else interpolation
-    shrinks = smooth and len(grid) == 2 and math.prod(target) < math.prod(grid)
-    options = {"align_corners": False, "antialias": shrinks} if smooth else {}
-    image = widen(x).transpose(1, 2).unflatten(2, grid)
-    return F.interpolate(image, size=target, mode=mode, **options).flatten(2).transpose(1, 2).to(x.dtype)
+    shrinks = len(grid) == 2 and math.prod(target) < math.prod(grid)
+    mode: Literal["linear", "bicubic", "area", "nearest"] = "linear" if interpolation == "bilinear" else interpolation
+    return interpolate_grid(x, grid, target, mode, antialias=shrinks)
 
 
 @typed

@@ -3,19 +3,19 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import LARGEST, check_sizes, typed
 from transmamba.ops.orders import Grid
+from transmamba.ops.resize import interpolate_grid
 
 
 @typed
 def resize_position(
-    table: Float[Tensor, "1 position dim"], grid: Grid, new_grid: Grid
+    table: Float[Tensor, "1 position dim"], grid: Grid, new_grid: Grid, *, antialias: bool = False
 ) -> Float[Tensor, "1 new_position dim"]:
-    """A position table of one grid for another: bicubic over rows and columns, linear over a length.
+    """Resize a position table: bicubic over rows and columns, linear over a length.
 
     Cells are compared by their centres (`align_corners=False`).
 
@@ -23,6 +23,8 @@ def resize_position(
         table: one row per cell of `grid`, no class token.
         grid: rows and columns, or a length.
         new_grid: as many sides.
+        antialias: average over all cells that a new one covers when rows and columns shrink. Official checkpoints are
+            resized without, inherited tables with.
 
     Raises:
         ValueError: the table does not have one row per cell of `grid`, or the grids are not of 1 or 2 positive sides.
@@ -44,10 +46,7 @@ def resize_position(
         raise ValueError(f"cannot resize a grid of {grid} to {new_grid}: expected a length, or rows and columns")
     if grid == new_grid:
         return table
-    image = table.transpose(1, 2).unflatten(2, grid)
-    mode = "linear" if len(grid) == 1 else "bicubic"
-    resized = F.interpolate(image.to(torch.promote_types(table.dtype, torch.float32)), new_grid, mode=mode)
-    return resized.flatten(2).transpose(1, 2).to(table.dtype)
+    return interpolate_grid(table, grid, new_grid, "linear" if len(grid) == 1 else "bicubic", antialias=antialias)
 
 
 def check_grid(x: Tensor, grid: Grid) -> None:

@@ -1,24 +1,22 @@
 """Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
 
 from transmamba._checkpoint import open_safetensors
-from transmamba.transfer.circuits import AttentionInit
+from transmamba.transfer.attention_weights import AttentionInit
 from transmamba.transfer.convolutions import init_convolutions
-from transmamba.transfer.groups import freeze, param_groups
 from transmamba.transfer.importance import (
+    StabilityRecorder,
+    activation_importance,
     first_importance,
     magnitude_importance,
     random_importance,
     stability_importance,
-)
-from transmamba.transfer.inheritance import plan_for, subclone
-from transmamba.transfer.plan import bind
-from transmamba.transfer.report import SubcloneReport
-from transmamba.transfer.running import (
-    StabilityRecorder,
-    activation_importance,
     taylor_importance,
     wanda_importance,
 )
+from transmamba.transfer.inheritance import plan_for, subclone
+from transmamba.transfer.optim import freeze, param_groups
+from transmamba.transfer.plan import bind
+from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Architecture, Family, Translated, translate
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from transmamba._checkpoint import Weights
-from transmamba.layer_maps import LayerMap, resolve_layer_map
-from transmamba.transfer.plan import Entries
+from transmamba._layer_maps import LayerMap, resolve_layer_map
+from transmamba.transfer.plan import Entries, affine
 from transmamba.transfer.students import mamba2_table, mamba_table, transformer_table
 from transmamba.transfer.teachers import Translated
 
@@ -105,9 +105,11 @@ def table_for(student: Student, teacher: Translated, layer_map: LayerMap) -> Tab
     plan = _as_language(transformer_table(facts, "blocks.0.mlp.gate.weight" in teacher, full), student)
     if facts.placement == "post" and not student.post_norm:
         plan = _pre_norm(plan, student, facts.depth, layer_map)
-    plan = _place_positions(plan, student, teacher)
+    plan = _place_positions(_norm_before_head(plan, student, teacher), student, teacher)
     table = Table(_in_stages(plan, student, facts.depth, layer_map))
     table.differs += teacher.differs
+    if table.plan.get("norm.weight", ("",))[0] == "fc_norm.weight" and facts.pool == "mean":
+        _note(table, "pooling: the teacher norms the mean of its patches, the student its tokens")
     _compare_norms(table, student, teacher)
     _compare_mlps(table, student, teacher)
     _compare_biases(table, student, teacher)
@@ -119,6 +121,13 @@ def _as_language(plan: Entries, student: Student) -> Entries:
     if "embedding.weight" not in student.tensors:
         return plan
     return {**plan, "head.weight": ("head.weight", "logit residual")}
+
+
+def _norm_before_head(plan: Entries, student: Student, teacher: Translated) -> Entries:
+    """`plan` for a teacher that norms what its head reads instead of all tokens: CLIP, BEiT, mean-pooled ViTs."""
+    if "norm.weight" in teacher or "fc_norm.weight" not in teacher or "fc_norm.weight" in student.tensors:
+        return plan
+    return plan | affine("norm", "fc_norm", "residual")
 
 
 def _pre_norm(plan: Entries, student: Student, depth: int, layer_map: LayerMap) -> Entries:

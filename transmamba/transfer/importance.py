@@ -1,17 +1,22 @@
 """Which neurons to keep: scores of a teacher's weights, higher is kept.
 
-A score is a tensor of the weight's shape, or of size 1 along axes on which it is constant.
+A score is a tensor of the weight's shape, or of size 1 along axes on which it is constant. Some need the weights alone,
+others let the teacher run: on a few batches of its data, or along a fine-tuning.
 """
 
 import zlib
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
+
+Batch = Tensor | Sequence[Any] | Mapping[str, Any]
+MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def magnitude_importance(name: str, weight: Tensor) -> Tensor:
@@ -79,3 +84,208 @@ def stability_importance(
             " expected one model at two times"
         )
     return scores
+
+
+@typed
+def activation_importance(teacher: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> dict[str, Tensor]:
+    """The mean absolute value of every neuron, where a layer or a norm reads it.
+
+    A matrix gets one score per input, a norm one per channel of the stream that enters it.
+
+    Args:
+        teacher: the model; called as `teacher(batch)`, `teacher(*batch)` or `teacher(**batch)`.
+        batches: inputs of the teacher's own task.
+        progress: show a progress bar, if tqdm is installed.
+
+    Raises:
+        ValueError: there is no batch, or the model ran none of its linear layers.
+
+    Reference:
+        Weight subcloning, arXiv 2312.09299.
+    """
+    sums, counts = _read_inputs(teacher, batches, torch.abs, progress)
+    return {name: _as_input(teacher, name, sums[name] / counts[name]) for name in sums}
+
+
+@typed
+def wanda_importance(teacher: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> dict[str, Tensor]:
+    """The absolute value of each weight times the L2 norm of its input over all tokens.
+
+    Args:
+        teacher: the model; called as `teacher(batch)`, `teacher(*batch)` or `teacher(**batch)`.
+        batches: inputs of the teacher's own task.
+        progress: show a progress bar, if tqdm is installed.
+
+    Raises:
+        ValueError: there is no batch, or the model ran none of its linear layers.
+
+    Reference:
+        Wanda, arXiv 2306.11695.
+    """
+    sums, _ = _read_inputs(teacher, batches, torch.square, progress)
+    weights = dict(teacher.named_parameters())
+    return {name: weights[name].detach().abs() * _as_input(teacher, name, sums[name].sqrt()) for name in sums}
+
+
+@typed
+def taylor_importance(
+    teacher: nn.Module,
+    batches: Iterable[Batch],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    progress: bool = True,
+) -> dict[str, Tensor]:
+    """|weight times gradient|, summed over batches: how far the loss would move, to first order, without the weight.
+
+    The teacher's own gradients and training mode are as before afterwards.
+
+    Args:
+        teacher: the model.
+        batches: what `loss` takes.
+        loss: (teacher, batch) -> scalar.
+        progress: show a progress bar, if tqdm is installed.
+
+    Raises:
+        ValueError: there is no batch, no parameter requires a gradient, or the loss depends on none.
+
+    Reference:
+        Importance estimation for pruning, arXiv 1906.10771.
+    """
+    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad and p.is_floating_point()}
+    scores = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    reached: set[str] = set()
+    if not parameters:
+        raise ValueError("no parameter of the teacher requires a gradient: call teacher.requires_grad_(True) first")
+    with _evaluating(teacher), torch.enable_grad():
+        for batch in _counted(batches, progress):
+            gradients = torch.autograd.grad(loss(teacher, batch), list(parameters.values()), allow_unused=True)
+            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
+                if gradient is not None:
+                    reached.add(name)
+                    scores[name] += (parameter.detach() * gradient).abs()
+    if not reached:
+        raise ValueError("the loss depends on no parameter of the teacher")
+    return {name: scores[name] for name in parameters if name in reached}
+
+
+class StabilityRecorder:
+    """The paper's importance from a recorded run: minus the path each weight travels while the teacher is fine-tuned.
+
+    Two checkpoints see only where a weight ends; the path also counts what it went to and fro.
+
+    Args:
+        teacher: the model that is being fine-tuned.
+
+    Reference:
+        TransMamba, arXiv 2502.15130, section on weight subcloning. That the path counts is ours.
+
+    Example:
+        >>> teacher = nn.Linear(2, 1, bias=False)
+        >>> recorder = StabilityRecorder(teacher)
+        >>> for step in (0.5, -0.5):
+        ...     _ = teacher.weight.data[0, 0].add_(step)
+        ...     recorder.update()
+        >>> recorder.importance()["weight"].tolist()
+        [[-1.0, -0.0]]
+    """
+
+    @typed
+    def __init__(self, teacher: nn.Module) -> None:
+        self._teacher = teacher
+        self._last = {name: p.detach().clone() for name, p in teacher.named_parameters()}
+        self._path = {name: torch.zeros_like(p) for name, p in self._last.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Call after every optimiser step."""
+        for name, p in self._teacher.named_parameters():
+            self._path[name] += (p - self._last[name]).abs()
+            self._last[name].copy_(p)
+
+    def importance(self) -> dict[str, Tensor]:
+        """Scores of all weights so far."""
+        return {name: -path for name, path in self._path.items()}
+
+
+def _read_inputs(
+    teacher: nn.Module, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor], progress: bool
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Per channel, the sum of `measure` over all inputs of each matrix and norm, and the number of those inputs."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def reader(name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def read(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            channel = 1 if isinstance(module, MATRICES[1:]) else -1
+            rows = inputs[0].detach().movedim(channel, -1).flatten(0, -2).float()
+            sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + measure(rows).sum(0)
+            counts[name] = counts.get(name, 0) + len(rows)
+
+        return read
+
+    handles = [module.register_forward_pre_hook(reader(name, module)) for name, module in _readers(teacher).items()]
+    try:
+        with _evaluating(teacher), torch.no_grad():
+            for batch in _counted(batches, progress):
+                _call(teacher, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not sums:
+        raise ValueError(f"{type(teacher).__name__} ran no linear layer and no norm: nothing to score")
+    return sums, counts
+
+
+def _readers(teacher: nn.Module) -> dict[str, nn.Module]:
+    """By weight name, the modules that read a stream: matrices, and whatever has one weight per channel."""
+    found = {}
+    for name, module in teacher.named_modules():
+        weight = getattr(module, "weight", None)
+        grouped = getattr(module, "groups", 1) != 1
+        norm = isinstance(weight, nn.Parameter) and weight.dim() == 1
+        if (isinstance(module, MATRICES) and not grouped) or norm:
+            found[f"{name}.weight" if name else "weight"] = module
+    return found
+
+
+def _as_input(teacher: nn.Module, name: str, score: Tensor) -> Tensor:
+    """One score per channel, laid along the axis of the weight that reads the channel."""
+    dims = teacher.get_parameter(name).dim()
+    return score if dims == 1 else score.reshape(1, -1, *(1,) * (dims - 2))
+
+
+def _call(teacher: nn.Module, batch: Batch) -> None:
+    if isinstance(batch, Tensor):
+        teacher(batch)
+    elif isinstance(batch, Mapping):
+        teacher(**batch)
+    else:
+        teacher(*batch)
+
+
+@contextmanager
+def _evaluating(teacher: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in teacher.modules()}
+    teacher.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _counted(batches: Iterable[Batch], progress: bool) -> Iterator[Batch]:
+    count = 0
+    for batch in _bar(batches) if progress else batches:
+        count += 1
+        yield batch
+    if not count:
+        raise ValueError("no batch to run the teacher on: give at least one")
+
+
+def _bar(batches: Iterable[Batch]) -> Iterable[Batch]:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return batches
+    return tqdm(batches, desc="importance", leave=False)

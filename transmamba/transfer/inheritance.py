@@ -8,22 +8,20 @@ import torch
 from torch import Tensor
 
 from transmamba._checkpoint import Weights, named_tensors
+from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
-from transmamba.layer_maps import LayerMap
-from transmamba.transfer.attention import plan_attention
-from transmamba.transfer.circuits import AttentionInit
-from transmamba.transfer.counterparts import Student, Table, placed_share, table_for
+from transmamba.transfer.attention_weights import AttentionInit
+from transmamba.transfer.counterparts import Student, Table, table_for
 from transmamba.transfer.plan import Matches, Plan, match
+from transmamba.transfer.refusals import excluded_names, refuse_debris, refuse_unresolved
 from transmamba.transfer.report import SubcloneReport
-from transmamba.transfer.selection import choose, measure
+from transmamba.transfer.select import choose, measure
 from transmamba.transfer.source import Importance, Source
+from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Translated, translate
 from transmamba.transfer.tensors import check_target
-from transmamba.transfer.writes import Write, plan_write
-
-# of the tensors in a student's blocks, SSM parameters aside: below it only debris would be inherited
-LEAST_SHARE = 0.5
+from transmamba.transfer.write import Write, plan_write
 
 
 class Prepared(NamedTuple):
@@ -104,13 +102,14 @@ def subclone(
         table = table_for(ours, cast(Translated, source.translated), layer_map)
     else:
         source, table = Source(translate(teacher, family) if family is not None else teacher), Table(dict(plan))
-    left = _excluded(target, source, exclude)
+    left = excluded_names(target, source, exclude)
     found = match(table.plan, target, source, layer_map)
     if plan is not None:
-        _refuse_unresolved(found, target, source)
+        refuse_unresolved(found, target, source)
     prepared = prepare(source, target, left, found, importance, rescale=rescale, grow=grow, refused=table.refused)
     if plan is None and not partial:
-        _refuse_debris(prepared, ours, left, found, source)
+        written = {write.student for write in prepared.writes}
+        refuse_debris(ours, source, written, prepared.skipped, left, found.beyond)
     if ssm_from is not None:
         own = [pattern for pattern in exclude or () if pattern not in SSM_PARAMETERS]
         mixers = {name: p for name, p in target.items() if not any(fnmatchcase(name, pattern) for pattern in own)}
@@ -281,51 +280,3 @@ def _kind(target: Mapping[str, Tensor]) -> str | None:
 def _memory(tensor: Tensor) -> tuple[int, ...]:
     """Equal for two names of one tensor."""
     return (tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor), *tensor.shape)
-
-
-def _excluded(target: Mapping[str, Tensor], source: Source, exclude: Sequence[str] | None) -> dict[str, str]:
-    """The student tensors to leave alone, with the pattern that names them."""
-    if exclude is None:
-        patterns: Sequence[str] = () if any(fnmatchcase(name, "*A_log") for name in source) else SSM_PARAMETERS
-    else:
-        patterns = exclude
-        for pattern in patterns:
-            if pattern not in SSM_PARAMETERS and not any(fnmatchcase(name, pattern) for name in target):
-                raise ValueError(
-                    f"exclude pattern {pattern!r} matches no student tensor: expected names such as"
-                    f" {', '.join(list(target)[:4])}"
-                )
-    why = "SSM parameter" if exclude is None else "excluded"
-    hits = ((name, next((p for p in patterns if fnmatchcase(name, p)), None)) for name in target)
-    return {name: f"{why}, {pattern}" for name, pattern in hits if pattern is not None}
-
-
-def _refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Source) -> None:
-    """A plan that somebody wrote must fit; our own tables name more than one model has."""
-    if found.unused:
-        raise ValueError(
-            f"the plan names student tensors that do not exist: {', '.join(found.unused[:5])}; the student has"
-            f" {', '.join(list(target)[:5])}, ..."
-        )
-    if found.absent:
-        name, reason = next(iter(found.absent.items()))
-        raise ValueError(f"the plan for {name}: {reason}; it has {', '.join(list(source)[:5])}, ...")
-
-
-def _refuse_debris(
-    prepared: Prepared, student: Student, left: Mapping[str, str], found: Matches, source: Source
-) -> None:
-    """A student of whose blocks hardly a tensor has a counterpart is not initialised from the teacher."""
-    written = {write.student for write in prepared.writes}
-    share = placed_share(student, left, written, found.beyond)
-    if share >= LEAST_SHARE and written:
-        return
-    reasons = {name: reason for name, reason in prepared.skipped.items() if name not in left}
-    missing = [f"{name}: {reason}" for name, reason in reasons.items()]
-    others = [name for name in student.tensors if name not in {*written, *prepared.skipped}]
-    missing += [f"{name}: the table has no entry for it" for name in others]
-    family = source.translated.family if source.translated is not None else "plan"
-    raise ValueError(
-        f"only {share:.0%} of the tensors in the student's blocks have a counterpart in the teacher ({family}):"
-        f" {'; '.join(missing[:4])}; ... Build a student whose blocks are like the teacher's, or give partial=True"
-    )

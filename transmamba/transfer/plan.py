@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from transmamba._layer_maps import LayerMap, resolve_layer_map
 from transmamba._typing import typed
-from transmamba.layer_maps import LayerMap, resolve_layer_map
 from transmamba.transfer.axes import Axis, parse_axes, substitute
 
 # student name pattern -> (teacher name patterns, axes)

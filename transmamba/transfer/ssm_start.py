@@ -12,19 +12,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.layer_maps import LayerMap, resolve_layer_map
-from transmamba.transfer.circuits import AttentionInit, Circuit, Input, Start, constant_direction, read_circuit
-from transmamba.transfer.mixers import build_mamba, build_mamba2, check_mamba, check_mamba2
+from transmamba._layer_maps import LayerMap, resolve_layer_map
+from transmamba.transfer.attention_weights import (
+    AttentionInit,
+    AttentionWeights,
+    MixerInput,
+    Start,
+    constant_direction,
+    read_attention,
+)
+from transmamba.transfer.linear_attention import build_mamba, build_mamba2, check_mamba, check_mamba2
 from transmamba.transfer.source import Source
 from transmamba.transfer.teachers import Architecture
 from transmamba.transfer.tensors import check_target
-from transmamba.transfer.writes import Write
+from transmamba.transfer.write import Write
 
 IN, OUT = "in_proj.weight", "out_proj.weight"
 
 Slot = dict[int, dict[str, Tensor]]
 Check = Callable[[Start, int, Mapping[str, Tensor]], None]
-Builder = Callable[[Start, Circuit, Mapping[str, Tensor], Input], dict[str, Tensor]]
+Builder = Callable[[Start, AttentionWeights, Mapping[str, Tensor], MixerInput], dict[str, Tensor]]
 
 
 class Started(NamedTuple):
@@ -106,14 +113,14 @@ def _layer(
         check_target(prefix + name, tensor)
     start = _check_heads(init, names, source)
     _check_width(layer, names, source, mixer, kept)
-    reads = Input("in_proj.bias" in mixer, None if "in_proj.bias" in mixer else constant_direction(layer, norms))
+    reads = MixerInput("in_proj.bias" in mixer, None if "in_proj.bias" in mixer else constant_direction(layer, norms))
     check, build, made = _builder(prefix, mixer)
     check(start, source.shape(names[-1])[1] // start.heads, mixer)
 
     def tensors() -> dict[str, Tensor]:
         if layer not in slot:
             slot.clear()  # the numbers of one layer at a time
-            slot[layer] = build(start, read_circuit(start, names, source, kept, reads.has_constant), mixer, reads)
+            slot[layer] = build(start, read_attention(start, names, source, kept, reads.has_constant), mixer, reads)
         return slot[layer]
 
     gate = "" if reads.has_constant else ", gate and biases as initialised"

@@ -58,7 +58,7 @@ class Start(NamedTuple):
     decay: float
 
 
-class Circuit(NamedTuple):
+class AttentionWeights(NamedTuple):
     """One layer's attention on the student's channels; the last column of q, k, v is their bias, o_bias is o's."""
 
     q: Tensor
@@ -68,24 +68,26 @@ class Circuit(NamedTuple):
     o_bias: Tensor
 
 
-class Input(NamedTuple):
+class MixerInput(NamedTuple):
     """What the mixer reads: does its projection have a bias, and which direction of the norm's output is always 1."""
 
     bias: bool
-    one: Tensor | None
+    constant: Tensor | None
 
     @property
     def has_constant(self) -> bool:
         """Whether biases and an open gate can be expressed."""
-        return self.bias or self.one is not None
+        return self.bias or self.constant is not None
 
-    def lay(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows with a bias column as weight and bias of the projection."""
         weight, bias = rows[:, :-1], rows[:, -1]
-        return (weight if self.bias or self.one is None else weight + bias[:, None] * self.one), bias
+        return (weight if self.bias or self.constant is None else weight + bias[:, None] * self.constant), bias
 
 
-def read_circuit(init: Start, names: list[str], source: Source, kept: tuple[int, ...] | None, biases: bool) -> Circuit:
+def read_attention(
+    init: Start, names: list[str], source: Source, kept: tuple[int, ...] | None, biases: bool
+) -> AttentionWeights:
     """Read the attention of one layer: query, key, value and output weights, and their biases.
 
     A scale of the scores other than head_dim ** -0.5 is multiplied into the queries.
@@ -99,7 +101,7 @@ def read_circuit(init: Start, names: list[str], source: Source, kept: tuple[int,
     rows[0] = rows[0] if scale is None else rows[0] * (scale * math.sqrt(head_dim))
     o, o_bias = (source[names[-1].removesuffix("weight") + leaf].float().cpu()[index] for leaf in ("weight", "bias"))
     q, k, v = rows
-    return Circuit(q, k, v, o, o_bias)
+    return AttentionWeights(q, k, v, o, o_bias)
 
 
 def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None:

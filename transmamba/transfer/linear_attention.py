@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.transfer.circuits import Circuit, Input, Start, expand_heads
+from transmamba.transfer.attention_weights import AttentionWeights, MixerInput, Start, expand_heads
 from transmamba.transfer.convolutions import identity_convolution
 
 OPEN_GATE = 1.2784645  # silu of it is 1
@@ -23,16 +23,18 @@ def check_mamba(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None
         )
 
 
-def build_mamba(init: Start, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
+def build_mamba(
+    init: Start, attention: AttentionWeights, mixer: Mapping[str, Tensor], reads: MixerInput
+) -> dict[str, Tensor]:
     """All tensors of a Mamba mixer: channel pairs for values, queries and keys, in this order."""
     made = {name: tensor.detach().float().cpu().clone() for name, tensor in mixer.items()}
     inner, directions, state, rank = _mamba_sizes(mixer)
-    head_dim = len(circuit.q) // init.heads
-    k, v = expand_heads(init, circuit.k), expand_heads(init, circuit.v)
-    C, B = low_rank(circuit.q.T @ k / (init.heads * math.sqrt(head_dim)), state)
-    out, x = low_rank(circuit.o @ v, rank)
+    head_dim = len(attention.q) // init.heads
+    k, v = expand_heads(init, attention.k), expand_heads(init, attention.v)
+    C, B = low_rank(attention.q.T @ k / (init.heads * math.sqrt(head_dim)), state)
+    out, x = low_rank(attention.o @ v, rank)
     rows = torch.cat([x, -x, C, -C, B, -B])
-    weight, bias = reads.lay(rows)
+    weight, bias = reads.project(rows)
     made["in_proj.weight"][: len(rows)] = weight
     made["out_proj.weight"].zero_()
     made["out_proj.weight"][:, : 2 * rank] = torch.cat([out, -out]).T
@@ -47,7 +49,7 @@ def build_mamba(init: Start, circuit: Circuit, mixer: Mapping[str, Tensor], read
             tensor[-state:, 2 * rank : 2 * rank + 2 * state] = pairs
             tensor[-2 * state : -state, 2 * rank + 2 * state : len(rows)] = pairs
     # two directions see every pair of tokens once, so do four in twice as many sums
-    return _start_ssm(init, circuit, made, 1.0 / init.length if directions == 1 else 2.0 / (directions * init.length))
+    return _start_ssm(init, attention, made, 1.0 / init.length if directions == 1 else 2.0 / (directions * init.length))
 
 
 def check_mamba2(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
@@ -62,28 +64,30 @@ def check_mamba2(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> Non
         )
 
 
-def build_mamba2(init: Start, circuit: Circuit, mixer: Mapping[str, Tensor], reads: Input) -> dict[str, Tensor]:
+def build_mamba2(
+    init: Start, attention: AttentionWeights, mixer: Mapping[str, Tensor], reads: MixerInput
+) -> dict[str, Tensor]:
     """All tensors of a Mamba-2 mixer but its norm: Q to C, K to B, V to x, head by head.
 
     With as many groups as key heads, the queries that share a key are averaged.
     """
     made = {name: tensor.detach().float().cpu().clone() for name, tensor in mixer.items()}
     heads, inner, shared = _mamba2_sizes(mixer)
-    B, C, x = circuit.k, circuit.q, expand_heads(init, circuit.v)
+    B, C, x = attention.k, attention.q, expand_heads(init, attention.v)
     if shared == len(C):
         B = expand_heads(init, B)
     else:
         groups = init.groups
         C = C.unflatten(0, (groups, init.heads // groups, -1)).mean(1).flatten(0, 1)
-    weight, bias = reads.lay(torch.cat([x, B, C]))
+    weight, bias = reads.project(torch.cat([x, B, C]))
     made["in_proj.weight"][inner:-heads] = weight
     made["in_proj.weight"][-heads:] = 0.0
-    made["out_proj.weight"].copy_(circuit.o)
+    made["out_proj.weight"].copy_(attention.o)
     if reads.bias:
         made["in_proj.bias"].zero_()
         made["in_proj.bias"][inner:-heads] = bias
     _open_gate(made, slice(0, inner), reads)
-    return _start_ssm(init, circuit, made, 1.0 / init.length)
+    return _start_ssm(init, attention, made, 1.0 / init.length)
 
 
 def _mamba_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
@@ -101,20 +105,20 @@ def _mamba2_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int]:
     return heads, inner, (len(mixer["in_proj.weight"]) - 2 * inner - heads) // 2
 
 
-def _open_gate(made: dict[str, Tensor], gate: slice, reads: Input) -> None:
+def _open_gate(made: dict[str, Tensor], gate: slice, reads: MixerInput) -> None:
     if reads.bias:
         made["in_proj.weight"][gate] = 0.0
         made["in_proj.bias"][gate] = OPEN_GATE
-    elif reads.one is not None:
-        made["in_proj.weight"][gate] = OPEN_GATE * reads.one
+    elif reads.constant is not None:
+        made["in_proj.weight"][gate] = OPEN_GATE * reads.constant
 
 
-def _start_ssm(init: Start, circuit: Circuit, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
+def _start_ssm(init: Start, attention: AttentionWeights, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
     """Constant step, hardly any decay, no direct path, convolutions that pass the current token."""
     for name, tensor in made.items():
         leaf = name.removesuffix(".weight").split(".")[-1]
         if name == "out_proj.bias":
-            tensor.copy_(circuit.o_bias)
+            tensor.copy_(attention.o_bias)
         elif leaf in ("conv1d", "conv2d"):
             tensor.copy_(identity_convolution(tensor))
         elif leaf == "A_log":

@@ -8,8 +8,8 @@ from transmamba.models import SNAKES, PlainMamba, VisionMamba, ViT
 from transmamba.nn.snake import moves_between
 from transmamba.ops import scan_orders
 from transmamba.transfer import SSM_PARAMETERS, AttentionInit, first_importance, magnitude_importance, subclone
-from transmamba.transfer.circuits import constant_direction
-from transmamba.transfer.mixers import low_rank
+from transmamba.transfer.attention_weights import constant_direction
+from transmamba.transfer.linear_attention import low_rank
 
 from .conftest import snapshot, unchanged
 

@@ -5,9 +5,9 @@ import re
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from transmamba.ops.resize import interpolate_grid
 from transmamba.transfer.axes import PREFIX, Axis
 
 # tables that differ by more rows than any padding rule explains belong to different tokenizers
@@ -119,10 +119,9 @@ def _grids(
 
 
 def _bicubic(tensor: Tensor, dim: int, prefix: int, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    table = tensor.narrow(dim, prefix, tensor.shape[dim] - prefix).movedim(dim, -1)
-    image = table.reshape(1, -1, *source).float()
-    resized = F.interpolate(image, target, mode="bicubic", align_corners=False, antialias=True)
-    return resized.reshape(*table.shape[:-1], -1).movedim(-1, dim).to(tensor.dtype)
+    table = tensor.narrow(dim, prefix, tensor.shape[dim] - prefix).movedim(dim, 0)
+    resized = interpolate_grid(table.flatten(1)[None], source, target, "bicubic", antialias=True)[0]
+    return resized.reshape(-1, *table.shape[1:]).movedim(0, dim)
 
 
 def _inflate(tensor: Tensor, dim: int, frames: int) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transmamba.transfer.axes import Axis, factor_sizes, flatten
 from transmamba.transfer.plan import Copy
-from transmamba.transfer.resizing import Resize, resize
-from transmamba.transfer.selection import Geometry, student_shape, teacher_shape
+from transmamba.transfer.resize import Resize, resize
+from transmamba.transfer.select import Geometry, student_shape, teacher_shape
 from transmamba.transfer.source import Source
 
 BLOCK = 2**18  # numbers picked at a time

@@ -32,7 +32,9 @@ TOWERS = {
     "Flava": ("vit", "FlavaImageConfig", "FlavaImageModel"),
     "Pixio": ("pixio", "PixioConfig", "PixioModel"),
     "InternVL": ("internvl_vision", "InternVLVisionConfig", "InternVLVisionModel"),
+    "QianfanOCR": ("internvl_vision", "QianfanOCRVisionConfig", "QianfanOCRVisionModel"),
 }
+FOLDERS = {"Blip2": "blip_2", "QianfanOCR": "qianfan_ocr"}
 
 
 def build(name, **facts):
@@ -43,7 +45,7 @@ def build(name, **facts):
 
 
 def submodule(name):
-    folder = {"OwlViT": "owlvit", "Blip2": "blip_2", "InternVL": "internvl"}.get(name, name.lower())
+    folder = FOLDERS.get(name, name.lower())
     module = __import__(f"transformers.models.{folder}", fromlist=["x"])
     found = type("Names", (), {})
     for part in (f"configuration_{folder}", f"modeling_{folder}"):
@@ -96,6 +98,17 @@ def test_the_backbone_of_pixio_has_a_norm_of_its_own():
     assert translated.ignored["layernorm.weight"] == "norm of the maps of a backbone"
     with torch.no_grad():
         assert error(Canonical(translated).image(IMAGES), teacher.pixio(IMAGES).last_hidden_state) < 1e-5
+
+
+def test_a_tower_with_a_connector_is_the_tower():
+    from transformers.models.granite_docling import modeling_granite_docling as docling
+
+    config = docling.GraniteDoclingVisionConfig(**SIZES, deepstack_visual_indexes=[0, 1])
+    teacher = perturb(docling.GraniteDoclingVisionModel(config))
+    translated = translate(teacher)
+    assert "leads into a language model" in translated.ignored.values()
+    with torch.no_grad():
+        assert error(Canonical(translated).image(IMAGES), teacher.encode(IMAGES)[0]) < 1e-5
 
 
 def owl():

@@ -23,7 +23,8 @@ OLDER_BEIT = (
     *OLDER,
 )
 BEIT: dict[str, Any] = {"eps": 1e-12, "act": "gelu"}
-DEFAULTS: dict[str, dict[str, Any]] = {"internvl_vision": {"eps": 1e-6, "act": "gelu", "heads": 16}}
+INTERNVL: dict[str, Any] = {"eps": 1e-6, "act": "gelu", "heads": 16}
+TOWERS = ("internvl_vision", "qianfan_ocr_vision")
 IGNORED = {
     r"embeddings\.mask_token": "token of masked training",
     r"(\.\./)?layernorm\..*|lm_head\..*": "head of masked training",
@@ -47,7 +48,7 @@ def _read(checkpoint: Checkpoint) -> Canonical:
     own_norm = checkpoint.stored.get("layernorm.weight", "").startswith(checkpoint.prefix or "layernorm")
     table = checkpoint.shape(TABLE)[1] if TABLE in checkpoint else None
     bias = _bias(checkpoint)
-    facts = image_facts(checkpoint.config, **DEFAULTS.get(checkpoint.config.model_type or "", BEIT)) | _grid(
+    facts = image_facts(checkpoint.config, **(INTERNVL if checkpoint.config.model_type in TOWERS else BEIT)) | _grid(
         checkpoint, table, bias
     )
     if bias is not None and facts["heads"] is None:
@@ -128,7 +129,8 @@ FAMILIES = (
         "beit", "BEiT, Data2VecVision", ("beit", "data2vec-vision"), MARKER, read_beit, OLDER_BEIT, (OLDER_MARKER,)
     ),
     Family(
-        "internvl_vision", "InternVL's image tower", ("internvl_vision",), OLDER_MARKER, read_internvl,
+        "internvl_vision", "image tower of InternVL, Qianfan-OCR", TOWERS, OLDER_MARKER, read_internvl,
         ((r"^encoder\.layer\.", "layers."), (r"\.attention\.projection_layer\.", ".attention.o_proj.")),
+        (MARKER,),
     ),
 )  # fmt: skip

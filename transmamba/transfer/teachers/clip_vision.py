@@ -15,6 +15,7 @@ PARTS = {
     "attn.out": "self_attn.out_proj", "norm2": "layer_norm2", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2",
 }  # fmt: skip
 PATCHES, TABLE = "embeddings.patch_embedding", "embeddings.position_embedding.weight"
+CONNECTOR = "leads into a language model"
 TEXT = {r"text_model\..*": "the text tower", r"text_projection\..*|logit_(scale|bias)": "compares images with texts"}
 
 
@@ -77,7 +78,7 @@ def read_siglip(checkpoint: Checkpoint) -> Canonical:
         **affine("norm", "post_layernorm"),
         **optional(affine("head", "classifier")),
     }
-    return Canonical(terms, architecture, TEXT | {r"head\..*": "attention pooling"})
+    return Canonical(terms, architecture, TEXT | {r"head\..*": "attention pooling", r"connector\..*": CONNECTOR})
 
 
 def read_blip(checkpoint: Checkpoint) -> Canonical:
@@ -134,8 +135,8 @@ FAMILIES = (
         "pre_layrnorm.weight", read_clip, (), ("pre_layernorm.weight",),
     ),
     Family(
-        "siglip_vision", "image tower of SigLIP, SigLIP 2, Janus",
-        ("siglip_vision_model", "siglip2_vision_model", "janus_vision_model"),
+        "siglip_vision", "image tower of SigLIP, SigLIP 2, Janus, Granite Docling",
+        ("siglip_vision_model", "siglip2_vision_model", "janus_vision_model", "granite_docling_vision"),
         "embeddings.patch_embedding.bias", read_siglip,
     ),
     Family(

@@ -88,6 +88,7 @@ def test_names_of_older_versions(as_dictionary):
 def test_a_bare_state_dict_tells_heads_and_grid_by_its_table():
     translated = translate(build("Beit", **SHARED).state_dict())
     assert (translated.family, translated.architecture.heads, translated.architecture.grid) == ("beit", 3, (3, 3))
+    assert set(translated.architecture.unknown) == {"eps", "activation"}
 
 
 @pytest.mark.parametrize(

@@ -112,8 +112,9 @@ def test_names_of_older_versions(as_dictionary):
         assert error(Canonical(translated).classify(IMAGES), teacher(IMAGES).logits) < 1e-5
 
 
-def test_a_bare_state_dict_is_known_by_its_names():
-    translated = translate(build("ViT").state_dict())
+@pytest.mark.parametrize("name, kind", [("ViT", "Model"), ("ViT", "ForImageClassification"), ("ViTMSN", "Model")])
+def test_a_bare_state_dict_is_known_by_its_names(name, kind):
+    translated = translate(build(name, kind).state_dict())
     assert translated.family == "vit" and set(translated.architecture.unknown) == {"heads", "eps", "activation"}
     assert translated.architecture.grid == (3, 3)
 

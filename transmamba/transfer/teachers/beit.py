@@ -1,6 +1,7 @@
-"""BEiT and Data2VecVision of transformers: biases of attention scores by relative position, LayerScale."""
+"""BEiT, Data2VecVision and InternVL's tower: biases of attention scores by relative position, LayerScale."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
@@ -21,6 +22,9 @@ OLDER_BEIT = (
     (r"^encoder\.relative_position_bias\.", "shared_position_bias."),
     *OLDER,
 )
+BEIT: dict[str, Any] = {"eps": 1e-12, "act": "gelu"}
+INTERNVL: dict[str, Any] = {"eps": 1e-6, "act": "gelu", "heads": 16}
+TOWERS = ("internvl_vision", "qianfan_ocr_vision")
 IGNORED = {
     r"embeddings\.mask_token": "token of masked training",
     r"(\.\./)?layernorm\..*|lm_head\..*": "head of masked training",
@@ -30,14 +34,26 @@ IGNORED = {
 
 
 def read_beit(checkpoint: Checkpoint) -> Canonical:
+    """Queries and values have a bias, keys have none."""
+    canonical = _read(checkpoint)
+    terms = {name: term for name, term in canonical.terms.items() if name != BLOCK + "attn.k.bias"}
+    # the tensors of a plain ViT are BEiT's beside these biases
+    required = {f"{BLOCK}attn.{letter}.bias": src(f"{LAYER}attention.{letter}_proj.bias") for letter in "qv"}
+    return replace(canonical, terms=terms | required)
+
+
+def _read(checkpoint: Checkpoint) -> Canonical:
     """LayerScale is folded; a table that all layers share becomes one of every layer."""
     # the head of masked training has a norm that is called as the model's own, which mean pooling does not have
     own_norm = checkpoint.stored.get("layernorm.weight", "").startswith(checkpoint.prefix or "layernorm")
     table = checkpoint.shape(TABLE)[1] if TABLE in checkpoint else None
     bias = _bias(checkpoint)
-    facts = image_facts(checkpoint.config, eps=1e-12, act="gelu") | _grid(checkpoint, table, bias)
+    facts = image_facts(checkpoint.config, **(INTERNVL if checkpoint.config.model_type in TOWERS else BEIT)) | _grid(
+        checkpoint, table, bias
+    )
     if bias is not None and facts["heads"] is None:
         facts["heads"] = checkpoint.shape(bias.name.replace("{i}", "0"))[1]
+        checkpoint.config.unknown.remove("heads")
     architecture = Architecture(
         "image",
         dim=checkpoint.shape(CLASS)[2],
@@ -46,6 +62,22 @@ def read_beit(checkpoint: Checkpoint) -> Canonical:
         **facts,
     )
     return Canonical(_terms(checkpoint, own_norm, bias), architecture, IGNORED)
+
+
+def read_internvl(checkpoint: Checkpoint) -> Canonical:
+    """BEiT's tower with biases or norms of all three of queries, keys and values, and with either kind of norm."""
+    config, canonical = checkpoint.config, _read(checkpoint)
+    norm = config("norm_type", default="layer_norm", fact="norm")
+    normed = LAYER.replace("{i}", "0") + "attention.q_norm.weight" in checkpoint
+    if norm == "rms_norm" and "norm.weight" in canonical.terms:
+        raise ValueError("RMSNorm in the blocks and LayerNorm behind them")
+    if normed and (norm != "rms_norm" or canonical.architecture.eps != 1e-6):
+        # the norms of queries and keys are always RMSNorm with an eps of 1e-6
+        raise ValueError("norms of queries and keys that are not those of the blocks: expected RMSNorm of eps 1e-6")
+    terms = {f"{BLOCK}attn.{name}.weight": src(f"{LAYER}attention.{name}.weight") for name in ("q_norm", "k_norm")}
+    kind: Literal["rms", "layer"] = "rms" if norm == "rms_norm" else "layer"
+    architecture = replace(canonical.architecture, norm=kind)
+    return replace(canonical, terms=canonical.terms | optional(terms), architecture=architecture)
 
 
 def _bias(checkpoint: Checkpoint) -> Term | None:
@@ -96,5 +128,12 @@ def _terms(checkpoint: Checkpoint, own_norm: bool, bias: Term | None) -> Terms:
 
 
 FAMILIES = (
-    Family("beit", "BEiT, Data2VecVision", ("beit", "data2vec-vision"), MARKER, read_beit, OLDER_BEIT, (OLDER_MARKER,)),
-)
+    Family(
+        "beit", "BEiT, Data2VecVision", ("beit", "data2vec-vision"), MARKER, read_beit, OLDER_BEIT, (OLDER_MARKER,)
+    ),
+    Family(
+        "internvl_vision", "image tower of InternVL, Qianfan-OCR", TOWERS, OLDER_MARKER, read_internvl,
+        ((r"^encoder\.layer\.", "layers."), (r"\.attention\.projection_layer\.", ".attention.o_proj.")),
+        (MARKER,),
+    ),
+)  # fmt: skip

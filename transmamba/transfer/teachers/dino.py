@@ -100,7 +100,8 @@ def _blocks(checkpoint: Checkpoint, layer: str) -> Terms:
 
 FAMILIES = (
     Family(
-        "dinov2", "DINOv2, with and without registers", ("dinov2", "dinov2_with_registers"),
+        "dinov2", "DINOv2 with and without registers, TIPSv2's image tower",
+        ("dinov2", "dinov2_with_registers", "tipsv2_vision_model"),
         "encoder.layer.0.layer_scale1.lambda1", read_dinov2, OLDER,
     ),
     Family(

@@ -1,4 +1,4 @@
-"""Vision Transformers of transformers that are plain ViTs: ViT, DeiT, MAE's encoder, I-JEPA, ViT-MSN."""
+"""Vision Transformers of transformers that are plain ViTs: ViT, DeiT, MAE's encoder, I-JEPA, ViT-MSN, FLAVA, Pixio."""
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ OLDER = (
     (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"layers.\1.mlp.fc2."),
     (r"^encoder\.layer\.", "layers."),
 )
+PIXIO = ((r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."))
 MARKER, OLDER_MARKER = "layers.0.layernorm_before.weight", "encoder.layer.0.layernorm_before.weight"
 IGNORED = {
     r"pooler\.dense\..*": "a layer behind the class token, trained for another task",
@@ -31,6 +32,8 @@ IGNORED = {
 def read_vit(checkpoint: Checkpoint) -> Canonical:
     """Everything is stored as it is used; only what the classifier reads differs between the models."""
     config, tokens = checkpoint.config, [name for name in TOKENS.values() if name in checkpoint]
+    if any(checkpoint.shape(name)[1] != 1 for name in tokens):
+        raise ValueError("several class tokens: expected one, as the family 'pixio' has several")
     patch = square_patch(checkpoint, "embeddings.patch_embeddings.projection.weight")
     table = checkpoint.shape("embeddings.position_embeddings")
     architecture = Architecture(
@@ -43,6 +46,24 @@ def read_vit(checkpoint: Checkpoint) -> Canonical:
         pool="token" if "embeddings.cls_token" in checkpoint else "mean",
     )
     return Canonical(_terms(checkpoint), architecture, IGNORED)
+
+
+def read_pixio(checkpoint: Checkpoint) -> Canonical:
+    """Several class tokens, of which the canonical model has one and calls the others registers."""
+    tokens, table = checkpoint.shape(TOKENS["cls_token"]), checkpoint.shape("embeddings.position_embeddings")
+    if tokens[1] < 2:
+        raise ValueError("one class token: expected several")
+    patch = square_patch(checkpoint, "embeddings.patch_embeddings.projection.weight")
+    architecture = Architecture(
+        "image",
+        dim=table[2],
+        depth=checkpoint.depth(LAYER + "layernorm_before.weight"),
+        **image_facts(checkpoint.config, eps=1e-6, act="gelu", heads=16),
+        **read_grid(checkpoint, patch, table[1], (tokens[1],), square=True),
+    )
+    rows = src(TOKENS["cls_token"]).reshape(*tokens[1:])
+    terms = _terms(checkpoint) | {"cls_token": rows.rows(0, 1).table(), "reg_token": rows.rows(1).table()}
+    return Canonical(terms, architecture, {r"\.\./layernorm\..*": "norm of the maps of a backbone"})
 
 
 def _terms(checkpoint: Checkpoint) -> Terms:
@@ -60,7 +81,10 @@ def _terms(checkpoint: Checkpoint) -> Terms:
 
 FAMILIES = (
     Family(
-        "vit", "ViT, DeiT, MAE, I-JEPA, ViT-MSN", ("vit", "deit", "vit_mae", "ijepa", "vit_msn"), MARKER, read_vit,
-        OLDER, (OLDER_MARKER,),
+        "vit", "ViT, DeiT, MAE, I-JEPA, ViT-MSN, FLAVA's image tower",
+        ("vit", "deit", "vit_mae", "ijepa", "vit_msn", "flava_image_model"), MARKER, read_vit, OLDER, (OLDER_MARKER,),
+    ),
+    Family(
+        "pixio", "Pixio", ("pixio",), MARKER, read_pixio, OLDER + PIXIO, ("encoder.layer.0.norm1.weight",),
     ),
 )  # fmt: skip

@@ -36,10 +36,23 @@ def test_esm(name):
     assert len(translate(teacher).differs) == len(differs)
 
 
+def test_esm_by_names_alone_has_the_positions_that_are_stored():
+    for kind, ropes in (("absolute", 0), ("rotary", 3)):
+        facts = translate(build("Esm", sizes=ESM, position_embedding_type=kind).state_dict()).architecture
+        assert len(facts.ropes) == ropes and {"ropes", "token_dropout", "heads"} < set(facts.unknown)
+
+
 def test_ibert_out_of_quant_mode():
     assert worst_error(build("IBert", type_vocab_size=2), TYPES) < 1e-5
     with pytest.raises(ValueError, match="computes in integers"):
         translate(build("IBert", quant_mode=True))
+
+
+def test_big_bird_with_full_attention():
+    for options in ({}, {"rescale_embeddings": True, "use_bias": False, "hidden_act": "relu"}):
+        assert worst_error(build("BigBird", attention_type="original_full", **options), TYPES) < 1e-5
+    with pytest.raises(ValueError, match="its attention is sparse"):
+        translate(build("BigBird"))
 
 
 def test_roformer():
@@ -72,10 +85,11 @@ def test_xlm(name):
         translate(build(name, sizes=XLM, causal=True))
 
 
-@pytest.mark.parametrize("name", ["Esm", "RoFormer", "IBert", "XLM", "Flaubert"])
+@pytest.mark.parametrize("name", ["Esm", "RoFormer", "IBert", "BigBird", "XLM", "Flaubert"])
 def test_models_with_heads_hold_the_same_encoder(name):
     sizes = {"Esm": ESM, "XLM": XLM, "Flaubert": XLM}.get(name, SIZES)
-    for teacher in task_models(name, build(name, sizes=sizes).config):
+    options = {"attention_type": "original_full"} if name == "BigBird" else {}
+    for teacher in task_models(name, build(name, sizes=sizes, **options).config):
         base = teacher.base_model
         keep = ()
         if name == "RoFormer":

@@ -71,3 +71,8 @@ def test_names_alone_cannot_tell_bart_from_blenderbot_small():
         translate(tensors)
     facts = translate(tensors, family="bart_encoder").architecture
     assert set(facts.unknown) == {"heads", "activation", "scale_embedding"}
+
+
+def test_the_names_of_an_encoder_alone_are_those_of_decoders_too():
+    with pytest.raises(ValueError, match="an encoder alone has the names of some decoders"):
+        translate(build("Pegasus").encoder.state_dict(), family="pegasus_encoder")

@@ -61,6 +61,19 @@ def test_a_decoder_alone_is_refused():
         translate(build("ForCausalLM"))
 
 
+def test_the_names_of_an_encoder_alone_are_those_of_others_too():
+    with pytest.raises(ValueError, match="give config="):
+        translate(build().encoder.state_dict())
+
+
+def test_moss_holds_whispers_encoder():
+    kind = transformers.models.moss_transcribe_diarize.modeling_moss_transcribe_diarize.MossTranscribeDiarizeAudioModel
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40}
+    teacher = perturb(kind(kind.config_class(**sizes, num_mel_bins=8, max_source_positions=12)))
+    with torch.no_grad():
+        assert error(encode(teacher), teacher(MEL).last_hidden_state) < 1e-5
+
+
 def test_voxtral_holds_whispers_encoder():
     audio = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40,
              "num_mel_bins": 8, "max_source_positions": 12}  # fmt: skip

@@ -113,11 +113,11 @@ def encoder_facts(
     )
 
 
-def _read(checkpoint: Checkpoint, norms: Norms = POST, counted: bool = False) -> Canonical:
+def _read(checkpoint: Checkpoint, norms: Norms = POST, counted: bool = False, activation: str = "gelu") -> Canonical:
     output = LAYER + "attention.output.dense.weight"
     depth = checkpoint.depth(output)
     dim = checkpoint.shape(output.replace("{i}", "0"))[0]
-    architecture = encoder_facts(checkpoint, depth, dim, "post" if norms is POST else "pre")
+    architecture = encoder_facts(checkpoint, depth, dim, "post" if norms is POST else "pre", activation)
     first = 0
     if counted:
         # positions are numbered from padding_idx + 1 on, real tokens only; padding reads the row of its own id
@@ -131,9 +131,9 @@ def _read(checkpoint: Checkpoint, norms: Norms = POST, counted: bool = False) ->
     return Canonical(terms, architecture, HEADS, differs)
 
 
-def read_bert(checkpoint: Checkpoint) -> Canonical:
+def read_bert(checkpoint: Checkpoint, activation: str = "gelu") -> Canonical:
     """Norms stand after each sum; ELECTRA and RemBERT project narrow embeddings."""
-    return _read(checkpoint)
+    return _read(checkpoint, activation=activation)
 
 
 def read_roberta(checkpoint: Checkpoint) -> Canonical:

@@ -1,4 +1,4 @@
-"""Encoders near to BERT with one part of their own: RoFormer, ESM, I-BERT, XLM, FlauBERT, ProphetNet's encoder."""
+"""Encoders near to BERT with one part of their own: RoFormer, ESM, I-BERT, BigBird, XLM, ProphetNet."""
 
 from dataclasses import replace
 
@@ -14,13 +14,14 @@ from transmamba.transfer.teachers.bert import (
     bert_layers,
     embedding_terms,
     encoder_facts,
+    read_bert,
     read_roberta,
 )  # fmt: skip
 from transmamba.transfer.teachers.checkpoint import Checkpoint
 from transmamba.transfer.teachers.facts import read_activation
 from transmamba.transfer.teachers.family import Canonical, Family
 from transmamba.transfer.teachers.images import all_affine
-from transmamba.transfer.teachers.terms import Terms, affine, src
+from transmamba.transfer.teachers.terms import Terms, affine, sqrt, src
 
 ESM = Norms("attention.LayerNorm", "LayerNorm", "encoder.emb_layer_norm_after", None)
 OUTPUT, WORDS = LAYER + "attention.output.dense.weight", "embeddings.word_embeddings.weight"
@@ -67,7 +68,8 @@ def read_esm(checkpoint: Checkpoint) -> Canonical:
     """Norms stand before the branches; positions are a table that counts real tokens, or rotary."""
     config, (depth, dim) = checkpoint.config, _sizes(checkpoint)
     architecture = encoder_facts(checkpoint, depth, dim, "pre")
-    kind = config("position_embedding_type", default="absolute")
+    table = "embeddings.position_embeddings.weight" in checkpoint
+    kind = config("position_embedding_type", default="absolute" if table else "rotary", fact="ropes")
     rotary, padding = kind == "rotary", config("pad_token_id", default=1, fact="pad_position")
     norm = "embeddings.layer_norm" if "embeddings.layer_norm.weight" in checkpoint else None
     terms = (
@@ -83,7 +85,7 @@ def read_esm(checkpoint: Checkpoint) -> Canonical:
         architecture = replace(architecture, pad_position=padding)
     ignored = HEADS | {r"contact_head\..*": "head of contacts"}
     ignored |= {r"embeddings\.position_embeddings\.weight": "unused: positions are rotary"} if rotary else {}
-    if not config("token_dropout"):
+    if not config("token_dropout", default=False, fact="token_dropout"):
         return Canonical(terms, architecture, ignored)
     # words are scaled as if 12 % of them were masked, and back by the share that is: 0.88 where none is
     terms["embedding.weight"] = src(WORDS) * (1 - 0.15 * 0.8)
@@ -95,11 +97,26 @@ def read_esm(checkpoint: Checkpoint) -> Canonical:
 
 def read_ibert(checkpoint: Checkpoint) -> Canonical:
     """RoBERTa with room for integers, which are used in quant_mode only."""
+    if "embeddings.word_embeddings.weight_integer" not in checkpoint:
+        raise ValueError("the teacher lacks embeddings.word_embeddings.weight_integer, by which I-BERT is known")
     if checkpoint.config("quant_mode"):
         raise ValueError("the teacher computes in integers (quant_mode)")
     canonical = read_roberta(checkpoint)
     numbers = r".*\.(weight_integer|bias_integer|(weight|fc|act)_scaling_factor|x_min|x_max|shift)"
     return replace(canonical, ignored=HEADS | {numbers: "unused: integers of quant_mode"})
+
+
+def read_big_bird(checkpoint: Checkpoint) -> Canonical:
+    """BERT, if attention is not sparse; the factor of the words stands in the configuration only."""
+    config = checkpoint.config
+    if config("attention_type", default="block_sparse") != "original_full":
+        raise ValueError(
+            "its attention is sparse: expected attention_type='original_full', of which the configuration says"
+            f" {config('attention_type', default='block_sparse')!r}"
+        )
+    canonical, words = read_bert(checkpoint, activation="gelu_new"), src(WORDS)
+    factor = sqrt(canonical.architecture.dim) if config("rescale_embeddings") else 1.0
+    return replace(canonical, terms=canonical.terms | {"embedding.weight": words * factor})
 
 
 def read_xlm(checkpoint: Checkpoint) -> Canonical:
@@ -167,6 +184,7 @@ FAMILIES = (
     Family("roformer", "RoFormer", ("roformer",), MARKER, read_roformer),
     Family("esm", "ESM", ("esm",), MARKER, read_esm),
     Family("ibert", "I-BERT", ("ibert",), MARKER, read_ibert),
+    Family("big_bird", "BigBird with full attention", ("big_bird",), MARKER, read_big_bird),
     Family("xlm", "XLM, FlauBERT", ("xlm", "flaubert"), "layer_norm_emb.weight", read_xlm),
     Family(
         "prophetnet_encoder",

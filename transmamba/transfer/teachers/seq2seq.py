@@ -15,6 +15,7 @@ NAMES = {f"attn.{letter}": f"self_attn.{letter}_proj" for letter in "qkv"}
 # final_layer_norm belongs to the MLP of a layer, not to the end of the encoder
 NAMES |= {"attn.out": "self_attn.out_proj", "norm1": "self_attn_layer_norm", "norm2": "final_layer_norm"}
 NAMES |= {"mlp.up": "fc1", "mlp.down": "fc2"}
+NORM = "layers.0.self_attn_layer_norm.weight"
 IGNORED = {
     r"decoder\..*": "decoder",
     r"shared\.weight": "the embedding, which the encoder shares",
@@ -36,6 +37,9 @@ def _read(form: Form) -> Callable[[Checkpoint], Canonical]:
         config = checkpoint.config
         if checkpoint.prefix.endswith("decoder."):
             raise ValueError("the tensors are those of a decoder alone")
+        if not config.known and not checkpoint.stored.get("encoder." + NORM, "").endswith("encoder." + NORM):
+            # BioGPT, a decoder, has all names of Pegasus' encoder
+            raise ValueError("an encoder alone has the names of some decoders: give config=")
         words = "encoder.embed_tokens.weight"
         words = words if words in checkpoint else "shared.weight"
         dim, heads = checkpoint.shape(words)[1], config("encoder_attention_heads", fact="heads")
@@ -67,8 +71,7 @@ def _read(form: Form) -> Callable[[Checkpoint], Canonical]:
 
 def _family(name: str, title: str, model_types: tuple[str, ...], form: Form) -> Family:
     alone = ((r"^(embed_tokens|embed_positions|layernorm_embedding|layer_norm|layers)\.", r"encoder.\1."),)
-    norm = "layers.0.self_attn_layer_norm.weight"
-    return Family(name, title, model_types, f"encoder.{norm}", _read(form), alone, (norm,))
+    return Family(name, title, model_types, f"encoder.{NORM}", _read(form), alone, (NORM,))
 
 
 FAMILIES = (

@@ -1,4 +1,4 @@
-"""Whisper's encoder of mel spectrograms, in Whisper and in Voxtral."""
+"""Whisper's encoder of mel spectrograms, in Whisper, in Voxtral and in MOSS."""
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
@@ -22,6 +22,9 @@ IGNORED = {
 def read_whisper(checkpoint: Checkpoint) -> Canonical:
     """Two convolutions with GELU, a table of positions, and pre-norm layers."""
     config = checkpoint.config
+    if not config.known and not checkpoint.stored.get("encoder.conv1.weight", "").endswith("encoder.conv1.weight"):
+        # Qwen2-Audio's encoder has all these names, and averages frames before its last norm
+        raise ValueError("an encoder alone has the names of others' encoders: give config=")
     terms: Terms = {"pos_embed": src("encoder.embed_positions.weight").table()}
     terms |= affine("conv1", "encoder.conv1") | affine("conv2", "encoder.conv2") | affine("norm", "encoder.layer_norm")
     for canonical, name in NAMES.items():
@@ -44,8 +47,8 @@ def read_whisper(checkpoint: Checkpoint) -> Canonical:
 FAMILIES = (
     Family(
         "whisper",
-        "encoders of Whisper and Voxtral",
-        ("whisper", "voxtral_encoder"),
+        "encoders of Whisper, Voxtral, MOSS",
+        ("whisper", "voxtral_encoder", "moss_transcribe_diarize_audio"),
         "encoder.conv1.weight",
         read_whisper,
         # the encoder alone

@@ -73,4 +73,4 @@ def test_an_embedding_gemma_is_an_encoder():
 
 
 def test_both_directions_are_refused_before_the_third_gemma():
-    refuse("gemma2", "use_bidirectional_attention is refused", use_bidirectional_attention=True)
+    refuse("gemma2", "use_bidirectional_attention is refused: before Gemma 3", use_bidirectional_attention=True)

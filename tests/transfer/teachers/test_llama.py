@@ -34,6 +34,7 @@ TEACHERS = {
     "llama yarn by factor": ("llama", {"rope_parameters": {**YARN, "attention_factor": 1.7}}),
     "seed_oss": ("seed_oss", {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}),
     "internlm3": ("internlm3", {"attention_bias": True, "mlp_bias": True}),
+    "exaone": ("exaone", {"rms_norm_eps": 1e-2}),
     "iquestcoder": ("iquestcoder", {}),
     "mistral window": ("mistral", {"sliding_window": 4}),
     "mistral": ("mistral", {"sliding_window": None}),

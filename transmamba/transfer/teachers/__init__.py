@@ -106,10 +106,13 @@ def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any
         return [], {}
     chosen = [family for family in families().values() if config.model_type in family.model_types]
     parts = _parts(config)
+    reason = refused().get(config.model_type)
+    if reason is not None and not chosen:
+        raise ValueError(f"a teacher of type {config.model_type!r} is refused: {reason}")
     chosen = chosen or [family for family in families().values() if set(family.model_types) & set(parts)]
     if chosen:
         return chosen, parts
-    reason = refused().get(config.model_type)
+    reason = next((f"its part {kind!r} is refused: {refused()[kind]}" for kind in parts if kind in refused()), None)
     if reason is not None:
         raise ValueError(f"a teacher of type {config.model_type!r} is refused: {reason}")
     raise ValueError(

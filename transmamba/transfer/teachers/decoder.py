@@ -61,15 +61,22 @@ def stem_terms(
     logit_scale: float = 1.0,
 ) -> Terms:
     """Embedding, last norm and head. A tied head is the stored table: factors of the embedding are not its own."""
-    gain = gain or _same
-    weight = src(embedding) if is_tied(checkpoint, head) else src(f"{head}.weight").maybe
+    gain, own = gain or _same, find_head(checkpoint, head)
+    weight = src(embedding) if is_tied(checkpoint, head) else src(f"{own}.weight").maybe
     return {
         "embedding.weight": src(embedding) * embed_scale,
         "norm.weight": gain(src(f"{norm}.weight")),
         "norm.bias": src(f"{norm}.bias").maybe,
         "head.weight": weight * logit_scale,
-        "head.bias": (src(f"{head}.bias") * logit_scale).maybe,
+        "head.bias": (src(f"{own}.bias") * logit_scale).maybe,
     }
+
+
+def find_head(checkpoint: Checkpoint, head: str = "lm_head") -> str:
+    """The head's name: at the root, or at any level of the models that wrap the base model."""
+    levels = checkpoint.prefix.split(".")[:-1]
+    names = [".".join((*levels[:count], head)) for count in range(len(levels), -1, -1)]
+    return next((name for name in names if f"{name}.weight" in checkpoint), head)
 
 
 def is_tied(checkpoint: Checkpoint, head: str = "lm_head") -> bool:
@@ -81,15 +88,16 @@ def is_tied(checkpoint: Checkpoint, head: str = "lm_head") -> bool:
     config = checkpoint.config
     if config.known:
         return bool(config("tie_word_embeddings", default=False))
-    if checkpoint.config.defaults.get("tie_word_embeddings") and f"{head}.weight" not in checkpoint:
+    absent = f"{find_head(checkpoint, head)}.weight" not in checkpoint
+    if absent and config.defaults.get("tie_word_embeddings"):
         return True
     others = any(name.startswith(("score.", "classifier.", "qa_outputs.")) for name in checkpoint.stored)
-    return f"{head}.weight" not in checkpoint and bool(checkpoint.prefix) and not others
+    return absent and bool(checkpoint.prefix) and not others
 
 
 def ignored(checkpoint: Checkpoint, head: str = "lm_head") -> dict[str, str]:
     """Names of other tasks' heads, and of the copy of the embedding that a tied head is."""
-    copy = {head.replace(".", r"\.") + r"\.weight": "the embedding, to which the head is tied"}
+    copy = {find_head(checkpoint, head).replace(".", r"\.") + r"\.weight": "the embedding, to which the head is tied"}
     return TASKS | (copy if is_tied(checkpoint, head) else {})
 
 

@@ -101,7 +101,9 @@ def _causal(checkpoint: Checkpoint, facts: Architecture) -> Architecture:
     if not checkpoint.config("use_bidirectional_attention"):
         return facts
     if "layers.0.self_attn.q_norm.weight" not in checkpoint:
-        raise ValueError("use_bidirectional_attention is refused: it is defined for Gemma 3 alone")
+        raise ValueError(
+            "use_bidirectional_attention is refused: before Gemma 3 it opens a part of the text, PaliGemma's prompt"
+        )
     # the configuration states the window to both sides, its class halves it
     windows = tuple(window if window is None else window // 2 + 1 for window in facts.windows)
     return replace(facts, kind="encoder", causal=False, windows=windows)

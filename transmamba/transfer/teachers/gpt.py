@@ -148,6 +148,8 @@ def _decoder(
     facts = {
         "norm": "layer",
         "ropes": (),
+        "kv_heads": None,
+        "head_dim": None,
         "activation": read_activation(config, "activation_function", default=activation),
     } | facts
     known = decoder_facts(checkpoint, embedding, LN, **facts)

@@ -49,7 +49,8 @@ def read_gpt_neox(checkpoint: Checkpoint) -> Canonical:
     config, depth = checkpoint.config, layers(checkpoint, WIDE)
     heads = head_counts(checkpoint)[0]
     facts = decoder_facts(
-        checkpoint, "embed_in.weight", WIDE, norm="layer", ropes=read_ropes(config, depth),
+        checkpoint, "embed_in.weight", WIDE, norm="layer", kv_heads=None, head_dim=None,
+        ropes=read_ropes(config, depth),
         activation=read_activation(config, default="gelu"), parallel=config("use_parallel_residual", default=True),
     )  # fmt: skip
     terms = stem_terms(checkpoint, "embed_in.weight", "final_layer_norm") | block_terms(FUSED, split_fused(heads, 1))
@@ -65,7 +66,7 @@ def read_persimmon(checkpoint: Checkpoint) -> Canonical:
     if "layers.0.self_attn.q_layernorm.weight" in checkpoint:
         names |= QK_LAYERNORM
     facts = decoder_facts(
-        checkpoint, layer=WIDE, norm="layer", ropes=read_ropes(config, depth),
+        checkpoint, layer=WIDE, norm="layer", kv_heads=None, head_dim=None, ropes=read_ropes(config, depth),
         activation=read_activation(config, default="relu2"),
     )  # fmt: skip
     terms = stem_terms(checkpoint, norm="final_layernorm") | block_terms(names, split_fused(heads, 1))

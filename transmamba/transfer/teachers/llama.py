@@ -207,6 +207,7 @@ OUTPUT = "layers.0.post_feedforward_layernorm.weight"
 FAMILIES = (
     _family("llama", "LLaMA 1 to 3, SmolLM 1 and 2", read_llama),
     _family("seed_oss", "Seed-OSS", read_llama),
+    _family("exaone", "EXAONE 3", read_llama, rms_norm_eps=1e-5, rope_theta=5e5),
     _family("internlm3", "InternLM 3, IQuest-Coder", read_llama, "iquestcoder", rms_norm_eps=1e-5),
     _family("mistral", "Mistral", read_windowed, sliding_window=4096),
     _family("ministral", "Ministral", read_windowed, sliding_window=4096),

@@ -92,8 +92,9 @@ def _decoder(
     known = decoder_facts(
         checkpoint, "embed_tokens.weight" if dim is None else "embed_positions.weight", DOWN, head, norm="layer",
         # these models leave LayerNorm's eps at torch's default
-        eps=1e-5, ropes=(), heads=config("num_attention_heads", "attention_heads", fact="heads"),
-        activation=read_activation(config, "activation_function", "hidden_act", default=activation), **facts,
+        eps=1e-5, ropes=(), heads=config("num_attention_heads", "attention_heads", fact="heads"), kv_heads=None,
+        head_dim=None, activation=read_activation(config, "activation_function", "hidden_act", default=activation),
+        **facts,
     )  # fmt: skip
     return Canonical(terms, known, ignored(checkpoint, head) | {r"embed_positions\.weights": "computed positions"})
 

@@ -6,6 +6,7 @@
 import copy
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from transmamba.models import SNAKES, PlainMamba, VideoMamba, Vim, VisionMamba, ViT, vmamba_v0, vmamba_v2
-from transmamba.nn import MambaMixer, Scan2dMixer, SnakeMixer
+from transmamba.nn import Attention, MambaMixer, Scan2dMixer, SnakeMixer, TransformerBlock
 
 SNAPSHOT = Path(__file__).parent / "state_keys.json"
 CLASSES = 5
@@ -33,6 +34,16 @@ def _sizes(**options):
     return {"dim": 12, "depth": 2, "num_classes": CLASSES, **options}
 
 
+SCANS = {"mixer": partial(MambaMixer, d_state=3, directions=2), "orders": ("forward", "backward")}
+HYBRID = SCANS | {"mixer": [SCANS["mixer"], partial(Attention, heads=3)]}
+PARTS = {
+    "mixer": partial(
+        Attention, heads=3, kv_heads=1, qk_norm="head", norm="rms",
+        rope={"rope_type": "axial", "rope_theta": 100.0, "grid": [2, 3]},
+    ),
+    "block": partial(TransformerBlock, hidden_dim=7, gated=True, norm="rms", placement="sandwich"),
+    "registers": 2, "position_table": False, "norm_pre": True, "norm": "rms",
+}  # fmt: skip
 BACKBONES = {
     "vision_mamba": Entry(lambda: VisionMamba((12, 20), 4, d_state=3, **_sizes(orders=SNAKES)), (3, 12, 20)),
     "vim": Entry(lambda: Vim((12, 20), 4, d_state=3, **_sizes()), (3, 12, 20), float32_residual=True),
@@ -44,6 +55,9 @@ BACKBONES = {
     "vmamba_v0": Entry(lambda: vmamba_v0((8, 12), (1, 2), d_state=3, num_classes=CLASSES), (3, 24, 40), True),
     "vmamba_v2": Entry(lambda: vmamba_v2((8, 12), (1, 2), num_classes=CLASSES), (3, 24, 40), True),
     "vit": Entry(lambda: ViT((8, 12), 4, heads=3, **_sizes()), (3, 8, 12), scans=False),
+    "vit_hybrid": Entry(lambda: ViT((8, 12), 4, **_sizes(**HYBRID)), (3, 8, 12), scans=False),
+    "vit_of_parts": Entry(lambda: ViT((8, 12), 4, **_sizes(**PARTS)), (3, 8, 12), scans=False),
+    "vit_of_scans": Entry(lambda: ViT((12, 20), 4, **_sizes(**SCANS)), (3, 12, 20)),
 }
 SCANNING = [name for name, entry in BACKBONES.items() if entry.scans]
 

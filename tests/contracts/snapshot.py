@@ -23,6 +23,10 @@ MODULES: dict[str, Callable[[], Any]] = {
     "Mamba3Mixer": lambda: tnn.Mamba3Mixer(6, 4, head_dim=4),
     "Scan2dMixer": lambda: tnn.Scan2dMixer(6, 3),
     "SnakeMixer": lambda: tnn.SnakeMixer(6, 3),
+    "Attention": lambda: tnn.Attention(6, 3, kv_heads=1, qk_norm="full", relative_grid=(2, 3)),
+    "TransformerBlock": lambda: tnn.TransformerBlock(
+        6, tnn.Attention(6, 2, causal=True), hidden_dim=5, gated=True, placement="sandwich"
+    ),
     "CrossMamba": lambda: tnn.CrossMamba(6, 5, bidirectional=True),
     "FeatureCalibrator": lambda: distill.FeatureCalibrator(3, 5),
     "FeatureCalibrator wider": lambda: distill.FeatureCalibrator(5, 3),

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from transmamba import models
-from transmamba.models import Backbone, MambaEncoder, MambaLM, recompute_blocks
-from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
+from transmamba.models import Backbone, MambaEncoder, MambaLM, TransformerEncoder, recompute_blocks
+from transmamba.nn import Attention, Mamba2Mixer, Mamba3Mixer, MambaMixer, TransformerBlock
 
 SNAPSHOT = Path(__file__).parent / "text_keys.json"
 MODELS = {
@@ -19,7 +19,18 @@ MODELS = {
     "mamba2": lambda: MambaLM(11, 6, depth=2, mixer=partial(Mamba2Mixer, d_state=3, head_dim=4), tied=False),
     "mamba3": lambda: MambaLM(11, 6, depth=2, mixer=partial(Mamba3Mixer, d_state=4, head_dim=4)),
     "encoder": lambda: MambaEncoder(11, 6, depth=2, max_length=7, types=2, d_state=3),
-}
+    "attention": lambda: MambaLM(
+        11, 6, depth=2, mixer=partial(Attention, heads=3, causal=True), max_length=7, norm="layer", tied=False,
+        block=partial(TransformerBlock, hidden_dim=5), head_bias=True,
+    ),
+    "mixture": lambda: MambaLM(
+        11, 6, depth=2, logit_softcap=3.0, block=partial(TransformerBlock, norm="rms", hidden_dim=5, gated=True),
+        mixer=[partial(MambaMixer, d_state=3), partial(Attention, heads=3, causal=True, rope={"rope_theta": 9.0})],
+    ),
+    "transformer": lambda: TransformerEncoder(
+        11, 6, depth=2, heads=3, max_length=7, types=2, embedding_dim=4, final_norm=True
+    ),
+}  # fmt: skip
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2], [6, 5, 3, 10, 8, 0, 7]])
 every_model = pytest.mark.parametrize("name", MODELS)
 

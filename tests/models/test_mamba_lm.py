@@ -10,7 +10,7 @@ from transmamba._checkpoint import read_checkpoint
 from transmamba.models import Backbone, MambaLM, mamba_sizes
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, lm_name
-from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
+from transmamba.nn import Attention, Mamba2Mixer, Mamba3Mixer, MambaMixer, TransformerBlock
 from transmamba.ops import use_backend
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
@@ -20,7 +20,20 @@ KINDS = {
     "mamba2": {"mixer": partial(Mamba2Mixer, d_state=5, head_dim=4), "tied": False},
     "mamba3": {"mixer": partial(Mamba3Mixer, d_state=4, head_dim=4)},
     "mamba, mlp": {"d_intermediate": 9},
-}
+    "attention, positions": {
+        "mixer": partial(Attention, heads=2, causal=True), "max_length": 24, "norm": "layer", "head_bias": True,
+        "block": partial(TransformerBlock, hidden_dim=7), "tied": False,
+    },
+    "mixture": {
+        "mixer": [
+            partial(Attention, heads=3, kv_heads=1, causal=True, rope={"rope_theta": 9.0}, window=4),
+            partial(MambaMixer, d_state=5),
+            partial(Mamba2Mixer, d_state=5, head_dim=4),
+        ],
+        "block": partial(TransformerBlock, norm="rms", hidden_dim=7, gated=True, placement="sandwich"),
+        "logit_softcap": 2.0,
+    },
+}  # fmt: skip
 kinds = pytest.mark.parametrize("options", KINDS.values(), ids=KINDS.keys())
 
 
@@ -151,11 +164,11 @@ def test_no_new_tokens_is_the_prompt():
 def test_layers_are_the_stream_after_each_block(options):
     model, ids = tiny(**options), torch.randint(19, (2, 7))
     features = model.forward_features(ids)
-    x = model.embedding(ids)
+    x = model.embedding(ids) if model.pos_embed is None else model.embedding(ids) + model.pos_embed[:, :7]
     for block, layer in zip(model.blocks, features.layers, strict=True):
         x = block(x)
         torch.testing.assert_close(layer, x)
-    torch.testing.assert_close(model.head(features.last), model(ids))
+    torch.testing.assert_close(model._logits(features.last), model(ids))
     last, (middle,) = model.forward_intermediates(ids, [-2])
     torch.testing.assert_close((last, middle), (features.last, features.layers[1]))
     assert isinstance(model, Backbone) and features.grid == (7,)
@@ -167,7 +180,7 @@ def test_packed_texts_do_not_see_each_other(options):
     alone = torch.cat([model(ids[:, :3]), model(ids[:, 3:])], 1)
     torch.testing.assert_close(model(ids, seq_idx=seq_idx), alone)
     features = model.forward_features(ids, directions=True, seq_idx=seq_idx)
-    torch.testing.assert_close(model.head(features.last), alone)
+    torch.testing.assert_close(model._logits(features.last), alone)
 
 
 @kinds
@@ -210,6 +223,53 @@ def test_a_meta_model_starts_like_any_other():
 
 @kinds
 def test_compiles_in_one_graph(options):
-    model, ids = tiny(torch.float32, depth=1, **options), torch.randint(19, (2, 7))
+    model, ids = tiny(torch.float32, **options), torch.randint(19, (2, 7))
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(ids), model(ids))
+
+
+def test_one_builder_per_block():
+    builders = [partial(MambaMixer, d_state=5), Mamba3Mixer, partial(Attention, heads=2, causal=True)]
+    model = MambaLM(19, 64, depth=3, mixer=builders)
+    assert [type(block.mixer) for block in model.blocks] == [MambaMixer, Mamba3Mixer, Attention]
+    with pytest.raises(ValueError, match="mixer has 3 entries for 2 layers: give one builder, or one per layer"):
+        MambaLM(19, 64, depth=2, mixer=builders)
+    with pytest.raises(ValueError, match="block has 1 entries for 2 layers"):
+        MambaLM(19, 64, depth=2, block=[TransformerBlock])
+
+
+def test_capped_logits():
+    model = tiny(logit_softcap=0.5)
+    free = tiny()
+    free.load_state_dict(model.state_dict())
+    ids = torch.randint(19, (2, 5))
+    torch.testing.assert_close(model(ids), 0.5 * torch.tanh(free(ids) / 0.5))
+    torch.testing.assert_close(model.prefill(ids)[0], model(ids)[:, -1])
+
+
+def test_positions_restart_with_every_packed_text_and_skip_padding():
+    model, ids = tiny(max_length=24), torch.randint(19, (1, 8))
+    x = model.embedding(ids)
+    seq_idx = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1]])
+    rows = model.pos_embed[0][[0, 1, 2, 0, 1, 2, 3, 4]]
+    torch.testing.assert_close(model._place(x, None, seq_idx)[0], x[0] + rows)
+    mask = torch.tensor([[False, False, True, True, True, True, True, True]])
+    torch.testing.assert_close(model._place(x, mask)[0, 2:], x[0, 2:] + model.pos_embed[0, :6])
+
+
+def test_a_text_longer_than_the_positions_is_refused():
+    model, ids = tiny(max_length=6), torch.randint(19, (2, 7))
+    with pytest.raises(ValueError, match="built for at most 6 tokens, got 7"):
+        model(ids)
+    assert model.generate(ids[:, :3], 4).shape == (2, 7)  # the last token is never read
+    with pytest.raises(ValueError, match="built for at most 6 tokens, got 7"):
+        model.generate(ids[:, :3], 5)
+    mask = torch.tensor([[False] + [True] * 6] * 2)
+    assert model(ids, mask).isfinite().all()
+
+
+def test_contradictions_are_refused():
+    with pytest.raises(ValueError, match="give either block or d_intermediate"):
+        tiny(block=TransformerBlock, d_intermediate=5)
+    with pytest.raises(ValueError, match="logit_softcap must be positive, got 0.0"):
+        tiny(logit_softcap=0.0)

@@ -1,8 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
 from transmamba.models import ViT, vit_base, vit_small, vit_tiny
+from transmamba.nn import Attention, Mamba2Mixer, MambaMixer, TransformerBlock
+from transmamba.ops import scan_order
 
 
 @pytest.fixture
@@ -94,3 +99,108 @@ def test_another_image_size_is_refused(vit):
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="heads must divide the width: got 5 heads, width 12"):
         ViT(dim=12, heads=5, depth=1)
+
+
+SIZES = {"img_size": (8, 12), "patch_size": 4, "dim": 12, "depth": 2, "heads": 3, "num_classes": 5}
+X = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(1))
+
+
+def perturbed(**options):
+    model = ViT(**SIZES | options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "extra"),
+    [
+        ({"registers": 2}, [0, None, None], 3),
+        ({"registers": 2, "prefix_positions": 3}, [0, 1, 2], 3),
+        ({"registers": 2, "prefix_positions": 0}, [None] * 3, 3),
+        ({"distilled": True, "registers": 1}, [0, 1, None], 3),
+        ({"distilled": "token", "prefix_positions": 1}, [0, None], 2),
+        ({"class_token": False, "pool": "mean"}, [], 0),
+        ({"position_table": False, "norm_pre": True}, None, 1),
+        ({"patch_bias": False}, [0], 1),
+    ],
+)
+def test_tokens_before_the_patches_and_their_positions(options, rows, extra):
+    """`rows` are those of the position table that the tokens before the patches take; None is no row."""
+    model = perturbed(**options)
+    patches = F.conv2d(X, model.patch_embed.proj.weight, model.patch_embed.proj.bias, 4).flatten(2).transpose(1, 2)
+    prefix = [t.expand(2, -1, -1) for t in (model.cls_token, model.dist_token, model.reg_token) if t is not None]
+    tokens = torch.cat([*prefix, patches], 1)
+    if rows is not None:
+        placed = [torch.zeros(12) if row is None else model.pos_embed[0, row] for row in rows]
+        tokens = tokens + torch.cat([torch.stack(placed), model.pos_embed[0, -6:]] if placed else [model.pos_embed[0]])
+    tokens = model.norm_pre(tokens)
+    features = model.forward_features(X)
+    assert features.extra == tuple(range(extra))
+    torch.testing.assert_close(features.layers[0], model.blocks[0](tokens))
+
+
+def test_the_head_reads_the_token_or_the_mean_of_the_patches_after_their_norm():
+    for pool, fc_norm in ((("token"), True), ("mean", True), ("mean", False)):
+        model = perturbed(pool=pool, fc_norm=fc_norm, registers=2)
+        last = model.forward_features(X).last
+        pooled = last[:, 0] if pool == "token" else last[:, 3:].mean(1)
+        torch.testing.assert_close(model(X), model.head(model.fc_norm(pooled)))
+        assert isinstance(model.fc_norm, torch.nn.Identity) != fc_norm
+    without = perturbed(num_classes=0, final_norm=False)
+    features = without.forward_features(X)
+    assert torch.equal(features.last, features.layers[-1]) and torch.equal(without(X), features.last[:, 0])
+    assert not [name for name in without.state_dict() if name.startswith(("head", "norm."))]
+
+
+def test_blocks_and_mixers_may_differ_from_layer_to_layer():
+    gated = partial(TransformerBlock, hidden_dim=7, gated=True, activation="silu", norm="rms", eps=1e-3)
+    model = perturbed(
+        block=[gated, partial(TransformerBlock, placement="post", hidden_dim=9)],
+        mixer=[partial(Attention, heads=2, qk_norm="head"), partial(Attention, heads=4, kv_heads=1)],
+    )
+    assert model.blocks[0].mlp.fc1.out_features == 14 and model.blocks[1].attn.kv_heads == 1
+    assert model(X).shape == (2, 5) and model.blocks[0].norm1.eps == 1e-3
+
+
+@pytest.mark.parametrize("orders", [("forward", "backward"), ("snake", "snake_column_reverse")])
+def test_a_hybrid_scans_the_patches_with_the_class_token_at_an_end(orders):
+    model = perturbed(mixer=[partial(MambaMixer, d_state=3, directions=2), partial(Attention, heads=3)], orders=orders)
+    features = model.forward_features(X)
+    first, second = (scan_order(name, (2, 3)).index + 1 for name in orders)
+    assert features.orders[0].index.tolist() == [0, *first.tolist()]
+    assert features.orders[1].index.tolist() == [*second.tolist(), 0]
+    torch.testing.assert_close(model.head(features.last[:, 0]), model(X))
+    model(X).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with pytest.raises(ValueError, match="attention cannot be split by direction, got 2 scan orders"):
+        model.forward_features(X, directions=True)
+
+
+def test_directions_of_a_vit_of_scans_add_up():
+    model = perturbed(mixer=partial(MambaMixer, d_state=3, directions=2), orders=("forward", "backward"))
+    features = model.forward_features(X, directions=True)
+    assert len(features.directions) == 2 and len(features.directions[0]) == 2
+    x = model._embed(X)
+    parts = [part[0][:, order.inverse] for part, order in zip(features.directions, features.orders, strict=True)]
+    torch.testing.assert_close(sum(parts), model.blocks[0].mixer(model.blocks[0].norm1(x), features.orders))
+
+
+def test_scans_keep_the_start_that_is_theirs():
+    """Attention and MLPs start as a ViT's do, biases at zero; the step sizes of a scan do not."""
+    torch.manual_seed(3)
+    mixers = [partial(Mamba2Mixer, d_state=3, head_dim=4, bias=True), partial(Attention, heads=3)]
+    model = ViT(**SIZES, mixer=mixers)
+    assert model.blocks[0].mixer.in_proj.bias.any() and not model.blocks[1].attn.qkv.bias.any()
+    assert not model.blocks[0].mlp.fc1.bias.any()
+
+
+def test_tokens_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="prefix_positions=3, and there are 2 tokens before the patches"):
+        ViT(**SIZES, registers=1, prefix_positions=3)
+    for options in ({}, {"pool": "mean", "distilled": True}):
+        with pytest.raises(ValueError, match="without class token there is no distillation token"):
+            ViT(**SIZES, class_token=False, **options)
+    with pytest.raises(ValueError, match="unknown scan order 'zigzag'"):
+        ViT(**SIZES, orders=("zigzag",))

@@ -47,6 +47,11 @@ def from_transformer(teacher: Weights, family: str | None = None, *, config: Any
             f"{translated.family}: the checkpoint does not tell {', '.join(facts.unknown)}: give its config=..., the "
             "dictionary of its config.json, or the module instead of its state dict"
         )
+    if facts.kind not in BUILDERS:
+        raise ValueError(
+            f"{translated.family}: a teacher of kind {facts.kind!r} is no Transformer: from_official and from_hf load "
+            "state-space models"
+        )
     with torch.device("meta"):
         model = BUILDERS[facts.kind](Parts(translated))
     load_canonical(model, translated)
@@ -76,7 +81,7 @@ def _language_model(parts: Parts) -> nn.Module:
 
 def _image_model(parts: Parts) -> nn.Module:
     facts, has = parts.facts, parts.has
-    side, (rows, columns) = parts.rows("patch_embed.weight", 2), parts.grid
+    (rows, columns), side = parts.grid, parts.rows("patch_embed.weight", 2)
     class_token, classes = has("cls_token"), parts.rows("head.weight") if has("head.weight") else 0
     if classes and facts.pool is None:
         raise parts.refuse("the checkpoint does not tell what the head reads: give its config=...")

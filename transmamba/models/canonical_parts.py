@@ -25,6 +25,8 @@ class Parts:
 
     def rows(self, name: str, axis: int = 0) -> int:
         """Size of a tensor along an axis."""
+        if name not in self.translated:
+            raise self.refuse(f"the teacher lacks {name}")
         return self.translated.shape(name)[axis]
 
     def same(self, one: str, other: str) -> bool:

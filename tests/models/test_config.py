@@ -31,13 +31,13 @@ def own():
     """A mixer of the user's, registered while a test runs."""
 
     @models.register
-    class OwnMixer(nn.Module):
+    class LocalMixer(nn.Module):
         def __init__(self, dim, rope=None, inner=MambaMixer):
             super().__init__()
             self.rope, self.inner = rope, inner(dim)
 
-    yield OwnMixer
-    del BUILDERS["OwnMixer"]
+    yield LocalMixer
+    del BUILDERS["LocalMixer"]
 
 
 def test_plain_data_comes_back_with_tuples_for_lists():

@@ -17,7 +17,7 @@ from tests.golden import golden
 from transmamba import models
 from transmamba.models.config import BUILDERS, rebuild
 from transmamba.models.pretrained import Pretrained
-from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer
+from transmamba.nn import Attention, HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer, TransformerBlock
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -137,11 +137,20 @@ def grouped(d_model, *, groups=2):
     return Mamba2Mixer(d_model, head_dim=4, ssm=HeadSSM(2 * d_model // 4, 4, d_state=8, groups=groups))
 
 
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 MIXERS = {
     "class": MambaMixer,
     "state size": partial(MambaMixer, d_state=8),
     "Mamba-2": partial(Mamba2Mixer, d_state=6, head_dim=4),
     "Mamba-3": partial(Mamba3Mixer, d_state=6, head_dim=4),
+    "attention": partial(Attention, heads=2, causal=True, rope=LLAMA_3),
     "own": partial(OwnMixer, rope={"theta": 1e4, "factors": [1.0, 2.0]}),
     "function": partial(grouped, groups=4),
 }
@@ -164,11 +173,39 @@ def test_a_language_model_of_any_mixer_comes_back(name, tmp_path):
     assert type(again.blocks[0].mixer) is type(model.blocks[0].mixer)
 
 
-def test_a_mixture_comes_back(tmp_path):
+def test_a_language_model_of_all_mixers_comes_back_and_goes_on(tmp_path):
+    model = models.MambaLM(11, 8, depth=len(MIXERS), mixer=list(MIXERS.values()))
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(comes_back(model, tmp_path, ids).generate(ids, 5), model.generate(ids, 5))
+
+
+def test_an_image_model_of_two_mixers_comes_back(tmp_path):
+    mixers = [
+        partial(Attention, heads=3, rope={"rope_theta": 100.0, "grid": (2, 2)}),
+        partial(MambaMixer, directions=2),
+    ]
+    model = models.ViT(
+        8, 4, dim=12, depth=2, num_classes=5, mixer=mixers, block=partial(TransformerBlock, hidden_dim=7)
+    )
+    assert comes_back(model, tmp_path, torch.randn(2, 3, 8, 8)).blocks[0].mlp.fc1.out_features == 7
+
+
+def test_a_translated_teacher_comes_back(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 3}
+    llama = transformers.LlamaConfig(**sizes, vocab_size=11, num_key_value_heads=1, rope_parameters=LLAMA_3)
+    language = models.from_transformer(transformers.LlamaForCausalLM(llama))
+    comes_back(language, tmp_path / "language", torch.tensor([[1, 2, 3]]))
+    dino = transformers.Dinov2WithRegistersConfig(**sizes, image_size=28, patch_size=14)
+    images = models.from_transformer(transformers.Dinov2WithRegistersModel(dino))
+    comes_back(images, tmp_path / "images", torch.randn(1, 3, 28, 28))
+
+
+def test_a_mixture_of_ones_own_comes_back(tmp_path):
     model = Mixture(8, mixer=list(MIXERS.values()), scale=2.0, names=("a", "b"))
     again = comes_back(model, tmp_path, torch.randn(2, 5, 8))
     assert [type(mixer) for mixer in again.mixers] == [type(mixer) for mixer in model.mixers]
-    assert again.mixers[4].rope == {"theta": 1e4, "factors": [1.0, 2.0]}
+    assert again.mixers[5].rope == {"theta": 1e4, "factors": [1.0, 2.0]}
     assert again.others == {"scale": 2.0, "names": ("a", "b")}
 
 

@@ -180,13 +180,9 @@ def test_a_language_model_of_all_mixers_comes_back_and_goes_on(tmp_path):
 
 
 def test_an_image_model_of_two_mixers_comes_back(tmp_path):
-    mixers = [
-        partial(Attention, heads=3, rope={"rope_theta": 100.0, "grid": (2, 2)}),
-        partial(MambaMixer, directions=2),
-    ]
-    model = models.ViT(
-        8, 4, dim=12, depth=2, num_classes=5, mixer=mixers, block=partial(TransformerBlock, hidden_dim=7)
-    )
+    attention = partial(Attention, heads=3, rope={"rope_theta": 100.0, "grid": (2, 2)})
+    parts = {"mixer": [attention, partial(MambaMixer, directions=2)], "block": partial(TransformerBlock, hidden_dim=7)}
+    model = models.ViT(8, 4, dim=12, depth=2, num_classes=5, **parts)
     assert comes_back(model, tmp_path, torch.randn(2, 3, 8, 8)).blocks[0].mlp.fc1.out_features == 7
 
 

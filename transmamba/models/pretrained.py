@@ -45,7 +45,7 @@ class Pretrained(Recorded):
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> Self:
-        """The model of a folder, or of a repository `owner/name` on the hub, in evaluation mode.
+        """Load the model of a folder, or of a repository `owner/name` on the hub, in evaluation mode.
 
         Args:
             source: folder or repository.

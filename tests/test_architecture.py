@@ -12,18 +12,18 @@ import transmamba
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "transmamba"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-BOTTOM = ("_typing", "_checkpoint", "_layer_maps")
-# what a stratum may import beside itself and the bottom; "a.b" admits that module alone
+BOTTOM = {"_typing", "_checkpoint", "_layer_maps"}
+# what a stratum may import beside itself; "a.b" admits that module alone
 MAY_IMPORT = {
     "_typing": set(),
-    "_checkpoint": set(),
-    "_layer_maps": set(),
-    "ops": set(),
-    "nn": {"ops"},
-    "models": {"ops", "nn", "transfer.teachers"},
-    "distill": {"ops.orders", "ops.resize"},
-    "transfer": {"ops.resize"},
-    "data": set(),
+    "_checkpoint": {"_typing"},
+    "_layer_maps": {"_typing"},
+    "ops": BOTTOM,
+    "nn": {*BOTTOM, "ops"},
+    "models": {*BOTTOM, "ops", "nn", "transfer.teachers"},
+    "distill": {*BOTTOM, "ops.orders", "ops.resize"},
+    "transfer": {*BOTTOM, "ops.resize"},
+    "data": BOTTOM,
 }
 PUBLIC = {
     "AdaptiveLayerDistill", "BidirectionalDistill", "CrossMamba", "FeatureCalibrator", "TransMambaLoss",
@@ -35,21 +35,42 @@ LAZY = {
 }  # fmt: skip
 
 
-def imports(path):
-    """Dotted names that a file imports when it is imported itself, and the functions' local ones apart."""
-    tree = ast.parse(path.read_text())
-    local = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    top, inner = set(), set()
-    for node in ast.walk(tree):
-        names = (
-            {a.name for a in node.names}
-            if isinstance(node, ast.Import)
-            else {node.module}
-            if isinstance(node, ast.ImportFrom) and node.module
-            else set()
-        )
-        (inner if id(node) in local else top).update(names)
-    return top, inner
+def dotted(path):
+    """The name under which a file is imported."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(path): path for path in MODULES}
+
+
+def imports(source, files=FILES):
+    """Dotted names that a file imports, also inside its functions; `from a import b` is a.b if that is a file."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"relative import of {node.module or '.'}: write the whole name"
+            inside = {f"{node.module}.{a.name}" for a in node.names}
+            names |= {name if name in files else node.module for name in inside}
+    return names
+
+
+def circle(graph):
+    """Some names that import each other in a circle, first and last the same; none if there is no circle."""
+    finished = set()
+
+    def visit(name, path):
+        if name in path:
+            return [*path[path.index(name) :], name]
+        found = []
+        if name not in finished:
+            found = next(filter(None, (visit(other, [*path, name]) for other in sorted(graph[name]))), [])
+            finished.add(name)
+        return found
+
+    return next(filter(None, (visit(name, []) for name in sorted(graph))), [])
 
 
 def stratum(path):
@@ -61,17 +82,49 @@ def test_imports_point_downwards(path):
     own = stratum(path)
     if own in ("__init__", "doctor"):
         return
-    for name in set().union(*imports(path)):
-        parts = name.split(".")
-        if (
-            parts[0] != "transmamba"
-            or len(parts) == 1
-            or parts[1] == own
-            or (parts[1] in BOTTOM and own not in BOTTOM[:1])
-        ):
-            continue
-        allowed = MAY_IMPORT[own]
-        assert parts[1] in allowed or ".".join(parts[1:3]) in allowed, f"{own} must not import {name}"
+    for name in imports(path.read_text()):
+        first, *parts = name.split(".")
+        if first == "transmamba":
+            allowed = {own, *MAY_IMPORT[own]}
+            assert parts, f"{own} must not import the whole library"
+            assert parts[0] in allowed or ".".join(parts[:2]) in allowed, f"{own} must not import {name}"
+
+
+def imported_files(name):
+    """Names of our files that a file imports; a package that finds its files by itself imports them all."""
+    path = FILES[name]
+    source = path.read_text()
+    if "iter_modules(__path__)" not in source:
+        return imports(source) & FILES.keys()
+    return (imports(source) & FILES.keys()) | {dotted(other) for other in path.parent.glob("*.py") if other != path}
+
+
+def test_no_files_import_in_a_circle():
+    assert " -> ".join(circle({name: imported_files(name) for name in FILES})) == ""
+
+
+def test_a_circle_is_found_inside_functions_too():
+    sources = {
+        "a": "import os",
+        "a.b": "from a.c import x\nfrom a import d",
+        "a.c": "def f():\n    import a.d",
+        "a.d": "def f():\n    def g():\n        from a import b",
+        "a.e": "if TYPE_CHECKING:\n    from a import b, y",
+    }
+    graph = {name: imports(source, sources) & sources.keys() for name, source in sources.items()}
+    assert graph == {"a": set(), "a.b": {"a.c", "a.d"}, "a.c": {"a.d"}, "a.d": {"a.b"}, "a.e": {"a", "a.b"}}
+    assert circle(graph) == ["a.b", "a.c", "a.d", "a.b"]
+    assert circle({**graph, "a.d": set()}) == []
+    assert circle({**graph, "a.d": set(), "a": {"a"}}) == ["a", "a"]
+    with pytest.raises(AssertionError, match="relative import of b"):
+        imports("from .b import x")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_are_statements(path):
+    source = path.read_text()
+    words = {getattr(node, "id", getattr(node, "attr", None)) for node in ast.walk(ast.parse(source))}
+    assert not words & {"import_module", "__import__"} or "iter_modules(__path__)" in source
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))

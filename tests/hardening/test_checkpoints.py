@@ -183,6 +183,17 @@ def test_numbers_are_not_looked_at(vim):
         ('{"family": "vim", "config": 3}', "names no official family"),
         ('{"build": "from_official", "arguments": {"family": "vim", "state_dict": "x.pth"}}', "cannot build"),
         ('{"build": "from_hf", "arguments": {"config": "/etc"}}', "cannot build 'from_hf'"),
+        ('{"build": "from_hf", "arguments": {"config": {"model_type": "/etc"}}}', "model_type must be one of mamba"),
+        ('{"build": "from_pretrained", "arguments": {"source": "/etc"}}', "cannot build 'from_pretrained'"),
+        ('{"build": "register", "arguments": {"builder": "x"}}', "cannot build 'register'"),
+        ('{"build": "__import__", "arguments": {"name": "os"}}', "cannot build '__import__'"),
+        ('{"build": "MambaMixer", "arguments": {"d_model": 8}}', "holds a MambaMixer, not a Vim"),
+        ('{"build": "MambaLM", "arguments": {"vocab_size": 8, "dim": 8, "depth": 1, "mixer": {"build": "os.system",'
+         '"arguments": {"command": "x"}}}}', "cannot build 'os.system': it is not registered"),
+        ('{"build": "MambaLM", "arguments": {"vocab_size": 8, "dim": 8, "depth": 1, "mixer": {"build": "from_official",'
+         '"arguments": {"family": "vim", "config": {}}}}}', "cannot build 'from_official'"),
+        ('{"build": "MambaLM", "arguments": {"mixer": {"build": "MambaMixer"}}}', "does not say what to build"),
+        ('{"build": "Vim", "arguments": {"img_size": ' + "[" * 900 + "]" * 900 + "}}", "nested too deeply|cannot read"),
         ('{"build": "Vim", "arguments": {"dim": 0}}', "dim must be at least 1"),
         ('{"build": "Vim", "arguments": {"dim": 99999999999}}', "dim must be at most"),
         ('{"build": "Vim", "arguments": {"img_size": 8, "patch_size": 4}}', "do not fit config.json"),

@@ -1,6 +1,9 @@
 """Reference backbones and the teacher; each file is readable top to bottom."""
 
 from transmamba.models.audio_encoder import AudioEncoder as AudioEncoder
+from transmamba.models.builders import create as create
+from transmamba.models.builders import list_models as list_models
+from transmamba.models.builders import register as register
 from transmamba.models.canonical import from_transformer as from_transformer
 from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features

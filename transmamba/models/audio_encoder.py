@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
@@ -18,6 +19,7 @@ from transmamba.nn.norm import build_norm
 from transmamba.ops import ScanOrder, scan_orders
 
 
+@register
 class AudioEncoder(Pretrained, nn.Module):
     """Two convolutions with GELU, the second of stride 2, position table, blocks, norm.
 

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from transmamba.models.builders import register
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.models.patch_encoders import ClipPatches
 from transmamba.models.vision_language import Query, VisionLanguageMamba
@@ -38,6 +39,7 @@ LLAMA_3_2: dict[str, Any] = {
 TEACHER_IMAGE_TOKEN = 128002
 
 
+@register
 def clip_vit_l14(image_size: int = 336) -> Any:
     """The `CLIPVisionModel` of `transformers` that LLaVA-1.5 sees with: 24 layers of width 1024, patches of 14 pixels.
 
@@ -49,6 +51,7 @@ def clip_vit_l14(image_size: int = 336) -> Any:
     return CLIPVisionModel(CLIPVisionConfig(**CLIP_L14, hidden_act="quick_gelu", image_size=image_size))
 
 
+@register
 def trans_llava_600m(*, image_size: int = 336, query: Query = "image") -> VisionLanguageMamba:
     """The student: the 16 layers and the vocabulary of LLaMA-3.2-1B at width 1152, CrossMamba after blocks 3, 7 and 11.
 
@@ -59,16 +62,16 @@ def trans_llava_600m(*, image_size: int = 336, query: Query = "image") -> Vision
         ImportError: transformers is not installed.
     """
     language = MambaLM(128256, 1152, depth=16, mixer=partial(MambaMixer, d_state=16), d_intermediate=4608)
-    model = VisionLanguageMamba(ClipPatches(clip_vit_l14(image_size)), language, cross_after=(3, 7, 11), query=query)
-    model.recipe = {"build": "trans_llava_600m", "arguments": {"image_size": image_size, "query": query}}
-    return model
+    return VisionLanguageMamba(ClipPatches(clip_vit_l14(image_size)), language, cross_after=(3, 7, 11), query=query)
 
 
+@register
 def llava_llama_1b(*, image_size: int = 336) -> Any:
     """LLaVA on LLaMA-3.2-1B, 16 layers of width 2048: what the student's language model is cut from."""
     return _llava(image_size, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64)
 
 
+@register
 def llava_llama_3b(*, image_size: int = 336) -> Any:
     """The teacher: LLaVA on LLaMA-3.2-3B, 28 layers of width 3072, a model of `transformers`."""
     return _llava(image_size, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128)

@@ -4,6 +4,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
@@ -13,6 +14,7 @@ from transmamba.ops import scan_orders
 ORDERS = ("forward", "backward")
 
 
+@register
 class MambaEncoder(Pretrained, nn.Module):
     """Embeddings and their norm as in BERT, blocks of LN-SSM-residual and LN-MLP-residual, norm.
 

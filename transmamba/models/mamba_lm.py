@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
@@ -24,6 +25,7 @@ LayerCache = MixerCache | TrapezoidState | AttentionCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 
+@register
 class MambaLM(Pretrained, nn.Module):
     """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
 

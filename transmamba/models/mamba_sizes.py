@@ -2,66 +2,74 @@
 
 from typing import Any
 
+from transmamba.models.builders import register
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.nn import Mamba2Mixer
 
 
+@register
 def mamba_130m(**options: Any) -> MambaLM:
     """24 blocks of width 768."""
     return _mamba(dim=768, depth=24, **options)
 
 
+@register
 def mamba_370m(**options: Any) -> MambaLM:
     """48 blocks of width 1024."""
     return _mamba(dim=1024, depth=48, **options)
 
 
+@register
 def mamba_790m(**options: Any) -> MambaLM:
     """48 blocks of width 1536."""
     return _mamba(dim=1536, depth=48, **options)
 
 
+@register
 def mamba_1_4b(**options: Any) -> MambaLM:
     """48 blocks of width 2048."""
     return _mamba(dim=2048, depth=48, **options)
 
 
+@register
 def mamba_2_8b(**options: Any) -> MambaLM:
     """64 blocks of width 2560."""
     return _mamba(dim=2560, depth=64, **options)
 
 
+@register
 def mamba2_130m(**options: Any) -> MambaLM:
     """24 Mamba-2 blocks of width 768."""
-    return _mamba2("mamba2_130m", 768, 24, options)
+    return _mamba2(dim=768, depth=24, **options)
 
 
+@register
 def mamba2_370m(**options: Any) -> MambaLM:
     """48 Mamba-2 blocks of width 1024."""
-    return _mamba2("mamba2_370m", 1024, 48, options)
+    return _mamba2(dim=1024, depth=48, **options)
 
 
+@register
 def mamba2_780m(**options: Any) -> MambaLM:
     """48 Mamba-2 blocks of width 1536."""
-    return _mamba2("mamba2_780m", 1536, 48, options)
+    return _mamba2(dim=1536, depth=48, **options)
 
 
+@register
 def mamba2_1_3b(**options: Any) -> MambaLM:
     """48 Mamba-2 blocks of width 2048."""
-    return _mamba2("mamba2_1_3b", 2048, 48, options)
+    return _mamba2(dim=2048, depth=48, **options)
 
 
+@register
 def mamba2_2_7b(**options: Any) -> MambaLM:
     """64 Mamba-2 blocks of width 2560."""
-    return _mamba2("mamba2_2_7b", 2560, 64, options)
+    return _mamba2(dim=2560, depth=64, **options)
 
 
 def _mamba(vocab_size: int = 50277, **options: Any) -> MambaLM:
     return MambaLM(vocab_size, **options)
 
 
-def _mamba2(build: str, dim: int, depth: int, options: dict[str, Any]) -> MambaLM:
-    arguments = {"vocab_size": 50277, "mixer": Mamba2Mixer, "vocab_multiple": 16, **options}
-    model = MambaLM(dim=dim, depth=depth, **arguments)
-    model.recipe = {"build": build, "arguments": options}
-    return model
+def _mamba2(vocab_size: int = 50277, **options: Any) -> MambaLM:
+    return MambaLM(vocab_size, **{"mixer": Mamba2Mixer, "vocab_multiple": 16, **options})

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
@@ -72,6 +73,7 @@ class PlainMambaBlock(nn.Module):
         return self.local(x, grid)
 
 
+@register
 class PlainMamba(Pretrained, nn.Module):
     """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
 
@@ -178,31 +180,37 @@ class PlainMamba(Pretrained, nn.Module):
         return tokens.flatten(2).transpose(1, 2) + resize_position(self.pos_embed, self.grid, grid), grid
 
 
+@register
 def plain_mamba_l1(**options: Any) -> PlainMamba:
     """PlainMamba-L1: 24 blocks of width 192."""
     return PlainMamba(dim=192, depth=24, refinements=1, convolved=(0,), **{"drop_path": 0.2, **options})
 
 
+@register
 def plain_mamba_l2(**options: Any) -> PlainMamba:
     """PlainMamba-L2: 24 blocks of width 384."""
     return PlainMamba(dim=384, depth=24, refinements=2, **{"drop_path": 0.2, **options})
 
 
+@register
 def plain_mamba_l3(**options: Any) -> PlainMamba:
     """PlainMamba-L3: 36 blocks of width 448."""
     return PlainMamba(dim=448, depth=36, refinements=2, **{"drop_path": 0.4, **options})
 
 
+@register
 def plain_mamba_tiny(**options: Any) -> PlainMamba:
     """PMamba-T of the TransMamba paper: 12 blocks of width 192."""
     return PlainMamba(dim=192, depth=12, refinements=2, **options)
 
 
+@register
 def plain_mamba_small(**options: Any) -> PlainMamba:
     """PMamba-S of the TransMamba paper: 12 blocks of width 384."""
     return PlainMamba(dim=384, depth=12, refinements=2, **options)
 
 
+@register
 def plain_mamba_base(**options: Any) -> PlainMamba:
     """PMamba-B of the TransMamba paper: 12 blocks of width 768."""
     return PlainMamba(dim=768, depth=12, refinements=2, **options)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
@@ -17,6 +18,7 @@ from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import ScanOrder, scan_orders
 
 
+@register
 class TransformerEncoder(Pretrained, nn.Module):
     """Embeddings of tokens, positions and segments, their norm, blocks, norm.
 

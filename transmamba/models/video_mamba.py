@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
@@ -25,6 +26,7 @@ from transmamba.ops import scan_orders
 ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch channel frame height width"]
 
 
+@register
 class VideoMamba(Pretrained, nn.Module):
     """Class token and patches, position tables, Mamba blocks scanned forward and backward, a head on the class token.
 
@@ -153,21 +155,25 @@ class VideoMamba(Pretrained, nn.Module):
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 
 
+@register
 def video_mamba_tiny(**options: Any) -> VideoMamba:
     """VideoMamba-Ti: 24 blocks of width 192."""
     return VideoMamba(dim=192, depth=24, **options)
 
 
+@register
 def video_mamba_small(**options: Any) -> VideoMamba:
     """VideoMamba-S: 24 blocks of width 384."""
     return VideoMamba(dim=384, depth=24, **options)
 
 
+@register
 def video_mamba_middle(**options: Any) -> VideoMamba:
     """VideoMamba-M: 32 blocks of width 576."""
     return VideoMamba(dim=576, depth=32, **options)
 
 
+@register
 def video_mamba_base(**options: Any) -> VideoMamba:
     """VideoMamba-B: 24 blocks of width 768."""
     return VideoMamba(dim=768, depth=24, **options)

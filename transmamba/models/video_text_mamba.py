@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import reset_children
 from transmamba.models.video_mamba import ImageOrClip, VideoMamba
@@ -42,6 +43,7 @@ class ClipDecoder(nn.Module):
         return self.norm(self.head(x))
 
 
+@register
 class VideoTextMamba(Pretrained, nn.Module):
     """A clip encoder whose class token and mean patch are added, and whose last block's input is aligned with CLIP.
 

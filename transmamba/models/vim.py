@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
@@ -22,6 +23,7 @@ from transmamba.nn.norm import RMSNorm
 from transmamba.ops import scan_orders
 
 
+@register
 class Vim(Pretrained, nn.Module):
     """Patches around a class token, Mamba blocks that average a forward and a backward scan, a head on that token.
 
@@ -133,26 +135,31 @@ class Vim(Pretrained, nn.Module):
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 
 
+@register
 def vim_tiny(**options: Any) -> Vim:
     """Vim-Ti: 24 blocks of width 192."""
     return Vim(dim=192, depth=24, **options)
 
 
+@register
 def vim_small(**options: Any) -> Vim:
     """Vim-S: 24 blocks of width 384."""
     return Vim(dim=384, depth=24, **{"drop_path": 0.05, **options})
 
 
+@register
 def vim_base(**options: Any) -> Vim:
     """Vim-B: 24 blocks of width 768."""
     return Vim(dim=768, depth=24, **options)
 
 
+@register
 def vim_tiny_stride8(**options: Any) -> Vim:
     """Vim-Ti finetuned on patches that overlap by half."""
     return Vim(dim=192, depth=24, stride=8, **options)
 
 
+@register
 def vim_small_stride8(**options: Any) -> Vim:
     """Vim-S finetuned on patches that overlap by half."""
     return Vim(dim=384, depth=24, stride=8, **options)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import typed
+from transmamba.models.builders import register
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.mamba_lm import LayerCache, MambaLM
 from transmamba.models.patch_encoders import Projector, encoder_width
@@ -77,6 +78,7 @@ def cross_block(dim: int) -> CrossMambaBlock:
     return CrossMambaBlock(dim, dim, CrossMamba(dim, dim, bidirectional=True, residual=False), norm=RMSNorm)
 
 
+@register
 class VisionLanguageMamba(Pretrained, nn.Module):
     """Patches, projected, stand in the text like words; after chosen blocks one modality reads the other.
 

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, init_linear, reset_children
@@ -16,6 +17,7 @@ from transmamba.ops import scan_orders
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
 
 
+@register
 class VisionMamba(Pretrained, nn.Module):
     """Patches, position table, blocks of LN-SSM-residual and LN-MLP-residual, mean over tokens, linear head.
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
@@ -18,6 +19,7 @@ from transmamba.nn.norm import build_norm
 from transmamba.ops import ScanOrder, scan_orders
 
 
+@register
 class ViT(Pretrained, nn.Module):
     """Vision Transformer; with `distilled` a DeiT, whose two heads are averaged as DeiT does for prediction.
 
@@ -220,16 +222,19 @@ def init_transformer(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+@register
 def vit_tiny(**options: object) -> ViT:
     """ViT-Ti / DeiT-Ti: 12 blocks of width 192, 3 heads."""
     return ViT(dim=192, depth=12, heads=3, **options)  # type: ignore[arg-type]
 
 
+@register
 def vit_small(**options: object) -> ViT:
     """ViT-S / DeiT-S: 12 blocks of width 384, 6 heads."""
     return ViT(dim=384, depth=12, heads=6, **options)  # type: ignore[arg-type]
 
 
+@register
 def vit_base(**options: object) -> ViT:
     """ViT-B / DeiT-B: 12 blocks of width 768, 12 heads."""
     return ViT(dim=768, depth=12, heads=12, **options)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, scaled_size, typed
+from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
@@ -59,6 +60,7 @@ class Stage(nn.Module):
         self.blocks, self.downsample = BlockStack(blocks), downsample
 
 
+@register
 class VMamba(Pretrained, nn.Module):
     """Stem, stages of blocks with a downsampling between them, LayerNorm, mean over tokens, linear head.
 
@@ -174,10 +176,11 @@ def _map(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.transpose(1, 2).unflatten(2, grid)
 
 
+@register
 @typed
 def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, **options: Any) -> VMamba:
     """The first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
-    model = VMamba(
+    return VMamba(
         dims,
         depths,
         stem=nn.Sequential(ConvNorm(3, dims[0], kernel_size=4, stride=4)),
@@ -185,17 +188,16 @@ def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, 
         downsample=PatchMerging,
         **options,
     )
-    model.recipe = _recipe("vmamba_v0", dims, depths, d_state=d_state, **options)
-    return model
 
 
+@register
 @typed
 def vmamba_v2(
     dims: Sequence[int], depths: Sequence[int], *, d_state: int = 1, expand: float = 2.0, **options: Any
 ) -> VMamba:
     """The released VMamba: mixers without gate, one state per channel, MLPs, overlapping patches, convolutions."""
     mixer = partial(Scan2dMixer, d_state=d_state, expand=expand, conv_bias=False, gated=False)
-    model = VMamba(
+    return VMamba(
         dims,
         depths,
         stem=overlapping_stem(3, dims[0]),
@@ -203,12 +205,6 @@ def vmamba_v2(
         downsample=partial(ConvNorm, kernel_size=3, stride=2),
         **options,
     )
-    model.recipe = _recipe("vmamba_v2", dims, depths, d_state=d_state, expand=expand, **options)
-    return model
-
-
-def _recipe(build: str, dims: Sequence[int], depths: Sequence[int], **options: Any) -> dict[str, Any]:
-    return {"build": build, "arguments": {"dims": tuple(dims), "depths": tuple(depths), **options}}
 
 
 def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
@@ -220,46 +216,55 @@ def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
     )
 
 
+@register
 def vmamba_v0_tiny(**options: Any) -> VMamba:
     """VMamba-T of the first version."""
     return vmamba_v0((96, 192, 384, 768), (2, 2, 9, 2), **{"drop_path": 0.2, **options})
 
 
+@register
 def vmamba_v0_small(**options: Any) -> VMamba:
     """VMamba-S of the first version."""
     return vmamba_v0((96, 192, 384, 768), (2, 2, 27, 2), **{"drop_path": 0.3, **options})
 
 
+@register
 def vmamba_v0_base(**options: Any) -> VMamba:
     """VMamba-B of the first version."""
     return vmamba_v0((128, 256, 512, 1024), (2, 2, 27, 2), **{"drop_path": 0.6, **options})
 
 
+@register
 def vmamba_tiny_s2l5(**options: Any) -> VMamba:
     """VMamba-T, 5 blocks in the third stage."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 5, 2), expand=2.0, **{"drop_path": 0.2, **options})
 
 
+@register
 def vmamba_tiny_s1l8(**options: Any) -> VMamba:
     """VMamba-T, 8 narrow blocks in the third stage: the published one."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 8, 2), expand=1.0, **{"drop_path": 0.2, **options})
 
 
+@register
 def vmamba_small_s2l15(**options: Any) -> VMamba:
     """VMamba-S, 15 blocks in the third stage: the published one."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.3, **options})
 
 
+@register
 def vmamba_small_s1l20(**options: Any) -> VMamba:
     """VMamba-S, 20 narrow blocks in the third stage."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.3, **options})
 
 
+@register
 def vmamba_base_s2l15(**options: Any) -> VMamba:
     """VMamba-B, 15 blocks in the third stage: the published one."""
     return vmamba_v2((128, 256, 512, 1024), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.6, **options})
 
 
+@register
 def vmamba_base_s1l20(**options: Any) -> VMamba:
     """VMamba-B, 20 narrow blocks in the third stage."""
     return vmamba_v2((128, 256, 512, 1024), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.5, **options})

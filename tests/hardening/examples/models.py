@@ -20,6 +20,19 @@ def VisionMamba(s):
     return Call(models.VisionMamba, _backbone(s, **options), _image(s))
 
 
+def create(s):
+    options = {"depth": 2, "orders": ("forward", "backward"), "mlp": True, "d_state": s["state"]}
+    return Call(models.create, {"name": "VisionMamba", **_backbone(s, **options)})
+
+
+def list_models(s):
+    return Call(models.list_models, {"pattern": s.choice("*", "vim_*", "none")})
+
+
+def register(s):
+    return Call(models.register, {"builder": s.choice(models.Vim, "name", tnn.MambaMixer)})
+
+
 def Vim(s):
     options = {"depth": 2, "stride": s.choice(None, 2), "d_state": s["state"], "drop_path": 0.1,
                "float32_residual": True}  # fmt: skip

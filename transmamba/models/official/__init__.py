@@ -1,20 +1,22 @@
 """Public checkpoints of the original implementations: same names in, same numbers out, same names back."""
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from transmamba._checkpoint import read_checkpoint
+from transmamba._checkpoint import State, read_checkpoint
+from transmamba.models.builders import Recorded, record
+from transmamba.models.config import OFFICIAL, write_family
 from transmamba.models.official.family import Family
-from transmamba.models.official.load import build_and_load, write_official
+from transmamba.models.official.load import build_and_load, rebuild, write_official
 from transmamba.models.official.mamba import MAMBA_FAMILIES
 from transmamba.models.official.plain_mamba import PLAIN_MAMBA
 from transmamba.models.official.video_mamba import VIDEO_MAMBA, VIDEO_TEXT_MAMBA
 from transmamba.models.official.vim import VIM
 from transmamba.models.official.vmamba import VMAMBA
-from transmamba.models.pretrained import Pretrained
 
 FAMILIES: dict[str, Family] = {
     "vim": VIM,
@@ -57,9 +59,7 @@ def from_official(
     changes = {"img_size": img_size, "num_frames": num_frames, "num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
     model = build_and_load(FAMILIES[family], config, read_checkpoint(state_dict), changes)
-    if isinstance(model, Pretrained):
-        model.recipe = {"family": family, "config": {**config, **changes}}
-    return model
+    return _recorded(model, family, {**config, **changes})
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
@@ -73,3 +73,17 @@ def to_official(model: nn.Module) -> dict[str, Tensor]:
             return write_official(family, model)
     known = ", ".join(family.model.__name__ for family in FAMILIES.values())
     raise TypeError(f"no official names are known for a {type(model).__name__}: expected one of {known}")
+
+
+def _recorded(model: nn.Module, family: str, config: Mapping[str, Any]) -> nn.Module:
+    if isinstance(model, Recorded):
+        record(model, lambda: write_family(family, config))
+    return model
+
+
+def _rebuild(family: str, config: Mapping[str, Any], state: State) -> nn.Module:
+    """Build the empty model of a saved configuration."""
+    return _recorded(rebuild(FAMILIES[family], config, state), family, config)
+
+
+OFFICIAL.update({name: partial(_rebuild, name) for name in FAMILIES})

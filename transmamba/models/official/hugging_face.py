@@ -8,6 +8,8 @@ from torch import Tensor
 
 from transmamba._checkpoint import LazyTensors, indexed_files, load_json, read_checkpoint
 from transmamba._typing import check_sizes
+from transmamba.models.builders import record, register
+from transmamba.models.config import write_call
 from transmamba.models.mamba_lm import MambaLM
 from transmamba.models.official.load import build_and_load
 from transmamba.models.official.mamba import MAMBA_FAMILIES, build_lm
@@ -50,8 +52,16 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
     official = {**_lm(config), "tie_embeddings": config.get("tie_word_embeddings", TIED_BY_DEFAULT[kind])}
     model = build_lm(official, {}) if state_dict is None else _load(official, state_dict)
     _set_norms(model, config)
-    model.recipe = {"build": "from_hf", "arguments": {"config": dict(config)}}
+    record(model, lambda: write_call("from_hf", {"config": config}))
     return model
+
+
+@register("from_hf")
+def _from_config(config: Mapping[str, Any]) -> MambaLM:
+    """Build the model of a saved `recipe`, which never has a path."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"cannot build 'from_hf': config must be the content of a config.json, got {config!r}")
+    return from_hf(config)
 
 
 def _load(official: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> MambaLM:

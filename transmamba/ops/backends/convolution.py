@@ -32,10 +32,8 @@ class Convolver(NamedTuple):
 def run_plain(convolution: Convolution) -> Tensor:
     """The definition, in plain torch, direction by direction on permuted tokens; in at least float32, rounded once."""
     compute = torch.float64 if convolution.x.dtype == torch.float64 else torch.float32
-    x, weight, bias, before = (
-        None if t is None else t.to(compute)
-        for t in (convolution.x, convolution.weight, convolution.bias, convolution.initial_tokens)
-    )
+    x, weight = convolution.x.to(compute), convolution.weight.to(compute)
+    bias, before = (None if t is None else t.to(compute) for t in (convolution.bias, convolution.initial_tokens))
     orders, inverses, segments = convolution.orders, convolution.inverses, convolution.segments
     outputs = []
     for k, kernel in enumerate(weight):

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, check_layers, check_mask, widen
+from transmamba.distill.layers import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.matching import match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
 
@@ -122,14 +122,17 @@ class LogitsDistill(nn.Module):
         """
         check_logits(student, teacher)
         if self.chunk is None:
-            return token_mean(self._per_token(student, teacher.detach()), mask) * self.temperature**2
+            return token_mean(self._per_token(student, teacher.detach(), mask), mask) * self.temperature**2
         pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
-        values = [checkpoint(self._per_token, *pair, use_reentrant=False) for pair in zip(*pieces, strict=True)]
-        return token_mean(torch.cat(values), None if mask is None else mask.flatten()) * self.temperature**2
+        mask = None if mask is None else mask.flatten()
+        masks = [None] * len(pieces[0]) if mask is None else mask.split(self.chunk)
+        parts = zip(*pieces, masks, strict=True)
+        values = torch.cat([checkpoint(self._per_token, *part, use_reentrant=False) for part in parts])
+        return token_mean(values, mask) * self.temperature**2
 
-    def _per_token(self, student: Tensor, teacher: Tensor) -> Tensor:
-        log_q = F.log_softmax(widen(student) / self.temperature, -1)
-        log_p = F.log_softmax(widen(teacher) / self.temperature, -1)
+    def _per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+        student, teacher = (widen(real_tokens(x, mask)) / self.temperature for x in (student, teacher))
+        log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
         return self._divergence(log_p, log_q)
 
     def _divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -144,7 +147,8 @@ class LogitsDistill(nn.Module):
 def _distance(student: Tensor, teacher: Tensor, mask: Tensor | None, criterion: Criterion) -> Tensor:
     if criterion == "cosine":
         return 1 - batch_mean(cosine(student, unit_target(teacher, "token", mask), "token", mask), mask, None)
-    return token_mean((widen(student) - widen(teacher.detach())).square().mean(-1), mask)
+    student, teacher = (widen(real_tokens(x, mask)) for x in (student, teacher.detach()))
+    return token_mean((student - teacher).square().mean(-1), mask)
 
 
 class LastFeatureDistill(nn.Module):

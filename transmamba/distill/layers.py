@@ -85,6 +85,14 @@ def check_tensors(layers: Layers, name: str) -> None:
             raise TypeError(f"{name} layer {number} is a {type(layer).__name__}: expected a tensor")
 
 
+def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x`, with zero in place of padding.
+
+    A value that is left out of a mean still meets its gradient, and zero times NaN is NaN: padding has to go before.
+    """
+    return x if mask is None else x.masked_fill(~mask[..., None], 0)
+
+
 def widen(x: Tensor) -> Tensor:
     """`x` in at least single precision: losses never compute in half."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from transmamba.distill.layers import widen
+from transmamba.distill.layers import real_tokens, widen
 
 Similarity = Literal["token", "flatten", "pooled"]
 
@@ -23,12 +23,8 @@ def _inverse_norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
 
 
 def _vectors(x: Tensor, similarity: Similarity, mask: Tensor | None) -> Tensor:
-    x = widen(x)
-    if similarity == "token":
-        return x
-    if mask is not None:
-        x = x.masked_fill(~mask[..., None], 0)
-    return x if similarity == "flatten" else x.sum(1, keepdim=True)
+    x = widen(real_tokens(x, mask))
+    return x.sum(1, keepdim=True) if similarity == "pooled" else x
 
 
 def unit_target(

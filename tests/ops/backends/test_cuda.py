@@ -69,6 +69,16 @@ def test_gradient_of_the_last_state_is_refused_loudly(kernel):
         last.sum().backward()
 
 
+def test_second_derivatives_are_refused_loudly(kernel):
+    tensors = inputs(2, 1, 5, 3, 2)
+    del tensors["initial_state"]
+    y = multi_scan(**tensors, backend="cuda")
+    with pytest.raises(
+        NotImplementedError, match="no second derivatives, which create_graph=True asks for: use backend"
+    ):
+        torch.autograd.grad(y.sum(), tensors["u"], create_graph=True)
+
+
 def test_other_devices_are_refused_without_importing_anything(problem):
     assert cuda.refuse(problem) == ["needs a CUDA tensor, u is on meta"]
     assert "mamba_ssm" not in sys.modules

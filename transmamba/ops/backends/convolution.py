@@ -14,6 +14,7 @@ from torch import Tensor
 from transmamba.ops.backends import triton_conv
 from transmamba.ops.backends.native import convolution as native
 from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.backends.second import differentiate_again
 from transmamba.ops.orders import ScanOrder, permute_tokens
 
 KERNELS: dict[str, Any] = {"triton": triton_conv, "native": native}
@@ -32,10 +33,8 @@ class Convolver(NamedTuple):
 def run_plain(convolution: Convolution) -> Tensor:
     """The definition, in plain torch, direction by direction on permuted tokens; in at least float32, rounded once."""
     compute = torch.float64 if convolution.x.dtype == torch.float64 else torch.float32
-    x, weight, bias, before = (
-        None if t is None else t.to(compute)
-        for t in (convolution.x, convolution.weight, convolution.bias, convolution.initial_tokens)
-    )
+    x, weight = convolution.x.to(compute), convolution.weight.to(compute)
+    bias, before = (None if t is None else t.to(compute) for t in (convolution.bias, convolution.initial_tokens))
     orders, inverses, segments = convolution.orders, convolution.inverses, convolution.segments
     outputs = []
     for k, kernel in enumerate(weight):
@@ -122,6 +121,27 @@ def _differentiate(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("transmamba::conv_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.silu = inputs[_FIELDS]
+    ctx.save_for_backward(*inputs[1:_FIELDS], inputs[-1])
+
+
+def _differentiate_again(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    *tensors, grad_y = ctx.saved_tensors
+
+    def run(tensors: list[Tensor | None]) -> tuple[Tensor]:
+        return (run_plain(Convolution(*tensors, ctx.silu)),)  # type: ignore[arg-type, call-arg]
+
+    inputs, outputs = differentiate_again(run, tensors, (grad_y,), cotangents)
+    return (None, *inputs, None, *outputs)
+
+
+torch.library.register_autograd(
+    "transmamba::conv_backward", _differentiate_again, setup_context=_setup_second, lib=_LIBRARY
+)
 
 
 def _run(name: str, convolution: Convolution) -> Tensor:

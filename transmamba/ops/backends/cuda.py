@@ -49,6 +49,26 @@ def refuse(problem: Problem) -> list[str]:
     return reasons
 
 
+class _Once(torch.autograd.Function):
+    """The identity, whose backward refuses to be differentiated: the kernel's own would be taken for constant."""
+
+    @staticmethod
+    def forward(y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                'mamba-ssm has no second derivatives, which create_graph=True asks for: use backend="triton"'
+            )
+        return grad
+
+
 class _LastState(torch.autograd.Function):
     """The identity, whose backward refuses: the kernel returns no gradient for the last state."""
 
@@ -93,5 +113,6 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     y = y.unflatten(1, (directions, channels)).mT
     if p.orders is not None:
         y = y.gather(2, p.orders.argsort(-1)[None, :, :, None].expand(y.shape[0], -1, -1, channels))
+    y = _Once.apply(y)
     last = _LastState.apply(last, y).unflatten(1, (directions, channels)).mT
     return (y.sum(1, keepdim=True) if p.merge else y).to(output_dtype(p)), last

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import chunked, native, triton
+from transmamba.ops.backends import chunked, native, reference, triton
 from transmamba.ops.backends.problem import Problem, allocate, output_dtype
+from transmamba.ops.backends.second import differentiate_again
 
 KERNELS: dict[str, Any] = {"triton": triton, "native": native, "chunked": chunked}  # fastest first
 _TENSORS = 10  # leading fields of Problem that are tensors
@@ -160,3 +161,25 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
 
 
 torch.library.register_autograd("transmamba::scan_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.flags = inputs[1 + _TENSORS : -3]
+    ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], *inputs[-2:])
+
+
+def _differentiate_again(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    *tensors, grad_y, grad_last = ctx.saved_tensors
+
+    def run(tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        with _without_autocast(grad_y.device):
+            return reference.run(Problem(*tensors, *ctx.flags))  # type: ignore[arg-type]
+
+    inputs, outputs = differentiate_again(run, tensors, (grad_y, grad_last), cotangents)
+    return (None, *inputs, *(None,) * (len(ctx.flags) + 1), *outputs)
+
+
+torch.library.register_autograd(
+    "transmamba::scan_backward", _differentiate_again, setup_context=_setup_second, lib=_LIBRARY
+)

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import chunked_cross, triton_cross
+from transmamba.ops.backends import chunked_cross, cross_reference, triton_cross
 from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.native import cross as native_cross
 from transmamba.ops.backends.opaque import _LIBRARY, _check_orders, _define, _without_autocast
 from transmamba.ops.backends.problem import allocate
+from transmamba.ops.backends.second import differentiate_again
 
 KERNELS: dict[str, Any] = {"triton": triton_cross, "native": native_cross, "chunked": chunked_cross}  # fastest first
 _TENSORS = 8  # leading fields of CrossProblem that are tensors
@@ -123,3 +124,25 @@ def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _:
 
 
 torch.library.register_autograd("transmamba::cross_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)
+
+
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.flags = inputs[1 + _TENSORS : -3]
+    ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], *inputs[-2:])
+
+
+def _differentiate_again(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+    *tensors, grad_y, grad_last = ctx.saved_tensors
+
+    def run(tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+        with _without_autocast(ctx.saved_tensors[0].device):
+            return cross_reference.run(CrossProblem(*tensors, *ctx.flags))  # type: ignore[arg-type]
+
+    inputs, outputs = differentiate_again(run, tensors, (grad_y, grad_last), cotangents)
+    return (None, *inputs, *(None,) * (len(ctx.flags) + 1), *outputs)
+
+
+torch.library.register_autograd(
+    "transmamba::cross_backward", _differentiate_again, setup_context=_setup_second, lib=_LIBRARY
+)

@@ -24,6 +24,7 @@ OLDER_BEIT = (
 )
 BEIT: dict[str, Any] = {"eps": 1e-12, "act": "gelu"}
 INTERNVL: dict[str, Any] = {"eps": 1e-6, "act": "gelu", "heads": 16}
+OUTPUT = "0.attention.projection_layer.weight"
 TOWERS = ("internvl_vision", "qianfan_ocr_vision")
 IGNORED = {
     r"embeddings\.mask_token": "token of masked training",
@@ -132,8 +133,8 @@ FAMILIES = (
         "beit", "BEiT, Data2VecVision", ("beit", "data2vec-vision"), MARKER, read_beit, OLDER_BEIT, (OLDER_MARKER,)
     ),
     Family(
-        "internvl_vision", "image tower of InternVL, Qianfan-OCR", TOWERS, OLDER_MARKER, read_internvl,
+        "internvl_vision", "image tower of InternVL, Qianfan-OCR", TOWERS, f"encoder.layer.{OUTPUT}", read_internvl,
         ((r"^encoder\.layer\.", "layers."), (r"\.attention\.projection_layer\.", ".attention.o_proj.")),
-        (MARKER,),
+        (f"layers.{OUTPUT}",),
     ),
 )  # fmt: skip

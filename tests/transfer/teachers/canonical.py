@@ -1,12 +1,14 @@
 """A plain Transformer on canonical tensors, written from `Architecture` alone: the other side of every proof here.
 
-Slow and readable on purpose; it shares no code with the library.
+Slow and readable on purpose; `Reference` shares no code with the library.
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+
+from transmamba.models import from_transformer
 
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -32,7 +34,7 @@ def error(got, wanted):
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
-class Canonical:
+class Reference:
     """The forward of a translated teacher."""
 
     def __init__(self, teacher):
@@ -159,6 +161,44 @@ class Canonical:
         if self.facts.norm == "rms":
             return F.rms_norm(x, x.shape[-1:], weight, self.facts.eps)
         return F.layer_norm(x, x.shape[-1:], weight, self.w.get(name + ".bias"), self.facts.eps)
+
+
+class Canonical(Reference):
+    """The same, and every result is that of `models.from_transformer` as well, so that each proof holds for both."""
+
+    def __init__(self, teacher):
+        super().__init__(teacher)
+        self._teacher, self._model = teacher, None
+
+    def image(self, pixels):
+        return self._twice(super().image(pixels), lambda model: model.forward_features(pixels).last)
+
+    def classify(self, pixels):
+        return self._twice(super().classify(pixels), lambda model: model(pixels))
+
+    def audio(self, mel):
+        return self._twice(super().audio(mel), lambda model: model.forward_features(mel).last)
+
+    def text(self, ids, mask=None, types=None):
+        x = super().text(ids, mask, types)
+        if self.facts.kind != "encoder":
+            return x
+        real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        options = {} if types is None else {"type_ids": types}
+        return self._twice(x, lambda model: model.forward_features(ids, mask=mask, **options).last, real)
+
+    def logits(self, ids, mask=None):
+        return self._twice(super().logits(ids, mask), lambda model: model(ids, mask))
+
+    def _twice(self, wanted, run, where=...):
+        """`wanted`, once our own model of the teacher gives it too; a checkpoint that hides facts makes none."""
+        if self.facts.unknown or self.facts is not self._teacher.architecture:
+            return wanted
+        if self._model is None:
+            self._model = from_transformer(self._teacher).float()
+        with torch.no_grad():
+            assert error(run(self._model)[where], wanted[where]) < 1e-5
+        return wanted
 
 
 def frequencies(rope, dims):

@@ -47,6 +47,7 @@ class Rotary:
         missing = [key for key in ("rope_theta", *_KEYS[kind]) if rope.get(key) is None]
         if missing:
             raise ValueError(f"rope of type {kind} needs {missing[0]}, got only {', '.join(rope)}")
+        self.rope = dict(rope)
         self.grid: Grid | None = None
         if kind == "axial":
             self.grid = _grid(rope["grid"])

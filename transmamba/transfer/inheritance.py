@@ -11,17 +11,21 @@ from transmamba._checkpoint import Weights, named_tensors
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
 from transmamba.transfer.attention_weights import AttentionInit
-from transmamba.transfer.counterparts import Student, Table, table_for
+from transmamba.transfer.counterparts import table_for
 from transmamba.transfer.plan import Matches, Plan, match
 from transmamba.transfer.refusals import excluded_names, refuse_debris, refuse_unresolved
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.select import choose, measure
 from transmamba.transfer.source import Importance, Source
 from transmamba.transfer.ssm_start import plan_attention
+from transmamba.transfer.student import Student, Table
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Translated, translate
 from transmamba.transfer.tensors import check_target
 from transmamba.transfer.write import Write, plan_write
+
+# the part of a composite teacher that a student reads
+KINDS = {"images": "image", "text": "text"}
 
 
 class Prepared(NamedTuple):
@@ -98,7 +102,7 @@ def subclone(
     target = _floating(student)
     ours = Student(student, target)
     if plan is None:
-        source = Source(translate(teacher, family, kind=_kind(target)))
+        source = Source(translate(teacher, family, kind=KINDS.get(ours.reads or "")))
         table = table_for(ours, cast(Translated, source.translated), layer_map)
     else:
         source, table = Source(translate(teacher, family) if family is not None else teacher), Table(dict(plan))
@@ -143,8 +147,9 @@ def plan_for(
         ('blocks.{i}.mlp.up.weight', 'hidden.{i} residual')
     """
     target = _floating(student)
-    translated = translate(teacher, family, kind=_kind(target))
-    table = table_for(Student(student, target), translated, layer_map)
+    ours = Student(student, target)
+    translated = translate(teacher, family, kind=KINDS.get(ours.reads or ""))
+    table = table_for(ours, translated, layer_map)
     found = match(table.plan, target, Source(translated), layer_map)
     there = {copy.student for copy in found.copies if copy.student not in table.refused}
     unused = match(table.plan, there, Source(translated), layer_map).unused
@@ -268,13 +273,6 @@ def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[s
 
 def _floating(student: Weights) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in named_tensors(student).items() if tensor.is_floating_point()}
-
-
-def _kind(target: Mapping[str, Tensor]) -> str | None:
-    """The part of a composite teacher that a student reads: its image or its text side."""
-    if any(name.startswith("patch_embed.") for name in target):
-        return "image"
-    return "text" if "embedding.weight" in target else None
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:

@@ -5,9 +5,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from transmamba.transfer.counterparts import Student, placed_share
 from transmamba.transfer.plan import Matches
 from transmamba.transfer.source import Source
+from transmamba.transfer.student import Student, placed_share
 from transmamba.transfer.students import SSM_PARAMETERS
 
 # of the tensors in a student's blocks, SSM parameters aside: below it only debris would be inherited

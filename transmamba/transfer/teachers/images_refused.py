@@ -24,7 +24,8 @@ _TYPES = {
         cohere_compass_vision cosmos3_edge_vision dots3_note_vision_encoder ernie4_5_vl_moe_vision exaone4_5_vision
         glm4v_vision glm4v_moe_vision glm5_next_vision glm_image_vision glm_ocr_vision hunyuan_vl_vision hy_v4_vl_vision
         kimi_k25_vision minicpm_ocr_vision minicpmv4_6_vision minicpmv4_7_vision minimax_m3_vl_vision
-        muse_glimmer_vision muse_spark_vision paddleocr_vl_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision qwen2_vl_vision
+        muse_glimmer_vision muse_spark_vision paddleocr_vl_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision
+        qwen2_vl_vision
         qwen3_5_moe_vision qwen3_5_vision qwen3_omni_moe_vision_encoder qwen3_vl_moe_vision qwen3_vl_vision
         qwen4_exp_vision step3p5_vision video_llama_3_vision""",
     "positions are resampled from a table for larger images": "radio",

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from tests import real
 from tests.transfer.teachers.canonical import Canonical
+from transmamba.models import from_transformer
 from transmamba.transfer.teachers import translate
 
 
@@ -22,7 +23,7 @@ def resized(canonical, grid):
 
 
 @pytest.mark.slow
-def test_a_real_dinov2_gives_the_tokens_of_transformers_and_onnxruntime():
+def test_a_real_dinov2_has_the_tokens_of_transformers_and_onnxruntime():
     transformers = pytest.importorskip("transformers")
     graph = real.dinov2_graph()
     state = real.dinov2_state(graph)
@@ -41,6 +42,8 @@ def test_a_real_dinov2_gives_the_tokens_of_transformers_and_onnxruntime():
         assert distance(canonical.image(images), teacher(images).last_hidden_state) < 5e-5
         got = resized(canonical, (16, 16)).image(small)
         assert distance(got, teacher(small).last_hidden_state) < 5e-5
+        ours = from_transformer(translated).forward_features(images).last
+        assert distance(ours, teacher(images).last_hidden_state) < 5e-5
     assert distance(got, real.dinov2_tokens(graph, small)) < 5e-5
 
 

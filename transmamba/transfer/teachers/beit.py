@@ -111,14 +111,11 @@ def _terms(checkpoint: Checkpoint, own_norm: bool, bias: Term | None) -> Terms:
         stored = LAYER + gain
         return lambda term: term.scale_rows(stored) if stored.replace("{i}", "0") in checkpoint else term
 
-    blocks = all_affine(PARTS, BLOCK, LAYER)
-    # keys never have a bias here, which tells a BEiT from a ViT of the same names
-    del blocks[BLOCK + "attn.k.bias"]
     return {
         "cls_token": src(CLASS),
         **optional({"pos_embed": src(TABLE)}),
         **affine("patch_embed", "embeddings.patch_embeddings.projection"),
-        **blocks,
+        **all_affine(PARTS, BLOCK, LAYER),
         **affine(BLOCK + "attn.out", LAYER + PARTS["attn.out"], scaled("lambda_1")),
         **affine(BLOCK + "mlp.down", LAYER + PARTS["mlp.down"], scaled("lambda_2")),
         **({} if bias is None else {BLOCK + "attn.relative_bias": bias}),

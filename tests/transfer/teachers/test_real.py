@@ -9,7 +9,6 @@ from tests.transfer.teachers.canonical import Canonical
 from transmamba.models import from_transformer
 from transmamba.transfer.teachers import translate
 
-
 TABLE = "embeddings.position_embeddings"
 
 

@@ -17,9 +17,11 @@ _TYPES = {
         vitdet lw_detr_vit rf_detr_dinov2 sam3_vit_model sam3_vision_model""",
     "tokens attend within windows, and relative positions follow from the queries": """
         sam_vision_model sam_hq_vision_model got_ocr2_vision deepseek_ocr2_sam_vision_model
-        unlimited_ocr_sam_vision_model slanext_vision pp_formulanet_vision seggpt""",
+        unlimited_ocr_sam_vision_model slanext_vision pp_formulanet_vision""",
+    "relative positions follow from the queries": "seggpt",
     "its rotary positions in two axes are not DINOv3's": """
-        pixtral llama4_vision_model mlcd mlcd_vision_model lfm3_vl_vision sapiens2 gemma4_vision""",
+        pixtral llama4_vision_model mlcd mlcd_vision_model lfm3_vl_vision sapiens2 gemma4_vision step3p5_vision
+        inkling2_vision""",
     "patches of several images come packed into one sequence": """
         cohere_compass_vision cosmos3_edge_vision dots3_note_vision_encoder ernie4_5_vl_moe_vision exaone4_5_vision
         glm4v_vision glm4v_moe_vision glm5_next_vision glm_image_vision glm_ocr_vision hunyuan_vl_vision hy_v4_vl_vision
@@ -27,7 +29,7 @@ _TYPES = {
         muse_glimmer_vision muse_spark_vision paddleocr_vl_vision qwen2_5_omni_vision_encoder qwen2_5_vl_vision
         qwen2_vl_vision
         qwen3_5_moe_vision qwen3_5_vision qwen3_omni_moe_vision_encoder qwen3_vl_moe_vision qwen3_vl_vision
-        qwen4_exp_vision step3p5_vision video_llama_3_vision""",
+        qwen4_exp_vision video_llama_3_vision""",
     "positions are resampled from a table for larger images": "radio",
     "positions are looked up by the proportions of each image": """
         idefics2_vision idefics3_vision smolvlm_vision phi4_multimodal_vision""",
@@ -41,7 +43,8 @@ _TYPES = {
     "groups of patches become tokens between the blocks": "groupvit_vision_model",
     "its output is the tokens of every block": "bridgetower_vision_model",
     "gates and embeddings of tiles stand between its blocks": "mllama_vision_model",
-    "patches span several frames": "videomae vivit vjepa2 inkling_vision inkling2_vision",
+    "patches span several frames": "videomae vivit vjepa2",
+    "its layers fold patches into larger ones, without attention": "inkling_vision",
     "attention over space and over time alternate": "timesformer videoprism_vision_model",
     "a decoder queries the image for objects": """
         conditional_detr d_fine dab-detr deformable_detr deimv2 detr grounding-dino lw_detr mm-grounding-dino

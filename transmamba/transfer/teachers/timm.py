@@ -33,7 +33,11 @@ OLDER = (
 
 
 def read_timm(checkpoint: Checkpoint) -> Canonical:
-    """LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half."""
+    """LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half.
+
+    A bare state dict is helped by config={"num_heads": ...}, and by the keys "eps", "act", "norm" ("layer" or "rms"),
+    "grid", "global_pool" and "rope", which a module tells by its attributes.
+    """
     config = checkpoint.config
     _refuse(checkpoint)
     bias = _relative_bias(checkpoint)

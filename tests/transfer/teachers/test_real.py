@@ -1,28 +1,26 @@
 """A real DINOv2 ViT-S/14: translated by its older names, against transformers and against onnxruntime."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from tests import real
 from tests.transfer.teachers.canonical import Canonical
+from transmamba.models import from_transformer
 from transmamba.transfer.teachers import translate
 
+TABLE = "embeddings.position_embeddings"
 
-def resized(canonical, grid):
-    """The same Transformer for another grid: its table resized as DINOv2 does it, bicubic and without antialias."""
-    side, table = canonical.facts.grid[0], canonical.w["pos_embed"]
-    square = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    square = F.interpolate(square, grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-    canonical.w["pos_embed"] = torch.cat([table[:, :1], square], 1)
-    canonical.facts = replace(canonical.facts, grid=grid)
-    return canonical
+
+def resized(table, side):
+    """The position table for side x side patches, as DINOv2 resizes it: bicubic, without antialias."""
+    square = table[:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
+    square = F.interpolate(square, (side, side), mode="bicubic", align_corners=False)
+    return torch.cat([table[:, :1], square.flatten(2).transpose(1, 2)], 1)
 
 
 @pytest.mark.slow
-def test_a_real_dinov2_gives_the_tokens_of_transformers_and_onnxruntime():
+def test_a_real_dinov2_has_the_tokens_of_transformers_and_onnxruntime():
     transformers = pytest.importorskip("transformers")
     graph = real.dinov2_graph()
     state = real.dinov2_state(graph)
@@ -35,13 +33,19 @@ def test_a_real_dinov2_gives_the_tokens_of_transformers_and_onnxruntime():
     missing, unexpected = teacher.load_state_dict(names_of_today(state), strict=False)
     assert set(missing) <= {"embeddings.mask_token"} and not unexpected
     images = torch.randn(1, 3, 518, 518, generator=torch.Generator().manual_seed(2))
-    small = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
-        canonical = Canonical(translated)
-        assert distance(canonical.image(images), teacher(images).last_hidden_state) < 5e-5
-        got = resized(canonical, (16, 16)).image(small)
-        assert distance(got, teacher(small).last_hidden_state) < 5e-5
-    assert distance(got, real.dinov2_tokens(graph, small)) < 5e-5
+        wanted = teacher(images).last_hidden_state
+        assert distance(Canonical(translated).image(images), wanted) < 5e-5
+        assert distance(from_transformer(translated).forward_features(images).last, wanted) < 5e-5
+
+    # the file is for smaller images
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(3))
+    small = translate(state | {TABLE: resized(state[TABLE], 16)}, config=real.DINOV2 | {"image_size": 224})
+    with torch.no_grad():
+        canonical, ours = Canonical(small).image(images), from_transformer(small).forward_features(images).last
+        for wanted in (teacher(images).last_hidden_state, real.dinov2_tokens(graph, images)):
+            assert distance(canonical, wanted) < 5e-5
+            assert distance(ours, wanted) < 5e-5
 
 
 def distance(got, wanted):

@@ -33,7 +33,11 @@ OLDER = (
 
 
 def read_timm(checkpoint: Checkpoint) -> Canonical:
-    """LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half."""
+    """LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half.
+
+    A bare state dict is helped by config={"num_heads": ...}, and by the keys "eps", "act", "norm" ("layer" or "rms"),
+    "grid", "global_pool" and "rope", which a module tells by its attributes.
+    """
     config = checkpoint.config
     _refuse(checkpoint)
     bias = _relative_bias(checkpoint)
@@ -147,8 +151,8 @@ def _ropes(checkpoint: Checkpoint, depth: int) -> tuple[Rope | None, ...]:
             "no position table: rotary positions have no tensors; give the module, or for DINOv3 add"
             " config={'rope': {'rope_type': 'axial', 'rope_theta': 100.0}} to the other facts"
         )
-    if rope is not None and rope["rope_type"] != "axial":
-        raise ValueError(f"rotary positions of class {rope['rope_type']} have no canonical form: expected DINOv3's")
+    if rope is not None and rope.get("rope_type") != "axial":
+        raise ValueError(f"rotary positions of class {rope.get('rope_type')} have no canonical form: expected DINOv3's")
     return () if rope is None else (rope,) * depth
 
 

@@ -34,7 +34,7 @@ _TEXT = {
     ),
     "its stream is normalised and projected to another width after the last layer": ("altclip_text_model",),
     "it attends causally where a mask is given, and in both directions where none is": ("aimv2_text_model",),
-    "its positions are computed, not stored": ("tipsv2_text_model", "m2m_100", "fsmt"),
+    "its positions are computed, not stored": ("tipsv2_text_model", "fsmt"),
     "its class token stands behind the text, and its positions are computed, not stored": ("videoprism_text_model",),
     "its first layers are convolutions": ("sam3_lite_text_text_model",),
     "values are turned by rotary positions as well": ("clvp", "clvp_encoder"),

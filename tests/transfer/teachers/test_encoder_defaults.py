@@ -28,6 +28,7 @@ def small_facts(full):
     changed |= {"vocab_size": 70, "max_position_embeddings": 9, "max_source_positions": 9, "num_mel_bins": 2}
     changed |= {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "layer_types": ["full_attention"]}
     changed |= {"head_dim": 2, "num_key_value_heads": heads, "sliding_window": 4}
+    changed |= {"src_vocab_size": 70, "tgt_vocab_size": 70}
     # sparse by default, which is refused
     changed |= {"attention_type": "original_full"}
     return {key: value for key, value in changed.items() if key in full}

@@ -17,11 +17,13 @@ FAMILIES = {
     "Bart": "bart_encoder", "PLBart": "bart_encoder", "Mvp": "bart_encoder", "MBart": "mbart_encoder",
     "Pegasus": "pegasus_encoder", "Blenderbot": "pegasus_encoder", "Marian": "marian_encoder",
     "BlenderbotSmall": "blenderbot_small_encoder", "M2M100": "m2m_100_encoder",
+    "FSMT": "fsmt_encoder",
 }  # fmt: skip
 
 
 def build(name, kind="Model", **options):
     """A tiny model of a family."""
+    options |= {"langs": ["a", "b"], "src_vocab_size": 61, "tgt_vocab_size": 61} if name == "FSMT" else {}
     return getattr(transformers, f"{name}{kind}")(getattr(transformers, f"{name}Config")(**(SIZES | options)))
 
 
@@ -84,3 +86,8 @@ def test_sines_need_the_configuration():
         translate(build("M2M100").state_dict(), family="m2m_100_encoder")
     positions = translate(build("M2M100"))["pos_embed"]
     assert positions.shape == (1, 30, 24) and torch.equal(positions[0, 0, :12], torch.sin(2 * FREQUENCIES))
+
+
+def test_names_alone_cannot_tell_marian_from_fsmt():
+    with pytest.raises(ValueError, match="'fsmt_encoder', 'marian_encoder': say which"):
+        translate(build("Marian").state_dict())

@@ -14,7 +14,7 @@ HEADS = {
     "clip_text_model": 8, "metaclip_2_text_model": 8, "clipseg_text_model": 8, "owlvit_text_model": 8,
     "owlv2_text_model": 8, "xclip_text_model": 8, "groupvit_text_model": 4, "whisper": 6, "voxtral_encoder": 20,
     "moss_transcribe_diarize_audio": 16, "bart": 16, "mbart": 16, "mvp": 16, "pegasus": 16, "blenderbot": 32,
-    "marian": 16, "blenderbot-small": 16, "m2m_100": 16,
+    "marian": 16, "blenderbot-small": 16, "m2m_100": 16, "fsmt": 16,
 }  # fmt: skip
 EPS = {"xlm-roberta-xl": 1e-5, "bridgetower_text_model": 1e-5, "jina_embeddings_v3": 1e-5}
 

@@ -80,13 +80,13 @@ def test_modernbert_by_names_alone_leaves_positions_unknown():
 def test_part_of_a_head_is_refused():
     config = build("NomicBert").config.to_dict()
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-    with pytest.raises(ValueError, match="these encoders rotate whole heads"):
+    with pytest.raises(ValueError, match="models of this type rotate whole heads"):
         translate(build("NomicBert").state_dict(), config=config)
 
 
 def test_frequencies_that_follow_the_length_are_refused():
     config = build("EuroBert").config.to_dict() | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
-    with pytest.raises(ValueError, match="rotary positions of type 'dynamic' have no canonical form"):
+    with pytest.raises(ValueError, match="rotary positions of type 'dynamic' are refused"):
         translate(build("EuroBert").state_dict(), config=config)
 
 

@@ -12,15 +12,18 @@ SIZES = {
     "decoder_attention_heads": 2, "decoder_ffn_dim": 12, "vocab_size": 61, "max_position_embeddings": 30,
     "pad_token_id": PAD, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0, "forced_eos_token_id": 2,
 }  # fmt: skip
+FREQUENCIES = torch.exp(torch.arange(12) * -(torch.log(torch.tensor(10000.0)) / 11))
 FAMILIES = {
     "Bart": "bart_encoder", "PLBart": "bart_encoder", "Mvp": "bart_encoder", "MBart": "mbart_encoder",
     "Pegasus": "pegasus_encoder", "Blenderbot": "pegasus_encoder", "Marian": "marian_encoder",
-    "BlenderbotSmall": "blenderbot_small_encoder",
+    "BlenderbotSmall": "blenderbot_small_encoder", "M2M100": "m2m_100_encoder",
+    "FSMT": "fsmt_encoder",
 }  # fmt: skip
 
 
 def build(name, kind="Model", **options):
     """A tiny model of a family."""
+    options |= {"langs": ["a", "b"], "src_vocab_size": 61, "tgt_vocab_size": 61} if name == "FSMT" else {}
     return getattr(transformers, f"{name}{kind}")(getattr(transformers, f"{name}Config")(**(SIZES | options)))
 
 
@@ -44,7 +47,7 @@ def test_models_with_heads_hold_the_same_encoder(name):
             assert worst_error(teacher, base=teacher.get_encoder(), short=True) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["Bart", "Pegasus", "Marian"])
+@pytest.mark.parametrize("name", ["Bart", "Pegasus", "Marian", "M2M100"])
 def test_an_encoder_alone(name):
     teacher = build(name).encoder
     assert worst_error(teacher) < 1e-5
@@ -76,3 +79,15 @@ def test_names_alone_cannot_tell_bart_from_blenderbot_small():
 def test_the_names_of_an_encoder_alone_are_those_of_decoders_too():
     with pytest.raises(ValueError, match="an encoder alone has the names of some decoders"):
         translate(build("Pegasus").encoder.state_dict(), family="pegasus_encoder")
+
+
+def test_sines_need_the_configuration():
+    with pytest.raises(ValueError, match="sines are computed for positions that the configuration counts"):
+        translate(build("M2M100").state_dict(), family="m2m_100_encoder")
+    positions = translate(build("M2M100"))["pos_embed"]
+    assert positions.shape == (1, 30, 24) and torch.equal(positions[0, 0, :12], torch.sin(2 * FREQUENCIES))
+
+
+def test_names_alone_cannot_tell_marian_from_fsmt():
+    with pytest.raises(ValueError, match="'fsmt_encoder', 'marian_encoder': say which"):
+        translate(build("Marian").state_dict())

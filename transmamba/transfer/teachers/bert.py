@@ -1,13 +1,14 @@
 """BERT and what is built from its layers: RoBERTa, ELECTRA, ERNIE, ALBERT, DistilBERT, ESM and their kin."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from transmamba.transfer.teachers.architecture import Architecture, Placement
+from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
+from transmamba.transfer.teachers.encoders import encoder_facts, head_facts, refuse_decoders
 from transmamba.transfer.teachers.facts import read_activation
 from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.images import all_affine
 from transmamba.transfer.teachers.terms import Terms, affine, optional, src
 
 LAYER = "encoder.layer.{i}."
@@ -15,8 +16,6 @@ EMBEDDINGS = "embeddings."
 TASKS = "embeddings.task_type_embeddings.weight"
 # the first BERT files name a norm's gain gamma and its bias beta
 GAMMA_BETA = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
-# eps where the configuration leaves it out; 1e-12 elsewhere
-DEFAULT_EPS = {"xlm-roberta-xl": 1e-5, "bridgetower_text_model": 1e-5}
 HEADS = {
     r"pooler\..*": "pooler, a head on the first token",
     r"(cls|lm_head|generator_lm_head|predictions|vocab_(transform|layer_norm|projector))\..*": "head of masked tokens",
@@ -43,39 +42,11 @@ XL = Norms("attention.self_attn_layer_norm", "LayerNorm", "encoder.LayerNorm", N
 MEGATRON = Norms("attention.ln", "ln", "encoder.ln", None)
 
 
-def refuse_decoders(config: Mapping[str, Any], positions: tuple[str, ...] = ("absolute",)) -> None:
-    """Raise ValueError for what turns an encoder's layers into something else.
-
-    Args:
-        config: values of the configuration.
-        positions: values of `position_embedding_type` that the family has.
-    """
-    if config.get("is_decoder") or config.get("add_cross_attention"):
-        raise ValueError(
-            "the teacher is set up as a decoder (is_decoder, add_cross_attention): an encoder reads all tokens"
-        )
-    kind = config.get("position_embedding_type") or "absolute"
-    if kind not in positions:
-        raise ValueError(
-            f"position_embedding_type={kind!r} adds positions to the attention scores, which no canonical encoder does"
-        )
-    if config.get("pruned_heads"):
-        raise ValueError("some layers have fewer heads (pruned_heads): all layers of a canonical encoder are equal")
-
-
-def layer_terms(layer: str, names: Mapping[str, str]) -> Terms:
-    """Canonical tensors of a block, from the stored name of each part."""
-    terms: Terms = {}
-    for canonical, name in names.items():
-        terms |= affine(f"blocks.{{i}}.{canonical}", layer + name)
-    return terms
-
-
 def bert_layers(norms: Norms) -> Terms:
     """Canonical tensors of all blocks under BERT's names."""
     names = {f"attn.{part[0]}": f"attention.self.{part}" for part in ("query", "key", "value")}
     names |= {"attn.out": "attention.output.dense", "mlp.up": "intermediate.dense", "mlp.down": "output.dense"}
-    return layer_terms(LAYER, names | {"norm1": norms.attention, "norm2": norms.mlp})
+    return all_affine(names | {"norm1": norms.attention, "norm2": norms.mlp}, "blocks.{i}.", LAYER)
 
 
 def embedding_terms(checkpoint: Checkpoint, first_position: int = 0, norm: str | None = POST.embedding) -> Terms:
@@ -92,25 +63,6 @@ def embedding_terms(checkpoint: Checkpoint, first_position: int = 0, norm: str |
     projections = [name for name in ("embeddings_project", "encoder.embedding_hidden_mapping_in")]
     found = [name for name in projections if f"{name}.weight" in checkpoint]
     return terms | (affine("embed_proj", found[0]) if found else {})
-
-
-def encoder_facts(
-    checkpoint: Checkpoint, depth: int, dim: int, placement: Placement = "post", activation: str = "gelu"
-) -> Architecture:
-    """Facts of BERT's configuration."""
-    config = checkpoint.config
-    refuse_decoders(config.values, ("absolute", "rotary") if config.model_type == "esm" else ("absolute",))
-    heads = config("num_attention_heads", fact="heads")
-    return Architecture(
-        "encoder",
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
-        eps=config("layer_norm_eps", default=DEFAULT_EPS.get(config.model_type or "", 1e-12), fact="eps"),
-        placement=placement,
-        activation=read_activation(config, default=activation),
-    )
 
 
 def _read(checkpoint: Checkpoint, norms: Norms = POST, counted: bool = False, activation: str = "gelu") -> Canonical:
@@ -160,7 +112,7 @@ def read_distilbert(checkpoint: Checkpoint) -> Canonical:
     """BERT without token types; eps is no field of the configuration; sinusoidal positions are stored as a table."""
     layer, config = "transformer.layer.{i}.", checkpoint.config
     depth = checkpoint.depth(layer + "attention.out_lin.weight")
-    dim, heads = checkpoint.shape("embeddings.word_embeddings.weight")[1], config("n_heads", fact="heads")
+    dim = checkpoint.shape("embeddings.word_embeddings.weight")[1]
     refuse_decoders(config.values)
     names = {f"attn.{letter}": f"attention.{letter}_lin" for letter in "qkv"}
     names |= {"attn.out": "attention.out_lin", "mlp.up": "ffn.lin1", "mlp.down": "ffn.lin2"}
@@ -169,13 +121,12 @@ def read_distilbert(checkpoint: Checkpoint) -> Canonical:
         "encoder",
         dim=dim,
         depth=depth,
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
+        **head_facts(config, dim, "n_heads"),
         eps=1e-12,
         placement="post",
         activation=read_activation(config, "activation", default="gelu"),
     )
-    return Canonical(embedding_terms(checkpoint) | layer_terms(layer, names), architecture, HEADS)
+    return Canonical(embedding_terms(checkpoint) | all_affine(names, "blocks.{i}.", layer), architecture, HEADS)
 
 
 def read_albert(checkpoint: Checkpoint) -> Canonical:
@@ -183,7 +134,7 @@ def read_albert(checkpoint: Checkpoint) -> Canonical:
     config, groups = checkpoint.config, "encoder.albert_layer_groups."
     count = checkpoint.depth(groups + "{i}.albert_layers.0.ffn.weight")
     inner = checkpoint.depth(groups + "0.albert_layers.{i}.ffn.weight")
-    steps = config("num_hidden_layers")
+    steps = config("num_hidden_layers", default=12 if config.model_type == "albert" else None)
     if steps is None:
         raise ValueError(
             "ALBERT's layers share their tensors, which do not tell how many layers there are: give config="

@@ -13,11 +13,11 @@ from transmamba.transfer.teachers.bert import (
     Norms,
     bert_layers,
     embedding_terms,
-    encoder_facts,
     read_bert,
     read_roberta,
 )  # fmt: skip
 from transmamba.transfer.teachers.checkpoint import Checkpoint
+from transmamba.transfer.teachers.encoders import encoder_facts, head_facts, read_eps
 from transmamba.transfer.teachers.facts import read_activation
 from transmamba.transfer.teachers.family import Canonical, Family
 from transmamba.transfer.teachers.images import all_affine
@@ -124,7 +124,7 @@ def read_xlm(checkpoint: Checkpoint) -> Canonical:
     config, words = checkpoint.config, "embeddings.weight"
     if config("causal") or config("asm"):
         raise ValueError("the teacher is causal, or has an adaptive softmax: expected a plain encoder")
-    dim, heads = checkpoint.shape(words)[1], config("n_heads", fact="heads")
+    dim = checkpoint.shape(words)[1]
     names = {f"attn.{letter}": f"attentions.{{i}}.{letter}_lin" for letter in "qkv"}
     names |= {"attn.out": "attentions.{i}.out_lin", "norm1": "layer_norm1.{i}", "norm2": "layer_norm2.{i}"}
     names |= {"mlp.up": "ffns.{i}.lin1", "mlp.down": "ffns.{i}.lin2"}
@@ -134,9 +134,8 @@ def read_xlm(checkpoint: Checkpoint) -> Canonical:
         "encoder",
         dim=dim,
         depth=checkpoint.depth("ffns.{i}.lin1.weight"),
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
-        eps=config("layer_norm_eps", default=1e-12, fact="eps"),
+        **head_facts(config, dim, "n_heads"),
+        eps=read_eps(config),
         placement="pre" if config("pre_norm", default=False, fact="placement") else "post",
         activation="gelu" if config("gelu_activation", default=True, fact="activation") else "relu",
     )
@@ -155,7 +154,7 @@ def read_prophetnet(checkpoint: Checkpoint) -> Canonical:
     words = "encoder.word_embeddings.weight"
     words = words if words in checkpoint else "word_embeddings.weight"
     padding = config("pad_token_id", default=0, fact="pad_token_id")
-    dim, heads = checkpoint.shape(words)[1], config("num_encoder_attention_heads", fact="heads")
+    dim = checkpoint.shape(words)[1]
     names = {f"attn.{name[0]}": f"self_attn.{name}_proj" for name in ("query", "key", "value")}
     names |= {"attn.out": "self_attn.out_proj", "norm1": "self_attn_layer_norm", "norm2": "feed_forward_layer_norm"}
     names |= {"mlp.up": "feed_forward.intermediate", "mlp.down": "feed_forward.output"}
@@ -166,8 +165,7 @@ def read_prophetnet(checkpoint: Checkpoint) -> Canonical:
         "encoder",
         dim=dim,
         depth=checkpoint.depth(layer + "feed_forward.output.weight"),
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
+        **head_facts(config, dim, "num_encoder_attention_heads"),
         eps=1e-5,
         placement="post",
         activation=read_activation(config, "activation_function", default="gelu"),

@@ -34,12 +34,21 @@ _TEXT = {
     ),
     "its stream is normalised and projected to another width after the last layer": ("altclip_text_model",),
     "it attends causally where a mask is given, and in both directions where none is": ("aimv2_text_model",),
-    "its positions are computed, not stored": ("tipsv2_text_model", "m2m_100", "fsmt"),
+    "its positions are computed, not stored": ("tipsv2_text_model",),
     "its class token stands behind the text, and its positions are computed, not stored": ("videoprism_text_model",),
     "its first layers are convolutions": ("sam3_lite_text_text_model",),
     "values are turned by rotary positions as well": ("clvp", "clvp_encoder"),
     "its heads are gated, subtract part of their values, and add embeddings to values": ("neomme",),
-    "its layers hold experts": ("nllb-moe",),
+    "its layers hold experts": ("nllb-moe", "openai_privacy_filter"),
+    "every layer adds an embedding of its own, and scales its stream": ("embedding_gemma2", "embedding_gemma2_text"),
+    "it reads bytes in patches of varying length": (
+        "blt_global_transformer", "blt_local_decoder", "blt_local_encoder", "blt_patcher",
+    ),
+    "it is a decoder of an image's text, with relative positions added to its scores": ("pix2struct_text_model",),
+    "it reads series of numbers, not tokens": (
+        "autoformer", "informer", "time_series_transformer", "patchtst", "patchtsmixer", "timesfm", "timesfm2_5",
+        "decision_transformer",
+    ),
     "its encoder is Gemma's read in both directions, which no family covers": (
         "t5gemma", "t5_gemma_module", "t5gemma2", "t5gemma2_encoder", "t5gemma2_text",
     ),
@@ -91,7 +100,7 @@ _AUDIO = {
         "bark", "dia", "dia_encoder", "dia_decoder", "csm", "csm_depth_decoder_model", "moshi", "moshi_depth",
         "musicgen", "musicgen_decoder", "musicgen_melody", "musicgen_melody_decoder", "vits", "pocket_tts",
         "gradium_phonon_tts", "kyutai_speech_to_text", "higgs_audio_v2", "clvp_decoder", "qwen2_5_omni_token2wav",
-        "qwen2_5_omni_dit", "vibevoice",
+        "qwen2_5_omni_dit", "vibevoice", "qwen3_omni_moe_talker_code_predictor",
     ),
     "its encoder of sound is not covered by any family": (
         "inkling_audio", "muse_spark_audio", "gemma4_unified_audio",

@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from transmamba.transfer.teachers.architecture import Architecture, Rope
+from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint, Config
+from transmamba.transfer.teachers.encoders import head_facts, read_eps
 from transmamba.transfer.teachers.facts import read_activation, read_ropes
 from transmamba.transfer.teachers.family import Canonical, Family
-from transmamba.transfer.teachers.terms import Term, Terms, affine, optional, src
+from transmamba.transfer.teachers.images import all_affine
+from transmamba.transfer.teachers.terms import Term, affine, optional, src
 
 HEADS = {
     r"pooler\..*": "pooler, a head on the first token",
@@ -22,17 +24,6 @@ PROJECTIONS = {
 }  # fmt: skip
 PRE_NORM = {"norm1": "input_layernorm", "norm2": "post_attention_layernorm"}
 POST_NORM = {"norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}
-
-
-def full_rotation(ropes: tuple[Rope, ...]) -> tuple[Rope, ...]:
-    """The same rotary positions, if they turn all channels of a head.
-
-    Raises:
-        ValueError: the configuration asks for a part of them, which these encoders do not heed.
-    """
-    if any(rope.get("partial_rotary_factor", 1.0) != 1 for rope in ropes):
-        raise ValueError("partial_rotary_factor is set, but these encoders rotate whole heads")
-    return ropes
 
 
 def by_layer_type(config: Config, depth: int, full_at: Callable[[int], bool], thetas: dict[str, Any]) -> Config:
@@ -59,6 +50,7 @@ def read_modernbert(checkpoint: Checkpoint) -> Canonical:
     """Queries, keys and values are one matrix; the MLP's gate is the first half of Wi."""
     layer, config = LAYER, checkpoint.config
     depth, every = checkpoint.depth(layer + "attn.Wqkv.weight"), config("global_attn_every_n_layers", default=3)
+    dim = checkpoint.shape("embeddings.tok_embeddings.weight")[1]
     full = config("global_rope_theta", default=160_000.0)
     thetas = {
         "full_attention": full,
@@ -80,12 +72,12 @@ def read_modernbert(checkpoint: Checkpoint) -> Canonical:
         terms |= affine(f"blocks.{{i}}.{canonical}", layer + name)
     architecture = Architecture(
         "encoder",
-        dim=checkpoint.shape("embeddings.tok_embeddings.weight")[1],
+        dim=dim,
         depth=depth,
-        heads=config("num_attention_heads", fact="heads"),
+        **head_facts(config, dim),
         eps=config("norm_eps", default=1e-5, fact="eps"),
         activation=read_activation(config, "hidden_activation", default="gelu"),
-        ropes=full_rotation(read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")))),
+        ropes=read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")), partial=False),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds("layer_types")),
     )
     return Canonical(terms, architecture, HEADS)
@@ -95,30 +87,23 @@ def _part(index: int, count: int) -> Callable[[Term], Term]:
     return lambda term: term.part(index, count)
 
 
-def layers(names: dict[str, str]) -> Terms:
-    """Canonical tensors of all blocks, from the stored name of each part."""
-    terms: Terms = {}
-    for canonical, name in names.items():
-        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
-    return terms
-
-
 def rotary_facts(checkpoint: Checkpoint, embedding: str, theta: float, activation: str) -> Architecture:
     """Facts that the configurations of these encoders state alike."""
     config, depth = checkpoint.config, checkpoint.depth(LAYER + "self_attn.o_proj.weight")
+    dim = checkpoint.shape(embedding)[1]
     return Architecture(
         "encoder",
-        dim=checkpoint.shape(embedding)[1],
+        dim=dim,
         depth=depth,
-        heads=config("num_attention_heads", fact="heads"),
+        heads=head_facts(config, dim)["heads"],
         kv_heads=config("num_key_value_heads"),
         head_dim=config("head_dim"),
         activation=read_activation(config, default=activation),
-        ropes=() if config("layer_types") else full_rotation(read_ropes(config, depth, theta)),
+        ropes=() if config("layer_types") else read_ropes(config, depth, theta, partial=False),
     )
 
 
-def _post_norm(checkpoint: Checkpoint, theta: float, eps: float, activation: str, names: dict[str, str]) -> Canonical:
+def _post_norm(checkpoint: Checkpoint, theta: float, activation: str, names: dict[str, str]) -> Canonical:
     """BERT's embedding without positions, and norms after each sum."""
     embedding = "embeddings.word_embeddings.weight"
     terms = {"embedding.weight": src(embedding)} | affine("embed_norm", "embeddings.LayerNorm")
@@ -126,30 +111,31 @@ def _post_norm(checkpoint: Checkpoint, theta: float, eps: float, activation: str
     architecture = replace(
         rotary_facts(checkpoint, embedding, theta, activation),
         placement="post",
-        eps=checkpoint.config("layer_norm_eps", default=eps, fact="eps"),
+        eps=read_eps(checkpoint.config),
     )
-    return Canonical(terms | layers(names | POST_NORM), architecture, HEADS)
+    return Canonical(terms | all_affine(names | POST_NORM, "blocks.{i}.", LAYER), architecture, HEADS)
 
 
 def read_nomic(checkpoint: Checkpoint) -> Canonical:
     """Gated MLP, no biases."""
-    return _post_norm(checkpoint, 1000.0, 1e-12, "silu", PROJECTIONS)
+    return _post_norm(checkpoint, 1000.0, "silu", PROJECTIONS)
 
 
 def read_gte(checkpoint: Checkpoint) -> Canonical:
     """Gated MLP; token types where there are any."""
-    return _post_norm(checkpoint, 160_000.0, 1e-12, "gelu", PROJECTIONS)
+    return _post_norm(checkpoint, 160_000.0, "gelu", PROJECTIONS)
 
 
 def read_jina(checkpoint: Checkpoint) -> Canonical:
     """Plain MLP; adapters of tasks are to be merged before."""
     names = {name: stored for name, stored in PROJECTIONS.items() if not name.startswith("mlp")}
-    return _post_norm(checkpoint, 20_000.0, 1e-5, "gelu", names | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
+    return _post_norm(checkpoint, 20_000.0, "gelu", names | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
 
 
 def _pre_norm(checkpoint: Checkpoint, eps: float) -> Canonical:
     """LLaMA's layers, read in both directions."""
-    terms = {"embedding.weight": src("embed_tokens.weight")} | affine("norm", "norm") | layers(PROJECTIONS | PRE_NORM)
+    terms = {"embedding.weight": src("embed_tokens.weight")} | affine("norm", "norm")
+    terms |= all_affine(PROJECTIONS | PRE_NORM, "blocks.{i}.", LAYER)
     architecture = replace(
         rotary_facts(checkpoint, "embed_tokens.weight", 10_000.0, "silu"),
         norm="rms",
@@ -173,7 +159,7 @@ def read_ultrabert(checkpoint: Checkpoint) -> Canonical:
     window = config("sliding_window", default=128) + 1
     architecture = replace(
         canonical.architecture,
-        ropes=full_rotation(read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")))),
+        ropes=read_ropes(kinds, depth, layer_types=tuple(kinds("layer_types")), partial=False),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds("layer_types")),
     )
     return replace(canonical, architecture=architecture)

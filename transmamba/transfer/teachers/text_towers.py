@@ -1,10 +1,12 @@
 """Text encoders of models that also read images: CLIP, SigLIP, FLAVA and their kin."""
 
 from transmamba.transfer.teachers.architecture import Architecture
-from transmamba.transfer.teachers.bert import HEADS, Norms, bert_layers, embedding_terms, encoder_facts
+from transmamba.transfer.teachers.bert import HEADS, Norms, bert_layers, embedding_terms
 from transmamba.transfer.teachers.checkpoint import Checkpoint
+from transmamba.transfer.teachers.encoders import encoder_facts, head_facts, read_eps
 from transmamba.transfer.teachers.facts import read_activation
 from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.images import all_affine
 from transmamba.transfer.teachers.terms import Terms, affine, src
 
 LAYER = "encoder.layers.{i}."
@@ -21,16 +23,14 @@ def _read(checkpoint: Checkpoint, causal: bool, activation: str, eps: float) -> 
         "pos_embed": src("embeddings.position_embedding.weight").table(),
         **affine("norm", "final_layer_norm"),
     }
-    for canonical, name in NAMES.items():
-        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
-    dim, heads = checkpoint.shape(words)[1], config("num_attention_heads", fact="heads")
+    terms |= all_affine(NAMES, "blocks.{i}.", LAYER)
+    dim = checkpoint.shape(words)[1]
     architecture = Architecture(
         "encoder",
         dim=dim,
         depth=checkpoint.depth(LAYER + "self_attn.out_proj.weight"),
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
-        eps=config("layer_norm_eps", default=eps, fact="eps"),
+        **head_facts(config, dim),
+        eps=read_eps(config, default=eps),
         activation=read_activation(config, default=activation),
         causal=causal,
     )

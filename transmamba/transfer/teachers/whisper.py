@@ -2,8 +2,10 @@
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint
+from transmamba.transfer.teachers.encoders import head_facts
 from transmamba.transfer.teachers.facts import read_activation
 from transmamba.transfer.teachers.family import Canonical, Family
+from transmamba.transfer.teachers.images import all_affine
 from transmamba.transfer.teachers.terms import Terms, affine, src
 
 LAYER = "encoder.layers.{i}."
@@ -27,16 +29,13 @@ def read_whisper(checkpoint: Checkpoint) -> Canonical:
         raise ValueError("an encoder alone has the names of others' encoders: give config=")
     terms: Terms = {"pos_embed": src("encoder.embed_positions.weight").table()}
     terms |= affine("conv1", "encoder.conv1") | affine("conv2", "encoder.conv2") | affine("norm", "encoder.layer_norm")
-    for canonical, name in NAMES.items():
-        terms |= affine(f"blocks.{{i}}.{canonical}", LAYER + name)
+    terms |= all_affine(NAMES, "blocks.{i}.", LAYER)
     dim = checkpoint.shape("encoder.conv2.weight")[0]
-    heads = config("encoder_attention_heads", "num_attention_heads", fact="heads")
     architecture = Architecture(
         "audio",
         dim=dim,
         depth=checkpoint.depth(LAYER + "fc1.weight"),
-        heads=heads,
-        head_dim=None if heads is None else dim // heads,
+        **head_facts(config, dim, "encoder_attention_heads", "num_attention_heads"),
         # no field of the configuration
         eps=1e-5,
         activation=read_activation(config, "activation_function", default="gelu"),

@@ -5,7 +5,7 @@ import torch
 
 from tests.transfer.teachers.canonical import Canonical, error, perturb
 from tests.transfer.teachers.decoders import IDS, SIZES, build, without
-from transmamba.transfer.teachers import families, refused, translate
+from transmamba.transfer.teachers import families, refused, translate, unsupported
 
 transformers = pytest.importorskip("transformers")
 
@@ -130,6 +130,40 @@ def test_a_refused_type_says_what_stands_in_the_way():
     part = {"model_type": "kimi_k25", "text_config": {"model_type": "deepseek_v3"}}
     with pytest.raises(ValueError, match="'kimi_k25' is refused: its part 'deepseek_v3' is refused: its keys and"):
         translate({"model.embed_tokens.weight": torch.ones(2, 2)}, config=part)
+
+
+DECODERS = [
+    pytest.param(family, id=name)
+    for name, family in families().items()
+    if family.read.__module__.rpartition(".")[2] in ("llama", "gemma", "layer_norm", "gpt", "opt")
+]
+
+
+@pytest.mark.parametrize("family", DECODERS)
+def test_defaults_are_those_of_the_configuration_class(family):
+    """Text parts of composite models hold what differs from the class alone: LLaVA's says nothing of heads."""
+    (kind,) = family.model_types
+    default = transformers.AutoConfig.for_model(kind).to_dict()
+    rope = default.get("rope_parameters") or {}
+    default = {**rope.get("full_attention", rope), **default}
+    (heads,) = {default[key] for key in ("num_attention_heads", "n_head", "num_heads") if default.get(key)} or {16}
+    assert family.defaults["num_attention_heads"] == heads
+    # Qwen's class sets the window aside while it is not used, and 4096 is what it would be
+    known = {key: value for key, value in family.defaults.items() if key in default and not kind.startswith("qwen")}
+    assert {key: default[key] for key in known} == known
+
+
+def test_a_sparse_text_part_of_a_composite_model():
+    text = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 40, "vocab_size": 61}
+    made = transformers.LlavaConfig(vision_config=CLIP, text_config=text, image_token_index=60)
+    teacher = perturb(transformers.LlavaForConditionalGeneration(made))
+    config = {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 61}}
+    translated = translate(teacher.state_dict(), config=config)
+    assert (translated.family, translated.architecture.heads, translated.architecture.head_dim) == ("llama", 32, 2)
+
+
+def test_no_type_is_both_known_and_refused():
+    assert not set(unsupported.REFUSED) & {kind for family in families().values() for kind in family.model_types}
 
 
 def test_every_causal_language_model_of_transformers_is_known_or_refused():

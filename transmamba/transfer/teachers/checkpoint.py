@@ -39,7 +39,7 @@ class Config:
             if self.values.get(key) is not None:
                 return self.values[key]
         null = any(key in self.values for key in keys)
-        if not null:
+        if self.known and not null:
             default = next((self.defaults[key] for key in keys if key in self.defaults), default)
         if fact is not None and not (self.known and (null or default is not None)):
             self.unknown.append(fact)

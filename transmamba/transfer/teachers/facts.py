@@ -98,6 +98,8 @@ def _rope(config: Config, parameters: Mapping[str, Any], theta: float, partial: 
         if length is not None:
             rope["original_max_position_embeddings"] = length
         rope.setdefault("original_max_position_embeddings", config("max_position_embeddings"))
+        if rope["original_max_position_embeddings"] is None:
+            raise ValueError(f"rotary positions of type {kind!r} lack original_max_position_embeddings")
     if kind == "yarn":
         rope = _yarn(rope, config, nested=bool(parameters) and parameters is not config("rope_parameters"))
     return {"rope_type": kind, **rope}

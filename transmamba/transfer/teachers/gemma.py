@@ -113,13 +113,14 @@ def _is_sandwich(checkpoint: Checkpoint) -> bool:
     return "layers.0.post_feedforward_layernorm.weight" in checkpoint
 
 
+GEMMA = {"num_attention_heads": 16, "tie_word_embeddings": True}
 GEMMA2 = {
-    "tie_word_embeddings": True, "sliding_window": 4096, "attn_logit_softcapping": 50.0,
+    "num_attention_heads": 8, "tie_word_embeddings": True, "sliding_window": 4096, "attn_logit_softcapping": 50.0,
     "final_logit_softcapping": 30.0,
 }  # fmt: skip
-GEMMA3 = {"tie_word_embeddings": True, "sliding_window": 4096, "rope_theta": 1e6}
+GEMMA3 = {"num_attention_heads": 8, "tie_word_embeddings": True, "sliding_window": 4096, "rope_theta": 1e6}
 FAMILIES = (
-    Family("gemma", "Gemma 1", ("gemma",), FIRST, read_gemma, defaults={"tie_word_embeddings": True}),
+    Family("gemma", "Gemma 1", ("gemma",), FIRST, read_gemma, defaults=GEMMA),
     Family("gemma2", "Gemma 2", ("gemma2",), BEFORE_MLP, read_gemma2, defaults=GEMMA2),
     Family("vaultgemma", "VaultGemma", ("vaultgemma",), BEFORE_MLP, read_gemma2, defaults=GEMMA2),
     Family("gemma3", "Gemma 3, EmbeddingGemma", ("gemma3_text",), BEFORE_MLP, read_gemma3, defaults=GEMMA3),

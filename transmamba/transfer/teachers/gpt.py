@@ -156,18 +156,16 @@ def _decoder(
     return Canonical(terms, known, ignored(checkpoint) | BUFFERS | TASKS)
 
 
-def _family(
-    name: str, title: str, read: Any, marker: str = FIRST, *, tied: bool = True, more: tuple[str, ...] = ()
-) -> Family:
-    defaults = {"layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied, "rotary_dim": 64}
-    return Family(name, title, (name, *more), marker, read, defaults=defaults)
+def _family(name: str, title: str, read: Any, heads: int, *, tied: bool = True, **more: Any) -> Family:
+    known = {"num_attention_heads": heads, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": tied}
+    return Family(name, title, (name,), FIRST, read, defaults=known | more)
 
 
 FAMILIES = (
-    _family("gpt2", "GPT-2", read_gpt2, more=("gpt-sw3",)),
-    _family("gpt_bigcode", "StarCoder, SantaCoder", read_bigcode),
-    _family("gpt_neo", "GPT-Neo", read_gpt_neo),
-    _family("gptj", "GPT-J", read_gptj, tied=False),
-    _family("codegen", "CodeGen", read_codegen, tied=False),
-    _family("openai-gpt", "GPT-1", read_openai_gpt),
+    _family("gpt2", "GPT-2", read_gpt2, 12),
+    _family("gpt_bigcode", "StarCoder, SantaCoder", read_bigcode, 12),
+    _family("gpt_neo", "GPT-Neo", read_gpt_neo, 16),
+    _family("gptj", "GPT-J", read_gptj, 16, tied=False, rotary_dim=64),
+    _family("codegen", "CodeGen", read_codegen, 16, tied=False, rotary_dim=64),
+    _family("openai-gpt", "GPT-1", read_openai_gpt, 12),
 )

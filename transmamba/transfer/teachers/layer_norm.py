@@ -1,6 +1,5 @@
 """Decoder language models with rotary positions and LayerNorm, from GPT-NeoX to Cohere."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from transmamba.transfer.teachers.architecture import Rope
@@ -185,33 +184,28 @@ def read_falcon(checkpoint: Checkpoint) -> Canonical:
     return Canonical(terms, facts, ignored(checkpoint))
 
 
-def _family(name: str, title: str, read: Any, marker: str = FIRST, **more: Any) -> Family:
-    defaults: Mapping[str, Any] = {"layer_norm_eps": 1e-5} | more
-    return Family(name, title, (name,), marker, read, defaults=defaults)
+def _family(name: str, title: str, read: Any, heads: int = 32, marker: str = FIRST, **more: Any) -> Family:
+    older = ((r"^embed_out\.", "lm_head."),) if name == "gpt_neox" else ()
+    return Family(name, title, (name,), marker, read, older, defaults={"num_attention_heads": heads, **more})
 
 
+TIED = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5}
 FAMILIES = (
-    Family(
-        "gpt_neox", "GPT-NeoX, Pythia", ("gpt_neox",), "layers.0.attention.query_key_value.weight", read_gpt_neox,
-        older=((r"^embed_out\.", "lm_head."),), defaults={"layer_norm_eps": 1e-5, "partial_rotary_factor": 0.25},
+    _family(
+        "gpt_neox", "GPT-NeoX, Pythia", read_gpt_neox, 64, "layers.0.attention.query_key_value.weight",
+        layer_norm_eps=1e-5, partial_rotary_factor=0.25,
     ),
-    _family("persimmon", "Persimmon", read_persimmon, partial_rotary_factor=0.5),
-    _family("phi", "Phi 1 to 2", read_phi, partial_rotary_factor=0.5),
-    Family(
-        "starcoder2", "StarCoder 2", ("starcoder2",), FIRST, read_starcoder2,
-        defaults={"norm_epsilon": 1e-5, "tie_word_embeddings": True},
-    ),
-    _family("stablelm", "StableLM", read_stablelm, partial_rotary_factor=0.25),
-    Family(
-        "nemotron", "Nemotron, Minitron", ("nemotron",), FIRST, read_nemotron,
-        defaults={"norm_eps": 1e-5, "partial_rotary_factor": 0.5},
-    ),
-    _family("jais2", "Jais 2", read_jais2),
-    _family("cohere", "Command R", read_cohere, tie_word_embeddings=True, rope_theta=5e5),
-    _family("cohere2", "Command R7B, Command A", read_cohere, tie_word_embeddings=True, sliding_window=4096),
-    Family("olmo", "OLMo 1", ("olmo",), "layers.0.self_attn.q_proj.weight", read_olmo),
-    Family(
-        "falcon", "Falcon", ("falcon",), "h.0.self_attention.query_key_value.weight", read_falcon,
-        defaults={"layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    _family("persimmon", "Persimmon", read_persimmon, 64, layer_norm_eps=1e-5, partial_rotary_factor=0.5),
+    _family("phi", "Phi 1 to 2", read_phi, layer_norm_eps=1e-5, partial_rotary_factor=0.5),
+    _family("starcoder2", "StarCoder 2", read_starcoder2, 24, norm_epsilon=1e-5, tie_word_embeddings=True),
+    _family("stablelm", "StableLM", read_stablelm, layer_norm_eps=1e-5, partial_rotary_factor=0.25),
+    _family("nemotron", "Nemotron, Minitron", read_nemotron, 48, norm_eps=1e-5, partial_rotary_factor=0.5),
+    _family("jais2", "Jais 2", read_jais2, 26, layer_norm_eps=1e-5),
+    _family("cohere", "Command R", read_cohere, 64, rope_theta=5e5, **TIED),
+    _family("cohere2", "Command R7B, Command A", read_cohere, 64, sliding_window=4096, **TIED),
+    _family("olmo", "OLMo 1", read_olmo, marker="layers.0.self_attn.q_proj.weight"),
+    _family(
+        "falcon", "Falcon", read_falcon, 71, "h.0.self_attention.query_key_value.weight", layer_norm_epsilon=1e-5,
+        tie_word_embeddings=True,
     ),
 )  # fmt: skip

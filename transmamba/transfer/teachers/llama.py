@@ -195,41 +195,39 @@ def _has_norms(checkpoint: Checkpoint) -> bool:
     return "layers.0.self_attn.q_norm.weight" in checkpoint
 
 
-def _family(name: str, title: str, read: Callable[[Checkpoint], Canonical], *more: str, **defaults: Any) -> Family:
-    return Family(name, title, (name, *more), FIRST, read, defaults=defaults)
+def _family(
+    name: str, title: str, read: Callable[[Checkpoint], Canonical], marker: str = FIRST, heads: int = 32, **more: Any
+) -> Family:
+    return Family(name, title, (name,), marker, read, defaults={"num_attention_heads": heads, **more})
 
 
 CWM_ROPE = {
     "rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
+ERNIE = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True}
 OUTPUT = "layers.0.post_feedforward_layernorm.weight"
 FAMILIES = (
     _family("llama", "LLaMA 1 to 3, SmolLM 1 and 2", read_llama),
-    _family("seed_oss", "Seed-OSS", read_llama),
+    _family("seed_oss", "Seed-OSS", read_llama, heads=80),
     _family("exaone", "EXAONE 3", read_llama, rms_norm_eps=1e-5, rope_theta=5e5),
-    _family("internlm3", "InternLM 3, IQuest-Coder", read_llama, "iquestcoder", rms_norm_eps=1e-5),
+    _family("internlm3", "InternLM 3", read_llama, rms_norm_eps=1e-5),
+    _family("iquestcoder", "IQuest-Coder", read_llama, heads=40, rms_norm_eps=1e-5),
     _family("mistral", "Mistral", read_windowed, sliding_window=4096),
     _family("ministral", "Ministral", read_windowed, sliding_window=4096),
     _family("qwen2", "Qwen 2 and 2.5", read_qwen, sliding_window=4096),
     _family("qwen3", "Qwen 3", read_qwen, sliding_window=4096),
-    _family("smollm3", "SmolLM 3", read_smollm3, rope_theta=2e6, tie_word_embeddings=True),
+    _family("smollm3", "SmolLM 3", read_smollm3, heads=16, rope_theta=2e6, tie_word_embeddings=True),
     _family("granite", "Granite", read_granite),
     _family("hyperclovax", "HyperCLOVA X", read_hyperclovax),
-    _family("cwm", "CWM", read_cwm, rms_norm_eps=1e-5, sliding_window=8192, rope_parameters=CWM_ROPE),
-    _family("helium", "Helium", read_interleaved, rms_norm_eps=1e-8, rope_theta=1e5),
-    _family("ernie4_5", "ERNIE 4.5", read_interleaved, rms_norm_eps=1e-5, rope_theta=5e5, tie_word_embeddings=True),
+    _family("cwm", "CWM", read_cwm, heads=48, rms_norm_eps=1e-5, sliding_window=8192, rope_parameters=CWM_ROPE),
+    _family("helium", "Helium", read_interleaved, heads=20, rms_norm_eps=1e-8, rope_theta=1e5),
+    _family("ernie4_5", "ERNIE 4.5", read_interleaved, heads=16, **ERNIE),
     _family("arcee", "Arcee", read_arcee, rms_norm_eps=1e-5),
     _family("phi3", "Phi-3, Phi-4", read_phi3, rms_norm_eps=1e-5),
     _family("glm", "GLM, GLM-4 (2024)", read_glm, rms_norm_eps=1.5625e-7, partial_rotary_factor=0.5),
     _family("glm4", "GLM-4 (2025)", read_glm, rms_norm_eps=1.5625e-7, partial_rotary_factor=0.5),
-    Family(
-        "exaone4", "EXAONE 4", ("exaone4",), OUTPUT, read_exaone4,
-        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096},
-    ),
-    Family("olmo2", "OLMo 2", ("olmo2",), OUTPUT, read_olmo2, defaults={"rms_norm_eps": 1e-5}),
-    Family(
-        "olmo3", "OLMo 3", ("olmo3",), OUTPUT, read_olmo3,
-        defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096, "rope_theta": 5e5},
-    ),
-)  # fmt: skip
+    _family("exaone4", "EXAONE 4", read_exaone4, OUTPUT, rms_norm_eps=1e-5, sliding_window=4096),
+    _family("olmo2", "OLMo 2", read_olmo2, OUTPUT, rms_norm_eps=1e-5),
+    _family("olmo3", "OLMo 3", read_olmo3, OUTPUT, rms_norm_eps=1e-5, sliding_window=4096, rope_theta=5e5),
+)

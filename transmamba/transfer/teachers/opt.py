@@ -99,8 +99,14 @@ def _decoder(
     return Canonical(terms, known, ignored(checkpoint, head) | {r"embed_positions\.weights": "computed positions"})
 
 
+def _family(name: str, title: str, read: Any, heads: int) -> Family:
+    return Family(
+        name, title, (name,), FIRST, read, defaults={"num_attention_heads": heads, "tie_word_embeddings": True}
+    )
+
+
 FAMILIES = (
-    Family("opt", "OPT, Galactica", ("opt",), FIRST, read_opt, defaults={"tie_word_embeddings": True}),
-    Family("biogpt", "BioGPT", ("biogpt",), FIRST, read_biogpt, defaults={"tie_word_embeddings": True}),
-    Family("xglm", "XGLM", ("xglm",), FIRST, read_xglm, defaults={"tie_word_embeddings": True}),
+    _family("opt", "OPT, Galactica", read_opt, 12),
+    _family("biogpt", "BioGPT", read_biogpt, 16),
+    _family("xglm", "XGLM", read_xglm, 16),
 )

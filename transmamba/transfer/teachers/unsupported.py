@@ -33,9 +33,8 @@ _BY_REASON = {
     ALIBI: "bloom mpt",
     RELATIVE: "cpmant reformer xlnet",
     CROSS: """
-        bart bigbird_pegasus blenderbot blenderbot-small led m2m_100 marian mbart mllama mllama_text_model moshi
-        musicgen musicgen_melody mvp nllb-moe pegasus pegasus_x plbart prophetnet speech_to_text
-        t5 mt5 umt5 longt5 trocr
+        bigbird_pegasus led m2m_100 mllama mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
+        speech_to_text t5 mt5 umt5 longt5 trocr
     """,
     PER_LAYER: """
         gemma3n gemma3n_text gemma4 gemma4_assistant gemma4_text gemma4_unified gemma4_unified_assistant
@@ -61,5 +60,4 @@ REFUSED = {kind: reason for reason, kinds in _BY_REASON.items() for kind in kind
     "modernbert-decoder": "a layer, an activation and a norm stand between its last block and the vocabulary",
     "nanochat": "a norm without parameters stands between embedding and first block",
     "phi4_multimodal": "its layers hold adapters for pictures and sound that are not merged",
-    "xlm": "its embeddings have positions, languages and a norm in an order of its own, and its MLP leaves padding out",
 }

@@ -121,6 +121,8 @@ def test_bad_input_is_refused():
         encoder(mixer=[MambaMixer])
     with pytest.raises(ValueError, match="heads must divide the width: got 3 heads, width 8"):
         encoder(heads=3)
+    with pytest.raises(ValueError, match="pad_token must be one of 11 tokens, got 11"):
+        encoder(pad_token=11)
 
 
 def test_a_table_with_fewer_rows_than_places_serves_few_real_tokens():

@@ -45,7 +45,8 @@ class TransformerEncoder(Pretrained, nn.Module):
             this one.
 
     Raises:
-        ValueError: the heads do not divide the width, or there is not one builder per block.
+        ValueError: the heads do not divide the width, there is not one builder per block, or the padding token does
+            not exist.
 
     Reference:
         BERT, arXiv 1810.04805. Norms before the branches, rotary positions and windows are options of the blocks and
@@ -82,6 +83,8 @@ class TransformerEncoder(Pretrained, nn.Module):
         super().__init__()
         check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, max_length=max_length)
         check_sizes(types=types or None, embedding_dim=embedding_dim)
+        if pad_token is not None and not 0 <= pad_token < vocab_size:
+            raise ValueError(f"pad_token must be one of {vocab_size} tokens, got {pad_token}")
         width = embedding_dim or dim
         self.pad_token, self.order_names = pad_token, orders
         self.embedding = nn.Embedding(vocab_size, width)

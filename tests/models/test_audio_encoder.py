@@ -81,6 +81,8 @@ def test_short_sounds_have_the_first_positions():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="built for at most 12 frames, got 13"):
         encoder()(torch.zeros(1, 5, 13))
+    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
+        encoder()(torch.zeros(1, 5, 0))
     with pytest.raises(ValueError, match="x has 4 channels, the module was built for 5"):
         encoder()(torch.zeros(1, 4, 12))
 

@@ -273,3 +273,11 @@ def test_contradictions_are_refused():
         tiny(block=TransformerBlock, d_intermediate=5)
     with pytest.raises(ValueError, match="logit_softcap must be positive, got 0.0"):
         tiny(logit_softcap=0.0)
+
+
+def test_without_a_last_norm_the_head_reads_the_stream():
+    model, ids = tiny(final_norm=False), torch.randint(19, (2, 5))
+    features = model.forward_features(ids)
+    assert features.last is features.layers[-1] and not [key for key in model.state_dict() if key.startswith("norm")]
+    torch.testing.assert_close(model(ids), features.last @ model.head.weight.T)
+    assert model.bfloat16()(ids).dtype == torch.bfloat16

@@ -115,6 +115,7 @@ class AudioEncoder(Pretrained, nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         check_width(x, self.conv1.in_channels, "x", axis=1)
+        check_sizes(frames=x.shape[2] if isinstance(x.shape[2], int) else None)
         tokens = F.gelu(self.conv2(F.gelu(self.conv1(x)))).transpose(1, 2)
         length, rows = tokens.shape[1], self.pos_embed.shape[1]
         if length > rows:

@@ -73,6 +73,7 @@ def _language_model(parts: Parts) -> nn.Module:
         norm=facts.norm,
         norm_eps=facts.eps,
         norm_bias=parts.has("norm.bias"),
+        final_norm=parts.has("norm.weight"),
         max_length=parts.rows("pos_embed", 1) if parts.has("pos_embed") else None,
         head_bias=parts.has("head.bias"),
         logit_softcap=facts.logit_softcap,

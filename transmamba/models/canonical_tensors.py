@@ -35,7 +35,10 @@ def load_canonical(model: nn.Module, translated: Translated) -> None:
         ValueError: the teacher has a tensor that the model has no place for, or lacks one.
     """
     wanted = {name: canonical_names(name) for name in model.state_dict()}
-    left = sorted(set(translated) - {source for sources in wanted.values() for source in sources})
+    facts = translated.architecture
+    # an encoder that was a language model has no tensor more for a head that is its embedding
+    spare = {"head.weight"} if facts.kind == "encoder" and facts.tied else set()
+    left = sorted(set(translated) - spare - {source for sources in wanted.values() for source in sources})
     if left:
         raise ValueError(
             f"{translated.family}: {type(model).__name__} has no place for {', '.join(left[:6])}"

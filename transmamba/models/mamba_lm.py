@@ -45,6 +45,7 @@ class MambaLM(Pretrained, nn.Module):
             another MLP or other norms; or one builder per block.
         norm: kind of the norm after the last block.
         norm_bias: whether that norm has a bias; an RMSNorm has none.
+        final_norm: whether there is such a norm.
         max_length: rows of a table of learned positions; no such table by default.
         head_bias: bias of the head.
         logit_softcap: logits become logit_softcap tanh(logits / logit_softcap).
@@ -81,6 +82,7 @@ class MambaLM(Pretrained, nn.Module):
         block: Builders | None = None,
         norm: Literal["rms", "layer"] = "rms",
         norm_bias: bool = True,
+        final_norm: bool = True,
         max_length: int | None = None,
         head_bias: bool = False,
         logit_softcap: float | None = None,
@@ -100,7 +102,7 @@ class MambaLM(Pretrained, nn.Module):
         self.pos_embed = None if max_length is None else init_position(max_length, dim)
         pairs = zip(per_layer(block, depth, "block"), per_layer(mixer, depth, "mixer"), strict=True)
         self.blocks = BlockStack(build(dim, build_mixer(dim)) for build, build_mixer in pairs)
-        self.norm = build_norm(norm, dim, norm_eps, norm_bias)
+        self.norm = build_norm(norm, dim, norm_eps, norm_bias) if final_norm else nn.Identity()
         self.head = nn.Linear(dim, rows, bias=head_bias)
         self._init_weights()
 
@@ -244,7 +246,7 @@ class MambaLM(Pretrained, nn.Module):
         return x + take_positions(self.pos_embed, number_tokens(x, mask, seq_idx)[0], seen)
 
     def _logits(self, last: Tensor) -> Tensor:
-        logits = self.head(last)
+        logits = self.head(last.to(self.head.weight.dtype))  # without a norm the stream is still float32
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

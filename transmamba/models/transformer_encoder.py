@@ -22,7 +22,7 @@ from transmamba.ops import ScanOrder, scan_orders
 class TransformerEncoder(Pretrained, nn.Module):
     """Embeddings of tokens, positions and segments, their norm, blocks, norm.
 
-    Positions are those in the row, so padding belongs on the right; with `pad_token` they count real tokens, and
+    Positions are those in the row, so padding belongs on the right; with `pad_token` they count the other tokens, and
     padding may stand on either side.
 
     Args:
@@ -41,11 +41,12 @@ class TransformerEncoder(Pretrained, nn.Module):
         norm: kind of these norms.
         norm_eps: their epsilon.
         norm_bias: whether they have a bias; an RMSNorm has none.
-        pad_token: let positions count real tokens, as RoBERTa does; without a mask, those are the tokens other than
-            this one.
+        pad_token: let positions count the tokens other than this one, as RoBERTa does. Without a mask, these tokens
+            are the real ones.
 
     Raises:
-        ValueError: the heads do not divide the width, or there is not one builder per block.
+        ValueError: the heads do not divide the width, there is not one builder per block, or the padding token does
+            not exist.
 
     Reference:
         BERT, arXiv 1810.04805. Norms before the branches, rotary positions and windows are options of the blocks and
@@ -82,6 +83,8 @@ class TransformerEncoder(Pretrained, nn.Module):
         super().__init__()
         check_sizes(vocab_size=vocab_size, dim=dim, depth=depth, heads=heads, max_length=max_length)
         check_sizes(types=types or None, embedding_dim=embedding_dim)
+        if pad_token is not None and not 0 <= pad_token < vocab_size:
+            raise ValueError(f"pad_token must be one of {vocab_size} tokens, got {pad_token}")
         width = embedding_dim or dim
         self.pad_token, self.order_names = pad_token, orders
         self.embedding = nn.Embedding(vocab_size, width)
@@ -160,6 +163,6 @@ class TransformerEncoder(Pretrained, nn.Module):
         elif type_ids is not None:
             raise ValueError("type_ids need a table: build the encoder with types=2")
         if self.pos_embed is not None:
-            counted = mask if self.pad_token is not None else None
+            counted = None if self.pad_token is None else ids != self.pad_token
             x = x + take_positions(self.pos_embed, number_tokens(x, counted, None)[0])
         return self.embed_proj(self.embed_norm(x))

@@ -22,7 +22,8 @@ EXAMPLES: dict[str, Callable[[Sizes], Call]] = {
 _records = "holds what it is given"
 _files = "reads a checkpoint: test_checkpoints.py"
 EXEMPT = {
-    **dict.fromkeys(["ops.ScanOrder", "ops.TrapezoidState", "nn.CrossCache", "nn.MixerCache", "nn.ScanParameters",
+    **dict.fromkeys(["ops.ScanOrder", "ops.TrapezoidState", "nn.AttentionCache", "nn.CrossCache",
+                     "nn.MixerCache", "nn.ScanParameters",
                      "models.Features", "models.TextFeatures", "models.VideoFeatures",
                      "models.Backbone", "models.Pretrained", "models.BlockStack", "models.VMamba",
                      "distill.AdaptiveDetails", "distill.DirectionalDetails", "distill.MatchRow", "distill.MatchTable",

@@ -1,5 +1,7 @@
 """Examples of `transmamba.models`."""
 
+from functools import partial
+
 import torch
 
 from tests.hardening.examples.sizes import Call
@@ -40,7 +42,41 @@ def Vim(s):
 
 
 def ViT(s):
-    return Call(models.ViT, _backbone(s, depth=2, heads=s["dim"], distilled=s.choice(True, False)), _image(s))
+    scans = {"mixer": [partial(tnn.MambaMixer, directions=2), partial(tnn.Attention, heads=1)],
+             "orders": ("forward", "backward")}  # fmt: skip
+    options = s.choice(scans, {"block": partial(tnn.TransformerBlock, hidden_dim=3, placement="post")})
+    parts = {"registers": s.choice(0, 2), "position_table": True, "prefix_positions": s.choice(None, 1),
+             "class_token": True, "patch_bias": True, "norm_pre": s.choice(True, False), "norm": "layer",
+             "norm_eps": 1e-6, "norm_bias": True, "final_norm": s.choice(True, False), "fc_norm": s.choice(True, False),
+             "pool": s.choice("token", "mean")}  # fmt: skip
+    plain = _backbone(s, depth=2, heads=s["dim"], distilled=s.choice(True, False, "token"))
+    return Call(models.ViT, {**plain, **parts, **options}, _image(s))
+
+
+def TransformerEncoder(s):
+    return Call(
+        models.TransformerEncoder,
+        {"vocab_size": 8, "dim": s["dim"], "depth": 2, "heads": 1, "max_length": 5, "types": s.choice(0, 2),
+         "embedding_dim": s.choice(None, 3), "mixer": partial(tnn.Attention, heads=1),
+         "block": partial(tnn.TransformerBlock, hidden_dim=3), "orders": None, "embed_norm": True, "final_norm": True,
+         "norm": "layer", "norm_eps": 1e-6, "norm_bias": True, "pad_token": s.choice(None, 0)},
+        {"ids": s.whole("batch length", 8), "mask": s.choice(None, s.mask("batch length")), "type_ids": None},
+    )  # fmt: skip
+
+
+def AudioEncoder(s):
+    return Call(
+        models.AudioEncoder,
+        {"mels": s["chans"], "dim": s["dim"], "depth": 2, "heads": 1, "max_length": 5,
+         "mixer": partial(tnn.Attention, heads=1), "block": partial(tnn.TransformerBlock, hidden_dim=3), "orders": None,
+         "norm": "layer", "norm_eps": 1e-6, "norm_bias": True},
+        {"x": s.normal("batch chans 8")},
+    )  # fmt: skip
+
+
+def from_transformer(s):
+    teacher = models.ViT(8, 4, dim=6, depth=1, heads=s.choice(2, 3), num_classes=s["classes"])
+    return Call(models.from_transformer, {"teacher": teacher, "family": None, "config": None}, _image(s))
 
 
 def PlainMamba(s):
@@ -81,7 +117,9 @@ def MambaLM(s):
     return Call(
         models.MambaLM,
         {"vocab_size": 8 * s["classes"], "dim": s["dim"], "depth": 2, "mixer": tnn.MambaMixer,
-         "d_intermediate": s.choice(0, 3), "tied": s.choice(True, False), "vocab_multiple": 8, "norm_eps": 1e-5},
+         "d_intermediate": s.choice(0, 3), "tied": s.choice(True, False), "vocab_multiple": 8, "norm_eps": 1e-5,
+         "block": None, "norm": s.choice("rms", "layer"), "norm_bias": True, "max_length": s.choice(None, 5),
+         "head_bias": s.choice(True, False), "logit_softcap": s.choice(None, 3.0)},
         {"ids": s.whole("batch length", 8), "mask": s.choice(None, s.mask("batch length")),
          "seq_idx": s.choice(None, s.whole("batch length", 2))},
     )  # fmt: skip

@@ -23,11 +23,44 @@ def _packed(s, directions=1):
 
 
 def Mlp(s):
-    return Call(tnn.Mlp, {"dim": s["dim"], "hidden_dim": s["hidden"]}, _tokens(s))
+    options = {"activation": s.choice("gelu", "relu2"), "bias": s.choice(True, False)}
+    return Call(tnn.Mlp, {"dim": s["dim"], "hidden_dim": s["hidden"], **options}, _tokens(s))
 
 
 def GatedMlp(s):
-    return Call(tnn.GatedMlp, {"dim": s["dim"], "hidden_dim": s["hidden"]}, _tokens(s))
+    options = {"multiple": s.choice(1, 128), "activation": s.choice("silu", "gelu_tanh"), "bias": s.choice(True, False)}
+    return Call(tnn.GatedMlp, {"dim": s["dim"], "hidden_dim": s["hidden"], **options}, _tokens(s))
+
+
+def Attention(s):
+    heads, causal = s["head"], s.choice(True, False)
+    return Call(
+        tnn.Attention,
+        {"d_model": s["dim"], "heads": heads, "kv_heads": s.choice(None, 1, heads), "head_dim": 2 * s["pair"],
+         "causal": causal, "qkv_bias": s.choice(True, False), "out_bias": s.choice(True, False),
+         "qk_norm": s.choice(None, "head", "full"), "norm": s.choice("layer", "rms"), "norm_eps": 1e-2,
+         "norm_bias": s.choice(True, False), "rope": s.choice(None, {"rope_theta": 9.0, "partial_rotary_factor": 1.0}),
+         "scale": s.choice(None, 0.5), "window": s.choice(None, 2), "softcap": s.choice(None, 3.0),
+         "relative_grid": None},
+        _packed(s),
+    )  # fmt: skip
+
+
+def TransformerBlock(s):
+    mixer = s.choice(tnn.MambaMixer(s["dim"]), tnn.Attention(s["dim"], 1))
+    return Call(
+        tnn.TransformerBlock,
+        {"dim": s["dim"], "mixer": mixer, "hidden_dim": s["hidden"], "gated": s.choice(True, False),
+         "activation": s.choice("gelu", "quick_gelu"), "mlp_bias": s.choice(True, False),
+         "norm": s.choice("layer", "rms"), "eps": 1e-2, "norm_bias": s.choice(True, False),
+         "placement": s.choice("pre", "post", "sandwich", "output"), "parallel": False,
+         "without": s.choice((), ("norm2",)), "drop_path": 0.1},
+        _packed(s),
+    )  # fmt: skip
+
+
+def LayerNorm(s):
+    return Call(tnn.LayerNorm, {"dim": s["dim"], "eps": 1e-2, "bias": s.choice(True, False)}, _tokens(s))
 
 
 def DropPath(s):
@@ -116,7 +149,7 @@ def CrossMambaBlock(s):
 def PatchEmbed(s):
     return Call(
         tnn.PatchEmbed,
-        {"dim": s["dim"], "patch_size": 2, "in_chans": s["chans"], "stride": s.choice(None, 1)},
+        {"dim": s["dim"], "patch_size": 2, "in_chans": s["chans"], "stride": s.choice(None, 1), "bias": True},
         {"image": s.normal(f"batch chans {2 * s['row']} {2 * s['column']}")},
     )
 

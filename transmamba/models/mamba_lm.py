@@ -89,7 +89,7 @@ class MambaLM(Pretrained, nn.Module):
         if logit_softcap is not None and not logit_softcap > 0:
             raise ValueError(f"logit_softcap must be positive, got {logit_softcap}")
         if block is None:
-            block = _mamba_block(d_intermediate, norm_eps)
+            block = mamba_block(d_intermediate, norm_eps)
         elif d_intermediate:
             raise ValueError("the blocks bring their MLP along: give either block or d_intermediate")
         self.vocab_size, self.tied, self.logit_softcap = vocab_size, tied, logit_softcap
@@ -257,8 +257,9 @@ class MambaLM(Pretrained, nn.Module):
         return tuple(caches) if self.pos_embed is None else (*caches, seen)
 
 
-def _mamba_block(d_intermediate: int, eps: float) -> Builders:
+def mamba_block(d_intermediate: int, eps: float = 1e-5, norm: Literal["rms", "layer"] = "rms") -> Builders:
+    """Build the blocks of mamba_ssm: norms of one kind, and a gated MLP if `d_intermediate` is not zero."""
     hidden_dim = -(-d_intermediate // 128) * 128 or None  # as mamba_ssm does
     return partial(
-        TransformerBlock, hidden_dim=hidden_dim, gated=True, activation="silu", mlp_bias=False, norm="rms", eps=eps
+        TransformerBlock, hidden_dim=hidden_dim, gated=True, activation="silu", mlp_bias=False, norm=norm, eps=eps
     )

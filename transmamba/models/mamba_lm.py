@@ -14,6 +14,7 @@ from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
+from transmamba.models.tied import TiedHead
 from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
@@ -24,7 +25,7 @@ LayerCache = MixerCache | TrapezoidState | AttentionCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 
-class MambaLM(Pretrained, nn.Module):
+class MambaLM(Pretrained, TiedHead, nn.Module):
     """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
 
     The stream between the blocks is float32 whatever the weights are.

@@ -270,3 +270,108 @@ def plain_mamba(p: State, x: Tensor, c: dict) -> Tensor:
     if c.get("final_norm", True):
         tokens = norm(p, f"{at}ln1", tokens, rms=False, eps=c.get("norm_cfg", {"eps": 1e-6})["eps"])
     return linear(p, "head.fc", tokens.mean(1))
+
+
+def _act(name: str, x: Tensor) -> Tensor:
+    return {"silu": F.silu, "gelu": F.gelu, "relu": F.relu, "sigmoid": torch.sigmoid}[name](x)
+
+
+def _orders(scan: str, rows: int, columns: int) -> list[list[int]]:
+    raster = list(range(rows * columns))
+    column = [i * columns + j for j in range(columns) for i in range(rows)]
+    if scan.endswith("1d"):
+        return [raster] * 4
+    return (
+        [raster, raster, raster[::-1], raster[::-1]]
+        if scan.endswith("2d")
+        else [raster, column, raster[::-1], column[::-1]]
+    )
+
+
+def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tensor:
+    """The mixer of VMamba."""
+    kind = c["forward_type"]
+    act = "silu" if kind == "v0" else c.get("ssm_act_layer", "silu")
+    gated = "_noz" not in kind or "_nozact" in kind
+    projected = linear(p, f"{at}in_proj", x)
+    u, z = projected.chunk(2, -1) if gated else (projected, None)
+    if f"{at}conv2d.weight" in p:
+        kernel = p[f"{at}conv2d.weight"]
+        image = F.conv2d(
+            u.mT.unflatten(2, grid),
+            kernel,
+            p.get(f"{at}conv2d.bias"),
+            padding=kernel.shape[-1] // 2,
+            groups=len(kernel),
+        )
+        u = image.flatten(2).mT
+    u = _act(act, u)
+    inner, states = u.shape[2], p[f"{at}A_logs"].shape[1]
+    rank, y = p[f"{at}dt_projs_weight"].shape[2], torch.zeros_like(u)
+    for k, order in enumerate(_orders(kind.split("_")[0], *grid)):
+        of, seen = slice(k * inner, (k + 1) * inner), u[:, order]
+        low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
+        dt = F.softplus(low @ p[f"{at}dt_projs_weight"][k].T + p[f"{at}dt_projs_bias"][k])
+        scanned = recur(seen, dt, -p[f"{at}A_logs"][of].exp(), B, C, p[f"{at}Ds"][of])
+        y = y + scanned[:, torch.tensor(order).argsort()]
+    y = _out_norm(p, f"{at}out_norm", y, grid, kind)
+    y = F.gelu(y) if "_oact" in kind else y
+    if z is not None:
+        y = y * (z if "_nozact" in kind else _act(act, z))
+    return linear(p, f"{at}out_proj", y)
+
+
+def _out_norm(p: State, at: str, y: Tensor, grid: tuple[int, int], kind: str) -> Tensor:
+    if "_onnone" in kind:
+        return y
+    if "_onsigmoid" in kind:
+        return torch.sigmoid(y)
+    if "_onsoftmax" in kind:
+        return y.exp() / y.exp().sum(1, keepdim=True)
+    if "_ondwconv3" in kind or "_oncnorm" in kind:
+        y = norm(p, f"{at}.0", y, rms=False) if "_oncnorm" in kind else y
+        kernel = p[f"{at}.{2 if '_oncnorm' in kind else 1}.weight"]
+        return F.conv2d(y.mT.unflatten(2, grid), kernel, padding=1, groups=len(kernel)).flatten(2).mT
+    return norm(p, at, y, rms=False)
+
+
+def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
+    """Logits of VMamba."""
+
+    def normed(at: str, x: Tensor) -> Tensor:
+        return norm(p, at, x.movedim(1, -1), rms=False).movedim(-1, 1) if f"{at}.weight" in p else x
+
+    def conv(at: str, x: Tensor, stride: int, padding: int) -> Tensor:
+        return F.conv2d(x, p[f"{at}.weight"], p[f"{at}.bias"], stride, padding)
+
+    patch = c.get("patch_size", 4)
+    if c.get("patchembed_version", "v1") == "v1":
+        x = normed("patch_embed.2", conv("patch_embed.0", x, patch, 0))
+    else:
+        x = F.gelu(normed("patch_embed.2", conv("patch_embed.0", x, patch // 2, 1)))
+        x = normed("patch_embed.7", conv("patch_embed.5", x, patch // 2, 1))
+    x = x + p["pos_embed"] if "pos_embed" in p else x
+    for s, depth in enumerate(c["depths"]):
+        grid, tokens = (x.shape[2], x.shape[3]), x.flatten(2).mT
+        for i in range(depth):
+            at = f"layers.{s}.blocks.{i}."
+            tokens = tokens + scan2d(p, f"{at}op.", norm(p, f"{at}norm", tokens, rms=False), grid, c)
+            if f"{at}norm2.weight" in p:
+                h = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", tokens, rms=False))
+                if c.get("gmlp"):
+                    value, gate = h.chunk(2, -1)
+                    h = value * _act(c.get("mlp_act_layer", "gelu"), gate)
+                else:
+                    h = _act(c.get("mlp_act_layer", "gelu"), h)
+                tokens = tokens + linear(p, f"{at}mlp.fc2", h)
+        x = tokens.mT.unflatten(2, grid)
+        if s + 1 < len(c["depths"]):
+            at, version = f"layers.{s}.downsample.", c.get("downsample_version", "v2")
+            if version == "v1":
+                x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+                parts = [x[:, :, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))]
+                merged = norm(p, f"{at}norm", torch.cat(parts, 1).movedim(1, -1), rms=False)
+                x = linear(p, f"{at}reduction", merged).movedim(-1, 1)
+            else:
+                x = normed(f"{at}3", conv(f"{at}1", x, 2, 0 if version == "v2" else 1))
+    return linear(p, "classifier.head", norm(p, "classifier.norm", x.flatten(2).mT, rms=False).mean(1))

@@ -135,3 +135,59 @@ def plain_mamba(c: dict) -> Shapes:
         if i in c.get("layers_with_dwconv", ()):
             shapes |= {f"layers.{i}.dw.0.weight": (d, 1, 3, 3)} | batch_norm(f"layers.{i}.dw.1", d)
     return prefixed("backbone.", shapes) | linear("head.fc", c["num_classes"], d)
+
+
+def _scan2d(d: int, c: dict) -> Shapes:
+    kind = c["forward_type"]
+    first = kind == "v0"
+    inner, states = int(c.get("ssm_ratio", 2.0) * d), c.get("ssm_d_state", 16)
+    rank = math.ceil(d / 16) if c.get("ssm_dt_rank", "auto") == "auto" else c["ssm_dt_rank"]
+    conv = 3 if first else c.get("ssm_conv", 3)
+    shapes = linear("in_proj", inner if "_noz" in kind and "_nozact" not in kind else 2 * inner, d, False)
+    if conv > 1:
+        shapes |= {"conv2d.weight": (inner, 1, conv, conv)}
+        shapes |= {"conv2d.bias": (inner,)} if first or c.get("ssm_conv_bias", True) else {}
+    shapes |= {"x_proj_weight": (4, rank + 2 * states, inner), "dt_projs_weight": (4, inner, rank)}
+    shapes |= {"dt_projs_bias": (4, inner), "A_logs": (4 * inner, states), "Ds": (4 * inner,)}
+    if "_on" not in kind:
+        shapes |= norm("out_norm", inner, False)
+    if "_oncnorm" in kind:
+        shapes |= norm("out_norm.0", inner, False) | {"out_norm.2.weight": (inner, 1, 3, 3)}
+    if "_ondwconv3" in kind:
+        shapes |= {"out_norm.1.weight": (inner, 1, 3, 3)}
+    return shapes | linear("out_proj", d, inner, False)
+
+
+def vmamba(c: dict) -> Shapes:
+    """VMamba of any version, names of today."""
+    dims, patch, normed = c["dims"], c.get("patch_size", 4), c.get("patch_norm", True)
+    shapes: Shapes = {}
+
+    def conv(at: str, rows: int, columns: int, side: int) -> Shapes:
+        return {f"{at}.weight": (rows, columns, side, side), f"{at}.bias": (rows,)}
+
+    if c.get("patchembed_version", "v1") == "v1":
+        stem = [(0, 2, 3, dims[0], patch)]
+    else:
+        stem = [(0, 2, 3, dims[0] // 2, patch // 2 + 1), (5, 7, dims[0] // 2, dims[0], patch // 2 + 1)]
+    for at, normed_at, inputs, outputs, side in stem:
+        shapes |= conv(f"patch_embed.{at}", outputs, inputs, side)
+        shapes |= norm(f"patch_embed.{normed_at}", outputs, False) if normed else {}
+    if c.get("posembed"):
+        side = c["imgsize"] // patch
+        shapes |= {"pos_embed": (1, dims[0], side, side)}
+    for s, (d, depth) in enumerate(zip(dims, c["depths"], strict=True)):
+        for i in range(depth):
+            at = f"layers.{s}.blocks.{i}."
+            shapes |= norm(f"{at}norm", d, False) | prefixed(f"{at}op.", _scan2d(d, c))
+            hidden = int(d * c.get("mlp_ratio", 4.0))
+            if hidden:
+                shapes |= norm(f"{at}norm2", d, False) | linear(f"{at}mlp.fc2", d, hidden)
+                shapes |= linear(f"{at}mlp.fc1", 2 * hidden if c.get("gmlp") else hidden, d)
+        if s + 1 < len(dims):
+            at, side = f"layers.{s}.downsample.", {"v1": 0, "v2": 2, "v3": 3}[c.get("downsample_version", "v2")]
+            if side:
+                shapes |= conv(f"{at}1", dims[s + 1], d, side) | norm(f"{at}3", dims[s + 1], False)
+            else:
+                shapes |= norm(f"{at}norm", 4 * d, False) | linear(f"{at}reduction", dims[s + 1], 4 * d, False)
+    return shapes | norm("classifier.norm", dims[-1], False) | linear("classifier.head", c["num_classes"], dims[-1])

@@ -157,8 +157,21 @@ def test_arguments_that_are_not_built_are_refused(vim):
         from_official("vim", {**config, "final_pool_type": "max"}, state)
     with pytest.raises(ValueError, match="d_state in ssm_cfg: expected among the arguments of the model itself"):
         from_official("vim", {**config, "ssm_cfg": {"d_state": 8}}, state)
-    with pytest.raises(ValueError, match="forward_type='v052d' is not built here: expected one of v05"):
-        from_official("vmamba", {"forward_type": "v052d"}, {})
+    for kind in ("v052dc", "xv1a", "m0", "v05_onbatch"):
+        with pytest.raises(ValueError, match=f"forward_type='{kind}' is not built here: expected one of v0, v01"):
+            from_official("vmamba", {"forward_type": kind}, {})
+    with pytest.raises(ValueError, match="the first version, v0, has no suffixes"):
+        from_official("vmamba", {"forward_type": "v0_noz"}, {})
+    with pytest.raises(ValueError, match="the checkpoint has batch norms"):
+        from_official("vmamba", {}, {"layers.0.blocks.0.norm.running_mean": torch.zeros(3)})
+    with pytest.raises(ValueError, match="mlp_act_layer='tanh' is not built here: expected one of silu, gelu, relu"):
+        from_official("vmamba", {"mlp_act_layer": "tanh"}, {})
+    with pytest.raises(ValueError, match="arch='L4' is unknown: expected one of L1, L2, L3"):
+        from_official("plainmamba", {"arch": "L4"}, {})
+    with pytest.raises(ValueError, match="layer_cfgs is a list: expected one mapping for all layers"):
+        from_official("plainmamba", {"layer_cfgs": []}, {})
+    with pytest.raises(ValueError, match="interpolate_mode='nearest': expected 'bicubic'"):
+        from_official("plainmamba", {"interpolate_mode": "nearest"}, {})
     with pytest.raises(ValueError, match="patches of clips do not overlap: expected stride=16 or None, got 8"):
         from_official("videomamba", {"stride": 8, "num_frames": 4}, {})
 

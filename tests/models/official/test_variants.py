@@ -68,6 +68,27 @@ SNAKE_VARIANTS = {
     "another epsilon": layer() | {"norm_cfg": {"type": "LN", "eps": 1e-2}},
     "an image that patches do not fill": layer() | {"img_size": 14},
 }
+CROSS = {"dims": (6, 8), "depths": (1, 1), "num_classes": 5, "ssm_d_state": 2, "forward_type": "v05", "imgsize": 16}
+NORMS = ("none", "sigmoid", "softmax", "dwconv3", "cnorm")
+CROSS_VARIANTS = {
+    "first version": {"forward_type": "v0", "mlp_ratio": 0.0, "downsample_version": "v1"},
+    "no gate": {"forward_type": "v05_noz"},
+    "linear gate": {"forward_type": "v04_nozact"},
+    "activated output": {"forward_type": "v03_oact_no32"},
+    **{f"{norm} after the scan": {"forward_type": f"v05_on{norm}_noz"} for norm in NORMS},
+    "scans one way": {"forward_type": "v051d"},
+    "scans along rows": {"forward_type": "v052d_noz"},
+    "other activations": {"ssm_act_layer": "gelu", "mlp_act_layer": "relu"},
+    "sigmoid": {"ssm_act_layer": "sigmoid", "mlp_act_layer": "silu"},
+    "gated MLP": {"gmlp": True},
+    "no convolution": {"ssm_conv": 1},
+    "wide convolution": {"ssm_conv": 5, "ssm_conv_bias": False, "ssm_ratio": 1.5, "ssm_dt_rank": 2},
+    "no norm after patches": {"patch_norm": False},
+    "other patches": {"patch_size": 2},
+    "overlapping patches": {"patchembed_version": "v2", "downsample_version": "v3"},
+    "other overlapping patches": {"patchembed_version": "v2", "patch_size": 8, "patch_norm": False, "imgsize": 32},
+    "positions": {"posembed": True},
+}
 LM = {"d_model": 8, "n_layer": 2, "vocab_size": 11, "tie_embeddings": False, "ssm_cfg": {"d_state": 3}}
 MAMBA2 = {"layer": "Mamba2", "d_state": 3, "headdim": 4}
 LM_VARIANTS = {
@@ -88,12 +109,14 @@ CASES = {
     **{f"Vim, {name}": ("vim", VIM | c) for name, c in VIM_VARIANTS.items()},
     **{f"VideoMamba, {name}": ("videomamba", VIDEO | c) for name, c in VIDEO_VARIANTS.items()},
     **{f"PlainMamba, {name}": ("plainmamba", SNAKE | c) for name, c in SNAKE_VARIANTS.items()},
+    **{f"VMamba, {name}": ("vmamba", CROSS | c) for name, c in CROSS_VARIANTS.items()},
     **{name: ("mamba_lm", LM | c) for name, c in LM_VARIANTS.items()},
 }
 PLAIN = {
     "vim": (shapes.vim, plain.vim),
     "videomamba": (shapes.video_mamba, plain.video_mamba),
     "plainmamba": (shapes.plain_mamba, plain.plain_mamba),
+    "vmamba": (shapes.vmamba, plain.vmamba),
     "mamba_lm": (shapes.language_model, plain.language_model),
 }
 
@@ -104,7 +127,7 @@ def given(family, config):
     state = plain.draw(shapes_of(config))
     if config.get("tie_embeddings"):
         state["lm_head.weight"] = state["backbone.embedding.weight"]
-    size = config.get("img_size")
+    size = config.get("img_size", config.get("imgsize"))
     if size is None:
         return state, derive, torch.randint(config["vocab_size"], (2, 7))
     frames = (config["num_frames"],) if "num_frames" in config else ()
@@ -154,7 +177,7 @@ def test_decoding_gives_what_the_parallel_pass_gives(case):
         logits, cache = model.step(ids[:, t], cache)
 
 
-@pytest.mark.parametrize("case", [case for case, (family, _) in CASES.items() if family != "mamba_lm"])
+@pytest.mark.parametrize("case", [case for case, (family, _) in CASES.items() if family not in ("mamba_lm", "vmamba")])
 def test_directions_add_up_to_what_the_mixers_give(case):
     family, config = CASES[case]
     state, _, x = given(family, config)
@@ -189,3 +212,44 @@ def test_dropout_works_while_training():
         state, _, x = given(family, config)
         model = from_official(family, config, state).train()
         assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("norm", ["softmax", "none"])
+def test_an_output_that_is_no_sum_of_directions_is_not_split(norm):
+    config = CROSS | {"forward_type": f"v05_on{norm}"}
+    state, _, x = given("vmamba", config)
+    model = from_official("vmamba", config, state)
+    with pytest.raises(NotImplementedError, match="the output is no sum over directions: it is split only where"):
+        model.forward_features(x, directions=True)
+
+
+def test_positions_of_vmamba_are_for_one_size():
+    config = CROSS | {"posembed": True}
+    state, _, _ = given("vmamba", config)
+    with pytest.raises(ValueError, match=r"the positions are for a map of \(4, 4\), the image gives one of \(6, 4\)"):
+        from_official("vmamba", config, state)(torch.zeros(1, 3, 24, 16, dtype=torch.float64))
+
+
+def test_older_names_of_vmamba_are_those_of_today():
+    merging = CROSS | {"downsample_version": "v1", "forward_type": "v05_ondwconv3"}
+    state, derive, x = given("vmamba", merging)
+    older = {
+        name.replace("downsample.norm", "downsample.1")
+        .replace("downsample.reduction", "downsample.2")
+        .replace("out_norm.1.weight", "out_norm.weight"): value
+        for name, value in state.items()
+    }
+    torch.testing.assert_close(from_official("vmamba", merging, older)(x), derive(state, x, merging))
+
+
+def test_a_released_architecture_has_a_name():
+    model = from_official("plainmamba", {"arch": "L1", "img_size": 32}, _empty("L1"))
+    assert len(model.blocks) == 24 and model.head.in_features == 192 and model.blocks[0].local is not None
+
+
+def _empty(arch):
+    width = {"L1": 192}[arch]
+    own = layer(conv_size=7, bias=True, d_state=16)
+    config = {"img_size": 32, "patch_size": 16, "embed_dims": width, "num_layers": 24, "num_classes": 1000} | own
+    shape = shapes.plain_mamba(config | {"num_convs_patch_embed": 1, "layers_with_dwconv": (0,)})
+    return {name: torch.zeros(size) for name, size in shape.items()}

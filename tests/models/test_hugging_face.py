@@ -10,12 +10,24 @@ from transmamba.models import MambaLM, from_hf
 from transmamba.nn import MambaMixer
 
 SMALL = {"vocab_size": 23, "hidden_size": 8, "state_size": 5, "num_hidden_layers": 2, "conv_kernel": 3}
+
+
+def wider(config):
+    """An inner width that is no multiple of the outer one."""
+    config.intermediate_size = 13
+    return config
+
+
 MODELS = {
     "mamba": lambda: transformers.MambaForCausalLM(transformers.MambaConfig(**SMALL, layer_norm_epsilon=1e-3)),
     "mamba, biased": lambda: transformers.MambaForCausalLM(
         transformers.MambaConfig(**SMALL, use_bias=True, use_conv_bias=False, tie_word_embeddings=False)
     ),
+    "mamba, of another inner width": lambda: transformers.MambaForCausalLM(wider(transformers.MambaConfig(**SMALL))),
     "falcon": lambda: transformers.FalconMambaForCausalLM(transformers.FalconMambaConfig(**SMALL, mixer_rms_eps=1e-2)),
+    "falcon, of another inner width": lambda: transformers.FalconMambaForCausalLM(
+        wider(transformers.FalconMambaConfig(**SMALL))
+    ),
     "mamba2": lambda: transformers.Mamba2ForCausalLM(
         transformers.Mamba2Config(**SMALL, num_heads=4, head_dim=4, n_groups=2, chunk_size=4)
     ),
@@ -98,3 +110,14 @@ def test_other_models_are_refused(change, message):
     state = {name: x for name, x in model.state_dict().items() if name != "lm_head.weight"}
     with pytest.raises(ValueError, match=message):
         from_hf(model.config.to_dict() | change, state)
+
+
+def test_an_inner_width_is_a_whole_number_of_channels():
+    config = {**SMALL, "model_type": "mamba"}
+    for width in (1, 7, 12, 3 * 2**20 + 1):
+        model = from_hf(config | {"hidden_size": 3, "intermediate_size": width, "num_hidden_layers": 1})
+        assert model.blocks[0].mixer.out_proj.in_features == width
+    with pytest.raises(TypeError, match="intermediate_size must be a whole number, got 12.5"):
+        from_hf(config | {"intermediate_size": 12.5})
+    with pytest.raises(ValueError, match="intermediate_size must be at least 1, got 0"):
+        from_hf(config | {"intermediate_size": 0})

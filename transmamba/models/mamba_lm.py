@@ -15,6 +15,7 @@ from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
+from transmamba.models.tied import TiedHead
 from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
@@ -26,7 +27,7 @@ Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of
 
 
 @register
-class MambaLM(Pretrained, nn.Module):
+class MambaLM(Pretrained, TiedHead, nn.Module):
     """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
 
     The stream between the blocks is float32 whatever the weights are.
@@ -93,7 +94,7 @@ class MambaLM(Pretrained, nn.Module):
         if logit_softcap is not None and not logit_softcap > 0:
             raise ValueError(f"logit_softcap must be positive, got {logit_softcap}")
         if block is None:
-            block = _mamba_block(d_intermediate, norm_eps)
+            block = mamba_block(d_intermediate, norm_eps)
         elif d_intermediate:
             raise ValueError("the blocks bring their MLP along: give either block or d_intermediate")
         self.vocab_size, self.tied, self.logit_softcap = vocab_size, tied, logit_softcap
@@ -261,8 +262,9 @@ class MambaLM(Pretrained, nn.Module):
         return tuple(caches) if self.pos_embed is None else (*caches, seen)
 
 
-def _mamba_block(d_intermediate: int, eps: float) -> Builders:
+def mamba_block(d_intermediate: int, eps: float = 1e-5, norm: Literal["rms", "layer"] = "rms") -> Builders:
+    """Build the blocks of mamba_ssm: norms of one kind, and a gated MLP if `d_intermediate` is not zero."""
     hidden_dim = -(-d_intermediate // 128) * 128 or None  # as mamba_ssm does
     return partial(
-        TransformerBlock, hidden_dim=hidden_dim, gated=True, activation="silu", mlp_bias=False, norm="rms", eps=eps
+        TransformerBlock, hidden_dim=hidden_dim, gated=True, activation="silu", mlp_bias=False, norm=norm, eps=eps
     )

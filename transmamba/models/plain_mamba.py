@@ -1,6 +1,7 @@
 """PlainMamba: a stack of convolutions as stem, four snakes through the tokens, one state space for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,10 +43,18 @@ class LocalConv(nn.Module):
 class PlainMambaBlock(nn.Module):
     """x + mixer(norm1(x)), then, if there is one, a depthwise convolution that replaces x."""
 
-    def __init__(self, dim: int, mixer: SnakeMixer, *, drop_path: float = 0.0, convolved: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mixer: nn.Module,
+        *,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        drop_path: float = 0.0,
+        convolved: bool = False,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = mixer
+        self.norm1 = norm(dim)
+        self.mixer: Any = mixer
         self.drop_path = DropPath(drop_path)
         self.local = LocalConv(dim) if convolved else None
 
@@ -87,6 +96,11 @@ class PlainMamba(Pretrained, nn.Module):
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
+        mixer: builds the mixer of a block from a width; a `SnakeMixer` with `d_state` and `released_scan` by default.
+        norm: builds the norm of a block from a width.
+        last_norm: builds the one after the blocks; a LayerNorm of epsilon 1e-6 by default.
+        positions: a learned table of positions is added to the tokens.
+        dropout: rate at which numbers of the tokens with their positions are dropped while training.
         refinements: 3 x 3 convolutions in the stem.
         convolved: numbers of the blocks that end in a depthwise convolution.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
@@ -112,6 +126,11 @@ class PlainMamba(Pretrained, nn.Module):
         dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
+        mixer: Callable[[int], nn.Module] | None = None,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        last_norm: Callable[[int], nn.Module] | None = None,
+        positions: bool = True,
+        dropout: float = 0.0,
         refinements: int = 1,
         convolved: Sequence[int] = (),
         drop_path: float = 0.0,
@@ -121,19 +140,24 @@ class PlainMamba(Pretrained, nn.Module):
         check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, refinements=refinements)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = (height // patch_size, width // patch_size)
+        side = self.patch_embed.side
+        self.grid = (-(-(height // 2) // side), -(-(width // 2) // side))  # a border is filled up to a patch
         check_sizes(rows=self.grid[0], columns=self.grid[1])
-        self.pos_embed = nn.Parameter(torch.empty(1, self.grid[0] * self.grid[1], dim))
+        count = self.grid[0] * self.grid[1]
+        self.pos_embed = nn.Parameter(torch.empty(1, count, dim)) if positions else None
+        self.dropout = nn.Dropout(dropout)
+        mixer = partial(SnakeMixer, d_state=d_state, released_scan=released_scan) if mixer is None else mixer
         self.blocks = BlockStack(
             PlainMambaBlock(
                 dim,
-                SnakeMixer(dim, d_state, released_scan=released_scan),
+                mixer(dim),
+                norm=norm,
                 drop_path=rate,
                 convolved=i in convolved,
             )
             for i, rate in enumerate(drop_path_rates(drop_path, depth))
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(dim, eps=1e-6) if last_norm is None else last_norm(dim)
         self.head = nn.Linear(dim, num_classes)
         self.reset_parameters()
 
@@ -168,16 +192,21 @@ class PlainMamba(Pretrained, nn.Module):
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for block in self.blocks:
-            for linear in (block.mixer.in_proj, block.mixer.ssm.x_proj, block.mixer.out_proj):
+            mixer = getattr(block.mixer, "mixer", block.mixer)  # it may be scaled
+            for linear in (mixer.in_proj, mixer.ssm.x_proj, mixer.out_proj):
                 init_linear(linear)
         init_linear(self.head)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         tokens = self.patch_embed(x)
         grid = (tokens.shape[2], tokens.shape[3])
-        return tokens.flatten(2).transpose(1, 2) + resize_position(self.pos_embed, self.grid, grid), grid
+        tokens = tokens.flatten(2).transpose(1, 2)
+        if self.pos_embed is not None:
+            tokens = tokens + resize_position(self.pos_embed, self.grid, grid)
+        return self.dropout(tokens), grid
 
 
 @register

@@ -1,5 +1,7 @@
 """VideoMamba: a class token in front of the patches of an image or of all frames of a clip, read from both ends."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from transmamba.models.stack import (
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed
 from transmamba.nn.norm import RMSNorm
 from transmamba.nn.tubelet import TubeletEmbed
-from transmamba.ops import scan_orders
+from transmamba.ops import ScanOrder, scan_orders
 
 ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch channel frame height width"]
 
@@ -35,6 +37,7 @@ class VideoMamba(Pretrained, nn.Module):
     Args:
         img_size: rows and columns of a frame in pixels, or one number for both.
         patch_size: side of a patch in pixels.
+        stride: distance between the patches of an image; `patch_size` by default.
         num_frames: frames of a clip; None takes images instead.
         tubelet: frames of a patch.
         in_chans: channels of a frame.
@@ -43,11 +46,16 @@ class VideoMamba(Pretrained, nn.Module):
         depth: number of blocks.
         mlp: blocks of the transfer's student, LayerNorm and an MLP half, which a Transformer's weights fit; the
             published ones have RMSNorm and no MLP.
+        mixer: builds the mixer of a block from a width, of one direction or two; `MambaMixer` of two by default.
+        norm: builds a norm from a width; LayerNorm by default with `mlp`, RMSNorm without.
+        dropout: rate at which numbers of the tokens with their positions are dropped while training.
+        head_dropout: rate at which numbers are dropped before the head while training.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
 
     Raises:
-        ValueError: the patches do not tile the frames; on the call, the input has another size.
+        ValueError: the patches do not tile the frames, or those of clips are to overlap; on the call, the input has
+            another size.
 
     Reference:
         arXiv 2403.06977. Names of its checkpoints: `models.official.video_mamba`. Step sizes start as Mamba's do, which
@@ -64,6 +72,7 @@ class VideoMamba(Pretrained, nn.Module):
         img_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         *,
+        stride: int | None = None,
         num_frames: int | None = None,
         tubelet: int = 1,
         in_chans: int = 3,
@@ -71,6 +80,10 @@ class VideoMamba(Pretrained, nn.Module):
         dim: int = 192,
         depth: int = 24,
         mlp: bool = False,
+        mixer: Callable[[int], nn.Module] | None = None,
+        norm: Callable[[int], nn.Module] | None = None,
+        dropout: float = 0.0,
+        head_dropout: float = 0.0,
         drop_path: float = 0.0,
         float32_residual: bool = True,
     ) -> None:
@@ -79,8 +92,10 @@ class VideoMamba(Pretrained, nn.Module):
         self.patch_embed: Any
         sizes = (img_size, img_size) if isinstance(img_size, int) else img_size
         if num_frames is None:
-            self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
+            self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
             self.grid = self.patch_embed.grid(*sizes)
+        elif stride not in (None, patch_size):
+            raise ValueError(f"the patches of clips do not overlap: expected stride={patch_size} or None, got {stride}")
         else:
             self.patch_embed = TubeletEmbed(dim, tubelet=tubelet, patch_size=patch_size, in_chans=in_chans)
             self.grid = self.patch_embed.grid(num_frames, *sizes)
@@ -89,9 +104,11 @@ class VideoMamba(Pretrained, nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, dim))
         self.temporal_pos_embed = None if num_frames is None else nn.Parameter(torch.empty(1, self.grid[0], dim))
-        norm: type[nn.Module] = nn.LayerNorm if mlp else RMSNorm
+        self.dropout, self.head_dropout = nn.Dropout(dropout), nn.Dropout(head_dropout)
+        norm = norm or (nn.LayerNorm if mlp else RMSNorm)
+        mixer = mixer or partial(MambaMixer, directions=2)
         self.blocks = BlockStack(
-            MambaBlock(dim, MambaMixer(dim, directions=2), mlp=mlp, norm=norm, drop_path=rate)
+            MambaBlock(dim, mixer(dim), mlp=mlp, norm=norm, drop_path=rate)
             for rate in drop_path_rates(drop_path, depth)
         )
         self.norm = norm(dim)
@@ -103,14 +120,14 @@ class VideoMamba(Pretrained, nn.Module):
     def forward(self, x: ImageOrClip) -> Float[Tensor, "batch classes"]:
         """Logits."""
         tokens = self._embed(x)
-        tokens = self.blocks(tokens, scan_orders(("forward", "backward"), tokens.shape[1], x.device))
-        return self.head(self.norm(tokens[:, 0]))
+        tokens = self.blocks(tokens, self._orders(tokens))
+        return self.head(self.head_dropout(self.norm(tokens[:, 0])))
 
     @typed
     def forward_features(self, x: ImageOrClip, directions: bool = False) -> Features:
         """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
         tokens = self._embed(x)
-        orders = scan_orders(("forward", "backward"), tokens.shape[1], x.device)
+        orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
 
@@ -145,13 +162,18 @@ class VideoMamba(Pretrained, nn.Module):
             raise ValueError(f"built for a patch grid of {self.grid}, the input has {tuple(sizes)} frames and pixels")
         return self.place(self.patch_embed(x), self.temporal_pos_embed)
 
+    def _orders(self, tokens: Tensor) -> list[ScanOrder]:
+        mixer: Any = self.blocks[0].mixer
+        names = ("forward", "backward")[: mixer.directions]
+        return scan_orders(names, tokens.shape[1], tokens.device)
+
     def place(self, patches: Tensor, temporal_pos_embed: Tensor | None) -> Tensor:
         """Tokens from the projected patches of one frame or of as many as the table has rows."""
         in_frame = self.pos_embed[:, None, 1:]
         if temporal_pos_embed is not None:
             in_frame = in_frame + temporal_pos_embed[:, :, None]
         cls_token = (self.cls_token + self.pos_embed[:, :1]).expand(patches.shape[0], -1, -1)
-        tokens = torch.cat([cls_token, patches + in_frame.flatten(1, 2)], 1)
+        tokens = self.dropout(torch.cat([cls_token, patches + in_frame.flatten(1, 2)], 1))
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 
 

@@ -1,6 +1,8 @@
 """Vim: a class token in the middle of the patches, read from both ends."""
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -20,7 +22,9 @@ from transmamba.models.stack import (
 )
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
 from transmamba.nn.norm import RMSNorm
-from transmamba.ops import scan_orders
+from transmamba.ops import ScanOrder, scan_orders
+
+ClassTokens = Literal["middle", "first", "both", "none"]
 
 
 @register
@@ -32,10 +36,18 @@ class Vim(Pretrained, nn.Module):
         patch_size: side of a patch in pixels.
         stride: distance between patches; `patch_size` by default.
         in_chans: channels of the image.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; 0 leaves what it would read.
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
+        mixer: builds the mixer of a block from a width, of one direction or two; Vim's own with `d_state` by default.
+        norm: builds a norm from a width.
+        class_tokens: where they stand: one in the "middle" or "first", one at "both" ends, whose mean is read, or
+            "none".
+        pooling: what is read without a class token: the "mean" of the tokens, the "last" one, or of each class the
+            "max" of its logits over the tokens.
+        positions: a learned table of positions is added to the tokens.
+        dropout: rate at which numbers of the tokens with their positions are dropped while training.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
 
@@ -62,47 +74,73 @@ class Vim(Pretrained, nn.Module):
         dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
+        mixer: Callable[[int], nn.Module] | None = None,
+        norm: Callable[[int], nn.Module] = RMSNorm,
+        class_tokens: ClassTokens = "middle",
+        pooling: Literal["mean", "last", "max"] = "mean",
+        positions: bool = True,
+        dropout: float = 0.0,
         drop_path: float = 0.0,
         float32_residual: bool = True,
     ) -> None:
         super().__init__()
-        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
+        check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
+        if class_tokens not in get_args(ClassTokens) or pooling not in ("mean", "last", "max"):
+            raise ValueError(
+                f"class_tokens={class_tokens!r}, pooling={pooling!r}: expected middle, first, both or none, and mean, "
+                "last or max"
+            )
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)
         self.patches = self.grid[0] * self.grid[1]
-        self.float32_residual = float32_residual
-        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
-        self.pos_embed = init_position(self.patches + 1, dim)
+        self.float32_residual, self.class_tokens, self.pooling = float32_residual, class_tokens, pooling
+        for name in self._token_names():
+            setattr(self, name, nn.Parameter(torch.empty(1, 1, dim)))
+        count = self.patches + len(self.cls_positions)
+        self.pos_embed = init_position(count, dim) if positions else None
+        self.dropout = nn.Dropout(dropout)
+        mixer = partial(MambaMixer, d_state=d_state, directions=2, average=True) if mixer is None else mixer
         self.blocks = BlockStack(
-            MambaBlock(
-                dim, MambaMixer(dim, d_state, directions=2, average=True), mlp=False, norm=RMSNorm, drop_path=rate
-            )
+            MambaBlock(dim, mixer(dim), mlp=False, norm=norm, drop_path=rate)
             for rate in drop_path_rates(drop_path, depth)
         )
-        self.norm = RMSNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.norm = norm(dim)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     @property
-    def cls_position(self) -> int:
-        """The class token's place among the tokens, and its row of the position table."""
-        return self.patches // 2
+    def cls_positions(self) -> tuple[int, ...]:
+        """The places of the class tokens among the tokens, and their rows of the position table."""
+        ends = (0, self.patches + 1)
+        return {"middle": (self.patches // 2,), "first": (0,), "both": ends, "none": ()}[self.class_tokens]
+
+    @property
+    def cls_position(self) -> int | None:
+        """The place of the class token, if there is just one."""
+        return self.cls_positions[0] if len(self.cls_positions) == 1 else None
+
+    def _token_names(self) -> tuple[str, ...]:
+        return {"both": ("cls_token_head", "cls_token_tail"), "none": ()}.get(self.class_tokens, ("cls_token",))
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
         tokens = self._embed(x)
-        tokens = self.blocks(tokens, scan_orders(("forward", "backward"), tokens.shape[1], x.device))
-        return self.head(self.norm(tokens[:, self.cls_position]))
+        tokens = self.blocks(tokens, self._orders(tokens))
+        if self.cls_positions:
+            return self.head(self.norm(tokens[:, list(self.cls_positions)]).mean(1))
+        if self.pooling == "max":
+            return self.head(self.norm(tokens)).amax(1)
+        return self.head(self.norm(tokens[:, -1]) if self.pooling == "last" else self.norm(tokens).mean(1))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
         """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
         tokens = self._embed(x)
-        orders = scan_orders(("forward", "backward"), tokens.shape[1], x.device)
+        orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
-        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (self.cls_position,))
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), self.cls_positions)
 
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
@@ -113,25 +151,34 @@ class Vim(Pretrained, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", "cls_token", "A_log", ".D", "dt_bias")
+        spared = ("pos_embed", *self._token_names(), "A_log", ".D", "dt_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
         init_patches(self.patch_embed.proj)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        for table in (*(getattr(self, name) for name in self._token_names()), self.pos_embed):
+            if table is not None:
+                nn.init.trunc_normal_(table, std=0.02)
         for block in self.blocks:
             shrink_output(block.mixer.out_proj, len(self.blocks))
-        init_linear(self.head)
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
+
+    def _orders(self, tokens: Tensor) -> list[ScanOrder]:
+        mixer: Any = self.blocks[0].mixer
+        names = ("forward", "backward")[: mixer.directions]
+        return scan_orders(names, tokens.shape[1], tokens.device)
 
     def _embed(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
         if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
             raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
-        before, after = patches.split([self.cls_position, self.patches - self.cls_position], 1)
-        tokens = torch.cat([before, self.cls_token.expand(x.shape[0], -1, -1), after], 1) + self.pos_embed
+        own = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self._token_names()]
+        first = min(self.cls_positions, default=self.patches)
+        tokens = torch.cat([patches[:, :first], *own[:1], patches[:, first:], *own[1:]], 1)
+        tokens = tokens if self.pos_embed is None else self.dropout(tokens + self.pos_embed)
         return tokens.to(torch.promote_types(tokens.dtype, torch.float32)) if self.float32_residual else tokens
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from transmamba.models.builders import register
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
-from transmamba.nn import DropPath, Mlp
+from transmamba.nn import DropPath, GatedMlp, Mlp
+from transmamba.nn.activation import Activation
 from transmamba.nn.scan2d import Scan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging
 from transmamba.ops import ScanOrder, scan_orders
@@ -24,12 +26,26 @@ ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
 class VMambaBlock(nn.Module):
     """x + mixer(norm1(x)), then, if `mlp_ratio` is positive, x + mlp(norm2(x))."""
 
-    def __init__(self, dim: int, mixer: Scan2dMixer, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        dim: int,
+        mixer: Scan2dMixer,
+        *,
+        mlp_ratio: float = 4.0,
+        activation: Activation = "gelu",
+        gated: bool = False,
+        drop_path: float = 0.0,
+    ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim)
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.mlp = Mlp(dim, scaled_size(dim, mlp_ratio, "mlp_ratio")) if mlp_ratio > 0 else None
+        self.mlp: Mlp | GatedMlp | None = None
+        if mlp_ratio > 0 and gated:
+            hidden_dim = scaled_size(dim, mlp_ratio, "mlp_ratio")
+            self.mlp = GatedMlp(dim, hidden_dim, multiple=1, activation=activation, bias=True)
+        elif mlp_ratio > 0:
+            self.mlp = Mlp(dim, scaled_size(dim, mlp_ratio, "mlp_ratio"), activation=activation)
         self.drop_path = DropPath(drop_path)
 
     @typed
@@ -72,11 +88,14 @@ class VMamba(Pretrained, nn.Module):
         stem: module from an image to a map of `dims[0]` channels.
         block: makes a block from a width and a drop path rate.
         downsample: makes a module from a map of one width to a coarser one of another width.
+        orders: the scan order of each direction.
+        grid: rows and columns of a learned table of positions that is added to the stem's map; none by default.
         num_classes: outputs of the head.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
 
     Raises:
-        ValueError: there is not one width and one depth per stage, or a number is out of its range.
+        ValueError: there is not one width and one depth per stage, or a number is out of its range; on the call, if
+            there are positions and the map is of another size.
 
     Reference:
         arXiv 2401.10166. Names of its checkpoints: `models.official.vmamba`.
@@ -96,6 +115,8 @@ class VMamba(Pretrained, nn.Module):
         stem: nn.Module,
         block: Callable[[int, float], nn.Module],
         downsample: Callable[[int, int], nn.Module],
+        orders: Sequence[str] = ORDERS,
+        grid: Grid | None = None,
         num_classes: int = 1000,
         drop_path: float = 0.0,
     ) -> None:
@@ -105,7 +126,8 @@ class VMamba(Pretrained, nn.Module):
             raise ValueError(f"expected one width and one depth per stage, got {dims} and {depths}")
         for dim, depth in zip(dims, depths, strict=True):
             check_sizes(dim=dim, depth=depth)
-        self.patch_embed = stem
+        self.patch_embed, self.orders = stem, tuple(orders)
+        self.pos_embed = None if grid is None else nn.Parameter(torch.empty(1, dims[0], *grid))
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.stages: Sequence[Stage] = nn.ModuleList(  # type: ignore[assignment]
             Stage([block(dim, next(rates)) for _ in range(depth)], downsample(dim, wider) if wider else None)
@@ -118,9 +140,9 @@ class VMamba(Pretrained, nn.Module):
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Logits."""
-        tokens, grid = _tokens(self.patch_embed(x))
+        tokens, grid = _tokens(self._embed(x))
         for stage in self.stages:
-            tokens = stage.blocks(tokens, scan_orders(ORDERS, grid, x.device), grid)
+            tokens = stage.blocks(tokens, scan_orders(self.orders, grid, x.device), grid)
             if stage.downsample is not None:
                 tokens, grid = _tokens(stage.downsample(_map(tokens, grid)))
         return self.head(self.norm(tokens).mean(1))
@@ -131,12 +153,12 @@ class VMamba(Pretrained, nn.Module):
 
         Width and grid change from stage to stage; `Features.grids` has the grid of each layer.
         """
-        tokens, grid = _tokens(self.patch_embed(x))
+        tokens, grid = _tokens(self._embed(x))
         layers: list[Tensor] = []
         grids: list[Grid] = []
-        shares: list[tuple[Tensor, ...]] = [()] * len(ORDERS) if directions else []
+        shares: list[tuple[Tensor, ...]] = [()] * len(self.orders) if directions else []
         for stage in self.stages:
-            orders = scan_orders(ORDERS, grid, x.device)
+            orders = scan_orders(self.orders, grid, x.device)
             streams = stage.blocks.streams(tokens, orders, grid, directions=directions)
             layers += streams.layers
             grids += [grid] * len(streams.layers)
@@ -160,9 +182,20 @@ class VMamba(Pretrained, nn.Module):
         """Names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
 
+    def _embed(self, x: Tensor) -> Tensor:
+        image = self.patch_embed(x)
+        if self.pos_embed is not None and image.shape[2:] != self.pos_embed.shape[2:]:
+            raise ValueError(
+                f"the positions are for a map of {tuple(self.pos_embed.shape[2:])}, the image gives one of "
+                f"{tuple(image.shape[2:])}"
+            )
+        return image if self.pos_embed is None else image + self.pos_embed
+
     def reset_parameters(self) -> None:
         """Draw the initial values anew."""
         reset_children(self)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module)

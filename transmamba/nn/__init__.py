@@ -12,6 +12,7 @@ from transmamba.nn.cross import CrossMamba as CrossMamba
 from transmamba.nn.cross_block import CrossMambaBlock as CrossMambaBlock
 from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
+from transmamba.nn.layer_scale import ScaledMixer as ScaledMixer
 from transmamba.nn.mamba2 import HeadSSM as HeadSSM
 from transmamba.nn.mamba2 import Mamba2Mixer as Mamba2Mixer
 from transmamba.nn.mamba3 import Mamba3Mixer as Mamba3Mixer
@@ -32,5 +33,6 @@ from transmamba.nn.ssm import scan_directions as scan_directions
 from transmamba.nn.stem import ConvNorm as ConvNorm
 from transmamba.nn.stem import ConvStem as ConvStem
 from transmamba.nn.stem import PatchMerging as PatchMerging
+from transmamba.nn.there_and_back import ThereAndBackMixer as ThereAndBackMixer
 from transmamba.nn.transformer_block import TransformerBlock as TransformerBlock
 from transmamba.nn.tubelet import TubeletEmbed as TubeletEmbed

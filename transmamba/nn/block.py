@@ -1,27 +1,17 @@
 """The residual block of the paper: a Transformer block with the attention swapped for a state-space mixer."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
+from transmamba.nn.activation import ACTIVATIONS
+from transmamba.nn.activation import Activation as Activation
 from transmamba.nn.mixer import MambaMixer
 from transmamba.ops import ScanOrder
-
-Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "silu": F.silu,
-    "relu": F.relu,
-    "relu2": lambda x: F.relu(x).square(),
-}
 
 
 class Mlp(nn.Module):
@@ -47,7 +37,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Map each token by itself."""
         check_width(x, self.fc1.in_features)
-        return self.fc2(_ACTIVATIONS[self.activation](self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class GatedMlp(nn.Module):
@@ -77,7 +67,7 @@ class GatedMlp(nn.Module):
         """Map each token by itself."""
         check_width(x, self.fc1.in_features)
         value, gate = self.fc1(x).chunk(2, -1)
-        return self.fc2(value * _ACTIVATIONS[self.activation](gate))
+        return self.fc2(value * ACTIVATIONS[self.activation](gate))
 
 
 class DropPath(nn.Module):

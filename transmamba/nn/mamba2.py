@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import check_sizes, check_width, typed
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
-from transmamba.nn.norm import GatedRMSNorm
+from transmamba.nn.norm import GatedRMSNorm, SiluGate
 from transmamba.nn.ssm import decay_rates, init_step_bias
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens, ssd_scan, ssd_step
 from transmamba.ops.ssd import check_limits
@@ -119,13 +120,15 @@ class Mamba2Mixer(nn.Module):
         d_state: states per channel.
         head_dim: channels per head.
         d_conv: width of the convolution.
-        expand: inner width as a multiple of `d_model`.
+        expand: inner width as a multiple of `d_model`, rounded down.
         bias: bias of the projections.
         conv_bias: bias of the convolution.
+        d_ssm: channels that the heads fill; the rest of the inner width is a gated MLP beside them. All by default.
+        normed: the gate comes with a norm; without, it is the product with silu(z) alone.
         ssm: the heads, if `d_state` and `head_dim` do not say enough about them.
 
     Raises:
-        ValueError: `head_dim` does not divide the inner width, or the heads do not fill it.
+        ValueError: `head_dim` does not divide `d_ssm`, the heads do not fill it, or it is beyond the inner width.
 
     Reference:
         Mamba-2, arXiv 2405.21060, section 7; parameter names as in mamba_ssm, but for the prefix `ssm`.
@@ -143,23 +146,31 @@ class Mamba2Mixer(nn.Module):
         *,
         head_dim: int = 64,
         d_conv: int = 4,
-        expand: int = 2,
+        expand: int | float = 2,
         bias: bool = False,
         conv_bias: bool = True,
+        d_ssm: int | None = None,
+        normed: bool = True,
         ssm: HeadSSM | None = None,
     ) -> None:
         super().__init__()
-        check_sizes(d_model=d_model, d_state=d_state, head_dim=head_dim, d_conv=d_conv, expand=expand)
-        d_inner = expand * d_model
-        self.ssm = HeadSSM(d_inner // head_dim, head_dim, d_state=d_state) if ssm is None else ssm
-        if self.ssm.heads * self.ssm.head_dim != d_inner:
+        check_sizes(d_model=d_model, d_state=d_state, head_dim=head_dim, d_conv=d_conv, d_ssm=d_ssm)
+        d_inner = scaled_size(d_model, expand, "expand")
+        filled = d_inner if d_ssm is None else d_ssm
+        if filled > d_inner:
+            raise ValueError(f"d_ssm={d_ssm} is more than the inner width {d_inner}")
+        self.ssm = HeadSSM(filled // head_dim, head_dim, d_state=d_state) if ssm is None else ssm
+        if self.ssm.heads * self.ssm.head_dim != filled:
             raise ValueError(
-                f"heads must fill the inner width {d_inner}, got {self.ssm.heads} heads of {self.ssm.head_dim} channels"
+                f"heads must fill the {'inner width' if d_ssm is None else 'width d_ssm'} {filled}, got "
+                f"{self.ssm.heads} heads of {self.ssm.head_dim} channels"
             )
-        conv_channels = d_inner + 2 * self.ssm.groups * self.ssm.d_state
-        self.in_proj = nn.Linear(d_model, d_inner + conv_channels + self.ssm.heads, bias=bias)
+        conv_channels = filled + 2 * self.ssm.groups * self.ssm.d_state
+        mlp = d_inner - filled
+        self.sizes = (mlp, mlp, filled, conv_channels, self.ssm.heads)
+        self.in_proj = nn.Linear(d_model, sum(self.sizes), bias=bias)
         self.conv1d = nn.Conv1d(conv_channels, conv_channels, d_conv, groups=conv_channels, bias=conv_bias)
-        self.norm = GatedRMSNorm(d_inner, groups=self.ssm.groups)
+        self.norm: Any = GatedRMSNorm(filled, groups=self.ssm.groups) if normed else SiluGate()
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
 
     @typed
@@ -209,11 +220,11 @@ class Mamba2Mixer(nn.Module):
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
         """One token after those of `cache`, which is not written to."""
-        z, xBC, dt = self._project(x)
+        beside, z, xBC, dt = self._project(x)
         kernel, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         xBC, conv = conv_step(cache.conv, xBC, kernel, bias, activation="silu")
         y, state = self.ssm.step(xBC, dt, cache.state)
-        return self.out_proj(self.norm(y, z)), MixerCache(conv, state)
+        return self._output(beside, y, z), MixerCache(conv, state)
 
     def empty_cache(self, batch_size: int) -> MixerCache:
         """The cache before the first token."""
@@ -226,20 +237,24 @@ class Mamba2Mixer(nn.Module):
         self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: MixerCache | None = None
     ) -> tuple[Tensor, MixerCache]:
         cache = self.empty_cache(len(x)) if cache is None else cache
-        z, xBC, dt = self._project(x)
+        beside, z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
         before = cache.before().to(xBC.dtype)
         weight = self.conv1d.weight[None, :, 0]
         convolved = causal_conv1d(xBC, weight, bias, seq_idx=seq_idx, initial_tokens=before, activation="silu")
         y, state = self.ssm(convolved[:, 0], dt, mask, cache.state, seq_idx)
-        return self.out_proj(self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
+        return self._output(beside, y, z), MixerCache(cache.last_inputs(xBC, mask), state)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The MLP beside the heads, their gate, the inputs of the convolution, and the step sizes."""
         check_width(x, self.in_proj.in_features)
-        d_inner = self.out_proj.in_features
-        z, xBC, dt = self.in_proj(x).split([d_inner, len(self.conv1d.weight), self.ssm.heads], -1)
-        return z, xBC, dt
+        gate, value, z, xBC, dt = self.in_proj(x).split(self.sizes, -1)
+        return F.silu(gate) * value, z, xBC, dt
+
+    def _output(self, beside: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        y = self.norm(y, z)
+        return self.out_proj(torch.cat([beside, y], -1) if beside.shape[-1] else y)
 
 
 def mix_along(

@@ -9,7 +9,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import check_sizes, check_width, typed
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
 from transmamba.nn.ssm import SelectiveSSM, scan_directions, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, selective_step
@@ -36,7 +36,7 @@ class MambaMixer(nn.Module):
         d_model: width of the tokens.
         d_state: states per channel.
         d_conv: width of the convolution.
-        expand: inner width as a multiple of `d_model`.
+        expand: inner width as a multiple of `d_model`, rounded down.
         dt_rank: rank of the step-size projection; "auto" is ceil(d_model / 16).
         directions: number of scan orders.
         bias: bias of the projections.
@@ -58,7 +58,7 @@ class MambaMixer(nn.Module):
         d_state: int = 16,
         *,
         d_conv: int = 4,
-        expand: int = 2,
+        expand: int | float = 2,
         dt_rank: int | Literal["auto"] = "auto",
         directions: int = 1,
         bias: bool = False,
@@ -66,9 +66,9 @@ class MambaMixer(nn.Module):
         average: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(d_model=d_model, d_state=d_state, d_conv=d_conv, expand=expand, directions=directions)
+        check_sizes(d_model=d_model, d_state=d_state, d_conv=d_conv, directions=directions)
         self.average = average
-        d_inner = expand * d_model
+        d_inner = scaled_size(d_model, expand, "expand")
         rank = step_rank(d_model, dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
         self.branches: Sequence[ScanBranch] = nn.ModuleList(  # type: ignore[assignment]
@@ -76,6 +76,11 @@ class MambaMixer(nn.Module):
             for _ in range(directions)
         )
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+
+    @property
+    def directions(self) -> int:
+        """Number of scan orders."""
+        return len(self.branches)
 
     @typed
     def forward(

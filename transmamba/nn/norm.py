@@ -113,6 +113,16 @@ class GatedRMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
 
+class SiluGate(nn.Module):
+    """x silu(z): a `GatedRMSNorm` without its norm."""
+
+    @typed
+    def forward(self, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """Gate each number by itself."""
+        compute = _at_least_float32(x)
+        return (x.to(compute) * F.silu(z.to(compute))).to(x.dtype)
+
+
 class UnitRMSNorm(nn.Module):
     """x / rms(x), for any width: what FalconMamba does to dt, B and C."""
 

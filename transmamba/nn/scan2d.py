@@ -1,7 +1,7 @@
 """The mixer of VMamba: a map scanned along several orders, each with parameters of its own, stacked."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
+from transmamba.nn.activation import ACTIVATIONS, Activation
 from transmamba.nn.position import check_grid
 from transmamba.nn.ssm import ScanParameters, decay_rates, init_decay, init_step_bias, step_rank
 from transmamba.ops import ScanOrder, multi_scan
 from transmamba.ops.orders import Grid
+
+Kind = Literal["none", "sigmoid", "softmax", "conv", "norm_conv"]
 
 
 class StackedSSM(nn.Module):
@@ -56,12 +59,16 @@ class Scan2dMixer(nn.Module):
     Args:
         dim: width of the tokens.
         d_state: states per channel.
-        d_conv: side of the convolution; odd.
+        d_conv: side of the convolution; odd. None leaves it out.
         expand: inner width as a multiple of `dim`.
         dt_rank: rank of the step-size projection; "auto" is ceil(dim / 16).
         directions: number of scan orders.
         conv_bias: bias of the convolution.
-        gated: multiply by silu of a second half of `in_proj`.
+        activation: after the convolution, and of the gate.
+        gated: multiply by a second half of `in_proj`, activated.
+        gate_activation: whether that half is activated.
+        out_norm: builds what follows the scan from a width, called with tokens and grid; a LayerNorm by default.
+        out_activation: a GELU after it.
 
     Raises:
         ValueError: `d_conv` is even, or `expand` leaves no channel; on the call, the tokens do not fill the grid.
@@ -73,23 +80,30 @@ class Scan2dMixer(nn.Module):
         dim: int,
         d_state: int = 16,
         *,
-        d_conv: int = 3,
+        d_conv: int | None = 3,
         expand: float = 2.0,
         dt_rank: int | Literal["auto"] = "auto",
         directions: int = 4,
         conv_bias: bool = True,
+        activation: Activation = "silu",
         gated: bool = True,
+        gate_activation: bool = True,
+        out_norm: Callable[[int], nn.Module] | None = None,
+        out_activation: bool = False,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, d_state=d_state, d_conv=d_conv, directions=directions)
-        check_odd(d_conv)
         d_inner = scaled_size(dim, expand, "expand")
-        self.gated = gated
+        self.gated, self.gate_activation, self.out_activation = gated, gate_activation, out_activation
+        self.activation = activation
         self.in_proj = nn.Linear(dim, (2 if gated else 1) * d_inner, bias=False)
-        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
+        self.conv2d: nn.Module = nn.Identity()
+        if d_conv is not None:
+            check_odd(d_conv)
+            self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
         rank = step_rank(dim, dt_rank)
         self.ssm = StackedSSM(d_inner, d_state, dt_rank=rank, directions=directions)
-        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_norm: Any = nn.LayerNorm(d_inner) if out_norm is None else out_norm(d_inner)
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
 
     @typed
@@ -98,7 +112,9 @@ class Scan2dMixer(nn.Module):
     ) -> Float[Tensor, "batch token dim"]:
         """Mix the tokens of `grid`, one order per direction."""
         y, gate = self._scan(x, orders, grid, merge=True)
-        return self.out_proj(_gate(self.out_norm(y), gate))
+        y = self.out_norm(y) if isinstance(self.out_norm, nn.LayerNorm) else self.out_norm(y, grid)
+        y = F.gelu(y) if self.out_activation else y
+        return self.out_proj(y if gate is None else y * gate)
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
@@ -106,11 +122,19 @@ class Scan2dMixer(nn.Module):
         """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
 
         The norm is not linear: all directions are scaled by the deviation of their sum, and share its bias evenly.
+
+        Raises:
+            NotImplementedError: what follows the scan is no LayerNorm alone, and has no such split.
         """
+        if not isinstance(self.out_norm, nn.LayerNorm) or self.out_activation:
+            raise NotImplementedError(
+                "the output is no sum over directions: it is split only where a LayerNorm, and nothing else, follows "
+                "the scan"
+            )
         y, gate = self._scan(x, orders, grid, merge=False)
         deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
         normed = (y - y.mean(-1, keepdim=True)) / deviation * self.out_norm.weight + self.out_norm.bias / y.shape[1]
-        parts = self.out_proj(_gate(normed, None if gate is None else gate[:, None])).movedim(1, 0)
+        parts = self.out_proj(normed if gate is None else normed * gate[:, None]).movedim(1, 0)
         return parts.sum(0), parts
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> tuple[Tensor, Tensor | None]:
@@ -119,11 +143,12 @@ class Scan2dMixer(nn.Module):
         u, gate = self.in_proj(x).chunk(2, -1) if self.gated else (self.in_proj(x), None)
         rows, columns = grid
         u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
-        u = rearrange(F.silu(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
+        act = ACTIVATIONS[self.activation]
+        u = rearrange(act(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
         dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(u)
         y = multi_scan(u, dt, A, B, C, D, dt_bias=dt_bias, softplus=True, orders=orders, merge=merge)
         assert isinstance(y, Tensor)
-        return y, gate
+        return y, gate if gate is None or not self.gate_activation else act(gate)
 
 
 def check_odd(d_conv: int) -> None:
@@ -132,5 +157,32 @@ def check_odd(d_conv: int) -> None:
         raise ValueError(f"the side of the convolution must be odd, got d_conv={d_conv}")
 
 
-def _gate(y: Tensor, gate: Tensor | None) -> Tensor:
-    return y if gate is None else y * F.silu(gate)
+class SpatialNorm(nn.Module):
+    """What may follow the scan of VMamba instead of a LayerNorm.
+
+    Args:
+        dim: width of the tokens.
+        kind: "none", "sigmoid", "softmax" over the tokens of each channel, "conv" (depthwise, 3 x 3) or "norm_conv".
+    """
+
+    @typed
+    def __init__(self, dim: int, kind: Kind) -> None:
+        super().__init__()
+        check_sizes(dim=dim)
+        self.kind = kind
+        if kind == "norm_conv":
+            self.norm = nn.LayerNorm(dim)
+        if kind in ("conv", "norm_conv"):
+            setattr(self, kind, nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False))
+
+    @typed
+    def forward(self, x: Float[Tensor, "batch token dim"], grid: Grid) -> Float[Tensor, "batch token dim"]:
+        """The tokens of a grid, transformed."""
+        if self.kind == "sigmoid":
+            return torch.sigmoid(x)
+        if self.kind == "softmax":
+            return x.softmax(1)
+        if self.kind == "none":
+            return x
+        x = self.norm(x) if self.kind == "norm_conv" else x
+        return getattr(self, self.kind)(x.mT.unflatten(2, grid)).flatten(2).mT

@@ -1,7 +1,7 @@
 """The mixer of PlainMamba: several orders through one state space that is told the direction of each step."""
 
-import math
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,10 +9,10 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from transmamba._typing import check_sizes, check_width, typed
+from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.position import check_grid
 from transmamba.nn.scan2d import check_odd
-from transmamba.nn.ssm import SelectiveSSM
+from transmamba.nn.ssm import SelectiveSSM, step_rank
 from transmamba.ops import ScanOrder, multi_scan
 from transmamba.ops.orders import Grid, stack_orders
 
@@ -26,7 +26,10 @@ class SnakeMixer(nn.Module):
         dim: width of the tokens.
         d_state: states per channel.
         d_conv: side of the convolution; odd.
-        expand: inner width as a multiple of `dim`.
+        expand: inner width as a multiple of `dim`, rounded down.
+        dt_rank: rank of the step-size projection; "auto" is ceil(dim / 16).
+        bias: bias of the projections.
+        conv_bias: bias of the convolution.
         released_scan: scan as the released checkpoints were trained: step s takes dt, B and C from token s in raster
             order instead of the token it visits, and the step bias is added twice.
 
@@ -36,18 +39,27 @@ class SnakeMixer(nn.Module):
 
     @typed
     def __init__(
-        self, dim: int, d_state: int = 16, *, d_conv: int = 7, expand: int = 2, released_scan: bool = False
+        self,
+        dim: int,
+        d_state: int = 16,
+        *,
+        d_conv: int = 7,
+        expand: int | float = 2,
+        dt_rank: int | Literal["auto"] = "auto",
+        bias: bool = True,
+        conv_bias: bool = True,
+        released_scan: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(dim=dim, d_state=d_state, d_conv=d_conv, expand=expand)
+        check_sizes(dim=dim, d_state=d_state, d_conv=d_conv)
         check_odd(d_conv)
-        d_inner = expand * dim
+        d_inner = scaled_size(dim, expand, "expand")
         self.released_scan = released_scan
-        self.in_proj = nn.Linear(dim, 2 * d_inner)
-        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner)
-        self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=math.ceil(dim / 16))
+        self.in_proj = nn.Linear(dim, 2 * d_inner, bias=bias)
+        self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
+        self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=step_rank(dim, dt_rank))
         self.move_B = nn.Parameter(torch.empty(5, d_state))
-        self.out_proj = nn.Linear(d_inner, dim)
+        self.out_proj = nn.Linear(d_inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

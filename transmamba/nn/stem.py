@@ -60,15 +60,27 @@ class ConvNorm(nn.Module):
         dim: channels of the result.
         kernel_size: side of the kernel.
         stride: distance between its places.
+        padding: zeros around the map; none for an even kernel, as many as centre an odd one by default.
+        normed: without the norm the convolution is all there is.
     """
 
     @typed
-    def __init__(self, in_chans: int, dim: int, *, kernel_size: int, stride: int) -> None:
+    def __init__(
+        self,
+        in_chans: int,
+        dim: int,
+        *,
+        kernel_size: int,
+        stride: int,
+        padding: int | None = None,
+        normed: bool = True,
+    ) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, dim=dim, kernel_size=kernel_size, stride=stride)
         # an even kernel tiles the map, an odd one is centred
-        self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, padding=(kernel_size - 1) // 2 * (kernel_size % 2))
-        self.channel_norm = nn.LayerNorm(dim)
+        padding = (kernel_size - 1) // 2 * (kernel_size % 2) if padding is None else padding
+        self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, padding=padding)
+        self.channel_norm = nn.LayerNorm(dim) if normed else nn.Identity()
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:

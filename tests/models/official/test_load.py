@@ -147,12 +147,33 @@ def test_unknown_families_and_models_are_refused(vim):
 
 def test_arguments_that_are_not_built_are_refused(vim):
     config, state = vim
-    with pytest.raises(ValueError, match=r"bimamba_type='v1': expected 'v2'; colour=3: unknown"):
-        from_official("vim", {**config, "bimamba_type": "v1", "colour": 3}, state)
-    with pytest.raises(ValueError, match="forward_type='v052d' is not built here: expected one of v05"):
-        from_official("vmamba", {"forward_type": "v052d"}, {})
-    with pytest.raises(ValueError, match="stride=8 is not built here: expected patch_size, 16"):
-        from_official("videomamba", {"stride": 8}, {})
+    with pytest.raises(ValueError, match=r"if_rope=True: expected False; colour=3: unknown"):
+        from_official("vim", {**config, "if_rope": True, "colour": 3}, state)
+    with pytest.raises(ValueError, match=r"bimamba_type='v3' is unknown: expected none, v1 or v2"):
+        from_official("vim", {**config, "bimamba_type": "v3"}, state)
+    with pytest.raises(ValueError, match="final_pool_type='all' gives no logits of an image"):
+        from_official("vim", {**config, "if_cls_token": False, "final_pool_type": "all"}, state)
+    with pytest.raises(ValueError, match="final_pool_type='max' takes the largest logit of a class token"):
+        from_official("vim", {**config, "final_pool_type": "max"}, state)
+    with pytest.raises(ValueError, match="d_state in ssm_cfg: expected among the arguments of the model itself"):
+        from_official("vim", {**config, "ssm_cfg": {"d_state": 8}}, state)
+    for kind in ("v052dc", "xv1a", "m0", "v05_onbatch"):
+        with pytest.raises(ValueError, match=f"forward_type='{kind}' is not built here: expected one of v0, v01"):
+            from_official("vmamba", {"forward_type": kind}, {})
+    with pytest.raises(ValueError, match="the first version, v0, has no suffixes"):
+        from_official("vmamba", {"forward_type": "v0_noz"}, {})
+    with pytest.raises(ValueError, match="the checkpoint has batch norms"):
+        from_official("vmamba", {}, {"layers.0.blocks.0.norm.running_mean": torch.zeros(3)})
+    with pytest.raises(ValueError, match="mlp_act_layer='tanh' is not built here: expected one of silu, gelu, relu"):
+        from_official("vmamba", {"mlp_act_layer": "tanh"}, {})
+    with pytest.raises(ValueError, match="arch='L4' is unknown: expected one of L1, L2, L3"):
+        from_official("plainmamba", {"arch": "L4"}, {})
+    with pytest.raises(ValueError, match="layer_cfgs is a list: expected one mapping for all layers"):
+        from_official("plainmamba", {"layer_cfgs": []}, {})
+    with pytest.raises(ValueError, match="interpolate_mode='nearest': expected 'bicubic'"):
+        from_official("plainmamba", {"interpolate_mode": "nearest"}, {})
+    with pytest.raises(ValueError, match="patches of clips do not overlap: expected stride=16 or None, got 8"):
+        from_official("videomamba", {"stride": 8, "num_frames": 4}, {})
 
 
 def test_another_number_of_classes_starts_a_new_head(vim):

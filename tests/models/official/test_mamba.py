@@ -41,12 +41,12 @@ def test_a_tied_head_stays_tied():
 
 def test_only_names_that_change_nothing_are_passed_over():
     load("mamba_lm_a", fused_add_norm=False, residual_in_fp32=False)
-    with pytest.raises(ValueError, match="rms_norm=False: expected True; extra=3: unknown"):
-        load("mamba_lm_a", rms_norm=False, extra=3)
+    with pytest.raises(ValueError, match=r"attn_layer_idx=\[1\]: expected \[\]; extra=3: unknown"):
+        load("mamba_lm_a", attn_layer_idx=[1], extra=3)
     with pytest.raises(ValueError, match="layer='Mamba9': expected one of Mamba1, Mamba2, Mamba3"):
         load("mamba_lm_a", ssm_cfg={"layer": "Mamba9"})
-    with pytest.raises(ValueError, match="d_ssm=16: expected None"):
-        load("mamba2_block_a", d_ssm=16)
+    with pytest.raises(ValueError, match="d_ssm=4096 is more than the inner width"):
+        load("mamba2_block_a", d_ssm=4096)
 
 
 def test_mamba_3_keeps_its_official_names():

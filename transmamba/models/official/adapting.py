@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ _log = logging.getLogger(__name__)
 def told_classes(model: nn.Module, state: State, name: str = "head") -> dict[str, Any]:
     """`num_classes` of a checkpoint whose head, called `name`, fits `model` but for their number."""
     weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
+    if isinstance(model.get_submodule("head"), nn.Identity):
+        return {}
     ours = model.get_parameter("head.weight")
     if weight is None or bias is None or weight.dim() != 2 or weight.shape[1] != ours.shape[1]:
         return {}
@@ -33,15 +36,24 @@ def told_side(table: Tensor | None, extra: int, cells: int) -> int | None:
 
 def fresh_head(state: State, target: nn.Module) -> State:
     """`state`, with a head that starts anew if `target` has another number of classes."""
-    old, classes = state["head.weight"], len(target.get_parameter("head.weight"))
-    if len(old) == classes:
+    like, old = next(iter(state.values())), state.get("head.weight")
+    wanted = target.get_submodule("head")
+    if not isinstance(wanted, nn.Linear):
         return state
-    _log.warning("the head starts anew: the checkpoint has %d classes, the model %d", len(old), classes)
-    head = nn.Linear(old.shape[1], classes, dtype=old.dtype, device=old.device)
+    before = 0 if old is None else len(old)
+    if before == wanted.out_features:
+        return state
+    _log.warning("the head starts anew: the checkpoint has %d classes, the model %d", before, wanted.out_features)
+    head = nn.Linear(wanted.in_features, wanted.out_features, dtype=like.dtype, device=like.device)
     init_linear(head)
     return {**state, **{f"head.{name}": value for name, value in head.state_dict().items()}}
 
 
-def insert_row(table: Tensor, row: Tensor, position: int) -> Tensor:
-    """`table` (1, positions, dim) with one more row at `position`."""
-    return torch.cat([table[:, :position], row, table[:, position:]], 1)
+def move_rows(
+    table: Tensor, rows: Sequence[int], new_rows: Sequence[int], resize: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A position table (1, position, dim) of another size: `rows` go to `new_rows` as they are, the rest is resized."""
+    patches = resize(table[:, [i for i in range(table.shape[1]) if i not in rows]])
+    for row, new in zip(rows, new_rows, strict=True):
+        patches = torch.cat([patches[:, :new], table[:, row : row + 1], patches[:, new:]], 1)
+    return patches

@@ -1,6 +1,15 @@
-"""What Vim and VideoMamba name alike: blocks whose backward parameters have `_b` in their names."""
+"""What Vim and VideoMamba have alike: mixers, norms, and names, in which `_b` marks what the way back owns."""
 
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from transmamba.models.official.family import read_config
+from transmamba.models.official.mamba import IGNORED, MAMBA
+from transmamba.nn import LayerNorm, MambaMixer, RMSNorm, ScaledMixer, ThereAndBackMixer
 
 _BRANCH = re.compile(r"mixer\.branches\.([01])\.(.+)")
 _LEAVES = {
@@ -14,9 +23,43 @@ _LEAVES = {
 }
 
 
+def read_mixer(
+    ssm_cfg: Mapping[str, Any] | None, kind: str, *, average: bool, gamma: float | None = None, **own: Any
+) -> Callable[[int], nn.Module]:
+    """What builds a block's mixer from a width.
+
+    Args:
+        ssm_cfg: arguments of the official mixer.
+        kind: "none" scans forward, "v1" also backward with decay rates of its own, "v2" with everything of its own.
+        average: halve the sum of two directions.
+        gamma: what a scale of each output channel starts from; None is no scale.
+        own: arguments of the mixer that the model has itself.
+
+    Raises:
+        ValueError: an argument is not understood, or given twice; or the kind is unknown.
+    """
+    twice = sorted(own.keys() & (ssm_cfg or {}).keys())
+    if twice:
+        raise ValueError(f"{', '.join(twice)} in ssm_cfg: expected among the arguments of the model itself")
+    arguments = {**read_config(ssm_cfg or {}, MAMBA, ignored=IGNORED), **own}
+    if kind == "v1":
+        build: Callable[[int], nn.Module] = partial(ThereAndBackMixer, **arguments)
+    elif kind in ("none", "v2"):
+        both = kind == "v2"
+        build = partial(MambaMixer, directions=1 + both, average=average and both, **arguments)
+    else:
+        raise ValueError(f"bimamba_type={kind!r} is unknown: expected none, v1 or v2")
+    return build if gamma is None else lambda dim: ScaledMixer(dim, build(dim), initial=float(gamma))
+
+
+def read_norm(rms_norm: bool, eps: float) -> Callable[[int], nn.Module]:
+    """What builds a norm from a width."""
+    return partial(RMSNorm if rms_norm else LayerNorm, eps=eps)
+
+
 def official_name(name: str) -> str:
     """`blocks.0.mixer.branches.1.ssm.A_log` -> `layers.0.mixer.A_b_log`, and so on."""
-    if name == "norm.weight":
-        return "norm_f.weight"
+    name = re.sub(r"^norm\.", "norm_f.", name).replace(".mixer.mixer.", ".mixer.")
     name = re.sub(r"^blocks\.(\d+)\.", r"layers.\1.", name).replace(".norm1.", ".norm.")
+    name = name.replace("mixer.back_A_log", "mixer.A_b_log")
     return _BRANCH.sub(lambda found: "mixer." + _LEAVES[found[2]].format(b="_b" if found[1] == "1" else ""), name)

@@ -1,5 +1,6 @@
 """Mamba, Mamba-2 and FalconMamba checkpoints as `transformers` writes them."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -88,16 +89,25 @@ def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
 def _mamba(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config["hidden_size"]
     # FalconMamba's files say expand=16 and mean the intermediate size
-    inner = config.get("intermediate_size", config.get("expand", 2) * width)
+    inner = config.get("intermediate_size", int(config.get("expand", 2) * width))
+    check_sizes(intermediate_size=inner)
     return {
         "layer": "Mamba1",
         "d_state": config["state_size"],
         "d_conv": config.get("conv_kernel", 4),
-        "expand": inner // width,
+        "expand": _ratio(inner, width),
         "dt_rank": config.get("time_step_rank", "auto"),
         "bias": config.get("use_bias", False),
         "conv_bias": config.get("use_conv_bias", True),
     }
+
+
+def _ratio(inner: int, width: int) -> int | float:
+    """What `width` is multiplied by to give `inner`, rounded down."""
+    if inner % width == 0:
+        return inner // width
+    ratio = inner / width
+    return ratio if int(ratio * width) == inner else math.nextafter(ratio, math.inf)
 
 
 def _mamba2(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from transmamba.models.mamba_lm import MambaLM
+from transmamba.models.mamba_lm import MambaLM, mamba_block
 from transmamba.models.official.family import Family, read_config
 from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer
 
@@ -39,6 +39,8 @@ MAMBA2 = {
     "bias": False,
     "conv_bias": True,
     "chunk_size": 256,
+    "d_ssm": None,
+    "rmsnorm": True,
 }
 MAMBA3 = {"d_state": 128, "expand": 2, "headdim": 64, "ngroups": 1, "rope_fraction": 0.5}
 LM = {
@@ -49,8 +51,9 @@ LM = {
     "pad_vocab_size_multiple": 8,
     "tie_embeddings": True,
     "ssm_cfg": {},
+    "rms_norm": True,
 }
-LM_FIXED = {"rms_norm": True, "attn_layer_idx": [], "attn_cfg": {}}
+LM_FIXED: dict[str, Any] = {"attn_layer_idx": [], "attn_cfg": {}}
 
 
 def build_mamba(d_model: int, config: Mapping[str, Any]) -> MambaMixer:
@@ -61,9 +64,10 @@ def build_mamba(d_model: int, config: Mapping[str, Any]) -> MambaMixer:
 
 def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
     """The mixer of these official arguments."""
-    c = read_config(config, MAMBA2, {"rmsnorm": True, "d_ssm": None}, IGNORED)
+    c = read_config(config, MAMBA2, ignored=IGNORED)
+    d_ssm = int(c["expand"] * d_model) if c["d_ssm"] is None else c["d_ssm"]
     ssm = HeadSSM(
-        c["expand"] * d_model // c["headdim"],
+        d_ssm // c["headdim"],
         c["headdim"],
         d_state=c["d_state"],
         groups=c["ngroups"],
@@ -71,9 +75,8 @@ def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
         dt_limit=tuple(c["dt_limit"]),
         chunk_size=min(c["chunk_size"], 64),  # changes no number; large chunks are for tensor cores
     )
-    mixer = Mamba2Mixer(
-        d_model, d_conv=c["d_conv"], expand=c["expand"], bias=c["bias"], conv_bias=c["conv_bias"], ssm=ssm
-    )
+    names = ("d_conv", "expand", "bias", "conv_bias", "d_ssm")
+    mixer = Mamba2Mixer(d_model, **{name: c[name] for name in names}, normed=c["rmsnorm"], ssm=ssm)
     mixer.norm.norm_before_gate = c["norm_before_gate"]
     return mixer
 
@@ -104,12 +107,14 @@ def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
         raise ValueError(
             f"cannot build from these official arguments: layer={layer!r}: expected one of {', '.join(BUILDERS)}"
         )
+    norm: Literal["rms", "layer"] = "rms" if c["rms_norm"] else "layer"
     return MambaLM(
         c["vocab_size"],
         c["d_model"],
         depth=c["n_layer"],
         mixer=partial(BUILDERS[layer], config=ssm),
-        d_intermediate=c["d_intermediate"],
+        block=mamba_block(c["d_intermediate"], norm=norm),
+        norm=norm,
         tied=c["tie_embeddings"],
         vocab_multiple=c["pad_vocab_size_multiple"],
     )
@@ -139,11 +144,8 @@ def lm_name(name: str) -> str:
         head, _, tail = rest.partition(".")
         head = "norm" if head == "norm1" else head
         return f"backbone.layers.{i}.{head}.{mixer_name(tail) if head == 'mixer' else tail}"
-    return {
-        "embedding.weight": "backbone.embedding.weight",
-        "norm.weight": "backbone.norm_f.weight",
-        "head.weight": "lm_head.weight",
-    }[name]
+    part, _, leaf = name.partition(".")
+    return {"embedding": "backbone.embedding.", "norm": "backbone.norm_f.", "head": "lm_head."}[part] + leaf
 
 
 MAMBA_FAMILIES = {

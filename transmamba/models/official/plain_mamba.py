@@ -1,7 +1,8 @@
 """Checkpoints of ChenhongyiYang/PlainMamba."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,24 +11,43 @@ from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, told_classes, told_side
 from transmamba.models.official.family import Family, read_config
 from transmamba.models.plain_mamba import PlainMamba
+from transmamba.nn import RMSNorm, ScaledMixer, SnakeMixer
 from transmamba.nn.position import resize_position
 
+Builder = Callable[[int], nn.Module]
 _DEFAULTS = {
     "img_size": 224,
     "patch_size": 16,
     "in_channels": 3,
+    "arch": None,
     "embed_dims": 192,
     "num_layers": 24,
     "num_convs_patch_embed": 2,
     "layers_with_dwconv": (),
     "layer_cfgs": {},
     "num_classes": 1000,
+    "with_pos_embed": True,
+    "drop_rate": 0.0,
     "drop_path_rate": 0.0,
+    "norm_cfg": {"type": "LN", "eps": 1e-6},
+    "final_norm": True,
 }
-_IGNORED = ("arch", "out_indices", "drop_rate", "final_norm", "interpolate_mode", "patch_cfg", "pretrained", "init_cfg")
-_MIXER = {"d_state": 16}
-# what every released model has
-_MIXER_FIXED = {"expand": 2, "conv_size": 7, "conv_bias": True, "bias": True, "dt_rank": "auto"}
+_ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "L1": {"embed_dims": 192, "num_layers": 24, "num_convs_patch_embed": 1, "layers_with_dwconv": (0,)},
+    "L2": {"embed_dims": 384, "num_layers": 24, "num_convs_patch_embed": 2, "layers_with_dwconv": ()},
+    "L3": {"embed_dims": 448, "num_layers": 36, "num_convs_patch_embed": 2, "layers_with_dwconv": ()},
+}
+_FIXED = {"interpolate_mode": "bicubic"}
+_IGNORED = ("out_indices", "patch_cfg", "pretrained", "init_cfg", "test_cfg", "convert_syncbn", "freeze_patch_embed")
+_MIXER = {
+    "d_state": 16,
+    "expand": 2,
+    "dt_rank": "auto",
+    "conv_size": 7,
+    "conv_bias": True,
+    "bias": False,
+    "init_layer_scale": None,
+}
 _MIXER_IGNORED = ("dt_init", "dt_min", "dt_max", "dt_scale", "dt_init_floor", "default_hw_shape")
 _NAMES = (
     (r"^head\.", "head.fc."),
@@ -36,17 +56,24 @@ _NAMES = (
     (r"\.norm1\.", ".norm."),
     (r"\.local\.conv\.", ".dw.0."),
     (r"\.local\.norm\.", ".dw.1."),
-    (r"\.mixer\.(ssm\.)?", ".mamba."),
+    (r"\.mixer\.(mixer\.)?(ssm\.)?", ".mamba."),
     (r"\.dt_bias$", ".dt_proj.bias"),
     (r"\.move_B$", ".direction_Bs"),
 )
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The PlainMamba of the official constructor arguments, scanning as it was trained."""
-    args = read_config(config, _DEFAULTS, ignored=_IGNORED)
-    layer = read_config(args["layer_cfgs"], {"mamba_cfg": {}}, {"use_rms_norm": False}, ("drop_path_rate",))
-    mixer = read_config(layer["mamba_cfg"], _MIXER, _MIXER_FIXED, _MIXER_IGNORED)
+    """The PlainMamba of the official constructor arguments, scanning as it was trained.
+
+    Raises:
+        ValueError: an argument is not understood.
+    """
+    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
+    if args["arch"] is not None:
+        if args["arch"] not in _ARCHITECTURES:
+            raise ValueError(f"arch={args['arch']!r} is unknown: expected one of {', '.join(_ARCHITECTURES)}")
+        args |= {**_ARCHITECTURES[args["arch"]], "patch_size": 16, "layer_cfgs": {}}
+    mixer, norm = _layer(args["layer_cfgs"])
     size = args["img_size"]
     return PlainMamba(
         size if isinstance(size, int) else tuple(size),
@@ -55,12 +82,33 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         num_classes=args["num_classes"],
         dim=args["embed_dims"],
         depth=args["num_layers"],
-        d_state=mixer["d_state"],
+        mixer=mixer,
+        norm=norm,
+        last_norm=_last_norm(args["norm_cfg"]) if args["final_norm"] else lambda dim: nn.Identity(),
+        positions=args["with_pos_embed"],
+        dropout=args["drop_rate"],
         refinements=args["num_convs_patch_embed"],
         convolved=tuple(args["layers_with_dwconv"]),
         drop_path=args["drop_path_rate"],
-        released_scan=True,
     )
+
+
+def _layer(config: Any) -> tuple[Builder, Builder]:
+    """What builds mixer and norm of a layer; without a configuration, those of the released models."""
+    if not isinstance(config, Mapping):
+        raise ValueError(f"layer_cfgs is a {type(config).__name__}: expected one mapping for all layers")
+    defaults = {"mamba_cfg": {"bias": True}, "use_rms_norm": False}
+    layer = read_config(config, defaults, ignored=("drop_path_rate", "embed_dims", "with_dwconv"))
+    given = read_config(layer["mamba_cfg"], _MIXER, ignored=_MIXER_IGNORED)
+    gamma, side = given.pop("init_layer_scale"), given.pop("conv_size")
+    build: Builder = partial(SnakeMixer, **given, d_conv=side, released_scan=True)
+    norm = RMSNorm if layer["use_rms_norm"] else nn.LayerNorm
+    return build if gamma is None else lambda dim: ScaledMixer(dim, build(dim), initial=float(gamma)), norm
+
+
+def _last_norm(config: Mapping[str, Any]) -> Builder:
+    given = read_config(config, {"eps": 1e-5}, {"type": "LN"}, ("requires_grad",))
+    return partial(nn.LayerNorm, eps=given["eps"])
 
 
 def official_name(name: str) -> str:
@@ -81,8 +129,9 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position table."""
     source, target = cast(PlainMamba, source), cast(PlainMamba, target)
-    table = resize_position(state["pos_embed"], source.grid, target.grid)
-    return fresh_head({**state, "pos_embed": table}, target)
+    if target.pos_embed is not None:
+        state = {**state, "pos_embed": resize_position(state["pos_embed"], source.grid, target.grid)}
+    return fresh_head(state, target)
 
 
 PLAIN_MAMBA = Family(PlainMamba, build, official_name, describe=describe, adapt=adapt)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transmamba._checkpoint import State
 from transmamba.models.official import bidirectional
 from transmamba.models.official.adapting import fresh_head, told_classes, told_side
+from transmamba.models.official.bidirectional import read_mixer, read_norm
 from transmamba.models.official.family import Family, read_config
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.models.video_text_mamba import VideoTextMamba
@@ -23,13 +24,17 @@ _DEFAULTS = {
     "num_classes": 1000,
     "drop_path_rate": 0.1,
     "residual_in_fp32": True,
+    "ssm_cfg": None,
+    "drop_rate": 0.0,
+    "fc_drop_rate": 0.0,
+    "norm_epsilon": 1e-5,
+    "rms_norm": True,
+    "bimamba": True,
     "kernel_size": 1,
     "num_frames": None,
     "stride": None,
 }
-# what every released model has
-_FIXED = {"rms_norm": True, "norm_epsilon": 1e-5, "bimamba": True, "drop_rate": 0.0, "fc_drop_rate": 0.0}
-_IGNORED = ("fused_add_norm", "initializer_cfg", "ssm_cfg", "use_checkpoint", "checkpoint_num", "device", "dtype")
+_IGNORED = ("fused_add_norm", "initializer_cfg", "use_checkpoint", "checkpoint_num", "device", "dtype")
 _OFFICIAL_FRAMES = 8
 _TEXT_FIXED = {"clip_return_layer": 1, "clip_student_return_interval": 1, "add_pool_norm": True, "pool_type": "cls+avg"}
 _TEXT_IGNORED = ("clip_decoder_embed_dim", "clip_norm_type")
@@ -39,7 +44,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """The VideoMamba of the official constructor arguments; a clip model if they or the tensors speak of frames.
 
     Raises:
-        ValueError: an argument is not understood or has a value that no released model has.
+        ValueError: an argument is not understood, or the official model has none of that value.
     """
     if "pool_type" in config:
         return _build_text(config)
@@ -50,26 +55,29 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _build(config: Mapping[str, Any], frames: int | None) -> VideoMamba:
-    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
-    if args["stride"] not in (None, args["patch_size"]):
-        raise ValueError(f"stride={args['stride']!r} is not built here: expected patch_size, {args['patch_size']}")
+    args = read_config(config, _DEFAULTS, ignored=_IGNORED)
     size = args["img_size"]
     return VideoMamba(
         size if isinstance(size, int) else tuple(size),
         args["patch_size"],
+        stride=args["stride"],
         num_frames=frames,
         tubelet=args["kernel_size"],
         in_chans=args["channels"],
         num_classes=args["num_classes"],
         dim=args["embed_dim"],
         depth=args["depth"],
+        mixer=read_mixer(args["ssm_cfg"], "v2" if args["bimamba"] else "none", average=False),
+        norm=read_norm(args["rms_norm"], args["norm_epsilon"]),
+        dropout=args["drop_rate"],
+        head_dropout=args["fc_drop_rate"],
         drop_path=args["drop_path_rate"],
         float32_residual=args["residual_in_fp32"],
     )
 
 
 def _build_text(config: Mapping[str, Any]) -> nn.Module:
-    encoder = {name: value for name, value in config.items() if name in _DEFAULTS or name in _FIXED or name in _IGNORED}
+    encoder = {name: value for name, value in config.items() if name in _DEFAULTS or name in _IGNORED}
     own = {name: value for name, value in config.items() if name not in encoder}
     args = read_config(own, {"clip_output_dim": 768}, _TEXT_FIXED, _TEXT_IGNORED)
     frames = config.get("num_frames", _OFFICIAL_FRAMES)
@@ -93,7 +101,8 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
     patches, frames = state.get("patch_embed.proj.weight"), state.get("temporal_pos_embedding")
     side = told_side(state.get("pos_embed"), 1, rows * columns)
     if side is not None and patches is not None:
-        told["img_size"] = side * patches.shape[-1]
+        stride = getattr(model.patch_embed, "stride", patches.shape[-1])
+        told["img_size"] = (side - 1) * stride + patches.shape[-1]
     if patches is not None and patches.dim() == 4 and model.temporal_pos_embed is not None:
         told["num_frames"] = None
     elif frames is not None and model.temporal_pos_embed is not None and frames.shape[1] != model.grid[0]:

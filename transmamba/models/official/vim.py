@@ -1,16 +1,16 @@
 """Checkpoints of hustvl/Vim."""
 
 from collections.abc import Mapping
-from typing import Any, cast
+from functools import partial
+from typing import Any, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.adapting import fresh_head, insert_row, told_classes, told_side
-from transmamba.models.official.bidirectional import official_name
+from transmamba.models.official.adapting import fresh_head, move_rows, told_classes, told_side
+from transmamba.models.official.bidirectional import official_name, read_mixer, read_norm
 from transmamba.models.official.family import Family, read_config
-from transmamba.models.vim import Vim
+from transmamba.models.vim import ClassTokens, Vim
 from transmamba.nn.position import resize_position
 
 _DEFAULTS = {
@@ -22,33 +22,28 @@ _DEFAULTS = {
     "d_state": 16,
     "channels": 3,
     "num_classes": 1000,
+    "ssm_cfg": None,
+    "drop_rate": 0.0,
     "drop_path_rate": 0.1,
-    "residual_in_fp32": True,
-}
-# what every released model has
-_FIXED = {
-    "rms_norm": True,
     "norm_epsilon": 1e-5,
+    "rms_norm": True,
+    "residual_in_fp32": True,
+    "final_pool_type": "none",
     "if_abs_pos_embed": True,
-    "if_rope": False,
-    "if_rope_residual": False,
-    "if_bidirectional": False,
     "if_bimamba": False,
     "bimamba_type": "v2",
     "if_cls_token": True,
     "if_divide_out": True,
-    "use_middle_cls_token": True,
-    "use_double_cls_token": False,
     "init_layer_scale": None,
-    "flip_img_sequences_ratio": -1.0,
-    "drop_rate": 0.0,
+    "use_double_cls_token": False,
+    "use_middle_cls_token": True,
 }
-# no influence on the numbers (with a class token nothing is pooled); `if_devide_out` is a slip of the official vim_base
+# rotated streams and layers in pairs are not built here; flipping at random is no property of a trained model
+_FIXED = {"if_rope": False, "if_rope_residual": False, "if_bidirectional": False, "flip_img_sequences_ratio": -1.0}
+# no influence on the numbers; `if_devide_out` is a slip of the official vim_base, which falls into its **kwargs
 _IGNORED = (
-    "final_pool_type",
     "fused_add_norm",
     "initializer_cfg",
-    "ssm_cfg",
     "ft_seq_len",
     "pt_hw_seq_len",
     "device",
@@ -56,12 +51,24 @@ _IGNORED = (
     "pretrained",
     "if_devide_out",
 )
+_POOLING: dict[str, Literal["mean", "last", "max"]] = {"mean": "mean", "none": "last", "max": "max"}
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The Vim of the official constructor arguments."""
+    """The Vim of the official constructor arguments.
+
+    Raises:
+        ValueError: an argument is not understood, or means no classifier.
+    """
     args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
-    size = args["img_size"]
+    size, tokens = args["img_size"], _class_tokens(args)
+    pooling = args["final_pool_type"]
+    if pooling not in _POOLING and tokens == "none":
+        raise ValueError(f"final_pool_type={pooling!r} gives no logits of an image: expected mean, max or none")
+    if pooling == "max" and tokens != "none":
+        raise ValueError("final_pool_type='max' takes the largest logit of a class token: expected mean or none")
+    kind = "v1" if args["if_bimamba"] else args["bimamba_type"]
+    average, gamma = args["if_divide_out"], args["init_layer_scale"]
     return Vim(
         size if isinstance(size, int) else tuple(size),
         args["patch_size"],
@@ -70,28 +77,41 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         num_classes=args["num_classes"],
         dim=args["embed_dim"],
         depth=args["depth"],
-        d_state=args["d_state"],
+        mixer=read_mixer(args["ssm_cfg"], kind, average=average, gamma=gamma, d_state=args["d_state"]),
+        norm=read_norm(args["rms_norm"], args["norm_epsilon"]),
+        class_tokens=tokens,
+        pooling=_POOLING.get(pooling, "mean"),
+        positions=args["if_abs_pos_embed"],
+        dropout=args["drop_rate"],
         drop_path=args["drop_path_rate"],
         float32_residual=args["residual_in_fp32"],
     )
+
+
+def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
+    if not args["if_cls_token"]:
+        return "none"
+    if args["use_double_cls_token"]:
+        return "both"
+    return "middle" if args["use_middle_cls_token"] else "first"
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
     """Another number of classes, or a position table of another square image."""
     model = cast(Vim, model)
     told, embed = told_classes(model, state), model.patch_embed
-    side = told_side(state.get("pos_embed"), 1, model.patches)
+    side = told_side(state.get("pos_embed"), len(model.cls_positions), model.patches)
     return told if side is None else {**told, "img_size": (side - 1) * embed.stride + embed.patch_size}
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Resize the position table around the class token's row, which is the middle one."""
+    """Resize the position table but for the rows of class tokens."""
     source, target = cast(Vim, source), cast(Vim, target)
-    table, middle = state["pos_embed"], source.cls_position
-    patches = torch.cat([table[:, :middle], table[:, middle + 1 :]], 1)
-    patches = resize_position(patches, source.grid, target.grid)
-    table = insert_row(patches, table[:, middle : middle + 1], target.cls_position)
-    return fresh_head({**state, "pos_embed": table}, target)
+    if target.pos_embed is not None:
+        resize = partial(resize_position, grid=source.grid, new_grid=target.grid)
+        table = move_rows(state["pos_embed"], source.cls_positions, target.cls_positions, resize)
+        state = {**state, "pos_embed": table}
+    return fresh_head(state, target)
 
 
 VIM = Family(Vim, build, official_name, describe=describe, adapt=adapt)

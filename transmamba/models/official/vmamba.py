@@ -10,8 +10,8 @@ from torch import Size, Tensor, nn
 from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, told_classes
 from transmamba.models.official.family import Family, read_config
-from transmamba.models.vmamba import VMamba, VMambaBlock, overlapping_stem
-from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.models.vmamba import ORDERS, VMamba, VMambaBlock
+from transmamba.nn.scan2d import Kind, Scan2dMixer, SpatialNorm
 from transmamba.nn.stem import ConvNorm, PatchMerging
 
 _DEFAULTS = {
@@ -29,26 +29,32 @@ _DEFAULTS = {
     "drop_path_rate": 0.1,
     "downsample_version": "v2",
     "patchembed_version": "v1",
-}
-# what every released model has
-_FIXED = {
     "patch_size": 4,
+    "patch_norm": True,
     "ssm_act_layer": "silu",
     "mlp_act_layer": "gelu",
     "gmlp": False,
-    "patch_norm": True,
     "posembed": False,
-    "ssm_drop_rate": 0.0,
-    "mlp_drop_rate": 0.0,
+    "imgsize": 224,
 }
-# the norm's layout changes no number, and any image size will do
-_IGNORED = ("ssm_init", "norm_layer", "use_checkpoint", "imgsize", "img_size")
-# kernels of the same scan; whether its output is gated
-_GATED = {name + end: not end for name in ("v05", "v04", "v03", "v3") for end in ("", "_noz")} | {"v0": True}
-_STEMS: dict[str, Callable[[int, int], nn.Module]] = {
-    "v1": lambda in_chans, dim: nn.Sequential(ConvNorm(in_chans, dim, kernel_size=4, stride=4)),
-    "v2": overlapping_stem,
+_FIXED = {"ssm_drop_rate": 0.0, "mlp_drop_rate": 0.0}
+# a layout changes no number, and without positions any image size will do
+_IGNORED = ("ssm_init", "norm_layer", "use_checkpoint", "img_size")
+_ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
+# kernels of the same scan, and scans along one row order only: four times forward, or twice from each end
+_SCANS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("v0", "v01", "v02", "v03", "v04", "v05", "v2", "v3"), ORDERS),
+    **dict.fromkeys(("v051d", "v31d"), ("raster",) * 4),
+    **dict.fromkeys(("v052d", "v32d"), ("raster", "raster", "raster_reverse", "raster_reverse")),
 }
+_NORMS: dict[str, Kind] = {
+    "none": "none",
+    "sigmoid": "sigmoid",
+    "softmax": "softmax",
+    "dwconv3": "conv",
+    "cnorm": "norm_conv",
+}
+_FORWARD = re.compile(r"(?P<scan>.+?)(_on(?P<norm>[a-z0-9]+))?(?P<gate>_nozact|_noz)?(?P<act>_oact)?(_no32)?")
 _DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
     "v1": PatchMerging,
     "v2": partial(ConvNorm, kernel_size=2, stride=2),
@@ -64,6 +70,9 @@ _NAMES = (
     (r"\.downsample\.conv\.", ".downsample.1."),
     (r"\.downsample\.channel_norm\.", ".downsample.3."),
     (r"\.norm1\.", ".norm."),
+    (r"\.out_norm\.norm\.", ".out_norm.0."),
+    (r"\.out_norm\.conv\.", ".out_norm.1."),
+    (r"\.out_norm\.norm_conv\.", ".out_norm.2."),
     (r"\.mixer\.", ".op."),
     (r"\.ssm\.x_proj$", ".x_proj_weight"),
     (r"\.ssm\.dt_proj$", ".dt_projs_weight"),
@@ -84,36 +93,83 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """The VMamba of the official constructor arguments.
 
     Raises:
-        ValueError: an argument is not understood or has a value that no released model has.
+        ValueError: an argument is not understood, or what it asks for is not built here.
     """
     args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
+    if any(name.endswith("running_mean") for name in state):
+        raise ValueError("the checkpoint has batch norms: expected those of norm_layer 'ln' or 'ln2d'")
     for name, known in (
-        ("forward_type", _GATED),
         ("downsample_version", _DOWNSAMPLES),
-        ("patchembed_version", _STEMS),
+        ("patchembed_version", ("v1", "v2")),
+        ("ssm_act_layer", _ACTIVATIONS),
+        ("mlp_act_layer", _ACTIVATIONS),
     ):
         if args[name] not in known:
             raise ValueError(f"{name}={args[name]!r} is not built here: expected one of {', '.join(known)}")
     depths, dims = args["depths"], args["dims"]
     dims = tuple(dims * 2**i for i in range(len(depths))) if isinstance(dims, int) else tuple(dims)
-    mixer = partial(
-        Scan2dMixer,
-        d_state=args["ssm_d_state"],
-        d_conv=args["ssm_conv"],
-        expand=args["ssm_ratio"],
-        dt_rank=args["ssm_dt_rank"],
-        conv_bias=args["ssm_conv_bias"],
-        gated=_GATED[args["forward_type"]],
-    )
+    mixer, orders = _mixer(args)
+    gated = args["gmlp"] and _is_gated(state)
+    side = args["imgsize"] // args["patch_size"]
     return VMamba(
         dims,
         tuple(depths),
-        stem=_STEMS[args["patchembed_version"]](args["in_chans"], dims[0]),
-        block=lambda dim, rate: VMambaBlock(dim, mixer(dim), mlp_ratio=args["mlp_ratio"], drop_path=rate),
+        stem=_stem(args, dims[0]),
+        block=lambda dim, rate: VMambaBlock(
+            dim,
+            mixer(dim),
+            mlp_ratio=args["mlp_ratio"],
+            activation=args["mlp_act_layer"],
+            gated=gated,
+            drop_path=rate,
+        ),
         downsample=_DOWNSAMPLES[args["downsample_version"]],
+        orders=orders,
+        grid=(side, side) if args["posembed"] else None,
         num_classes=args["num_classes"],
         drop_path=args["drop_path_rate"],
     )
+
+
+def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple[str, ...]]:
+    """What builds the mixer of a block, and the orders it scans."""
+    given = args["forward_type"]
+    found = _FORWARD.fullmatch(given)
+    if not found or found["scan"] not in _SCANS or found["norm"] not in (None, *_NORMS):
+        raise ValueError(
+            f"forward_type={given!r} is not built here: expected one of {', '.join(_SCANS)}, then possibly _on"
+            f"{', _on'.join(_NORMS)}, then _noz or _nozact, then _oact"
+        )
+    first = found["scan"] == "v0"
+    if first and given != "v0":
+        raise ValueError(f"forward_type={given!r} is unknown: the first version, v0, has no suffixes")
+    options = dict(d_state=args["ssm_d_state"], expand=args["ssm_ratio"], dt_rank=args["ssm_dt_rank"])
+    if not first:  # which leaves these as they are
+        options |= dict(
+            d_conv=args["ssm_conv"] if args["ssm_conv"] > 1 else None,
+            conv_bias=args["ssm_conv_bias"],
+            activation=args["ssm_act_layer"],
+            gated=found["gate"] != "_noz",
+            gate_activation=found["gate"] != "_nozact",
+            out_activation=found["act"] is not None,
+        )
+    if found["norm"] is not None:
+        options["out_norm"] = partial(SpatialNorm, kind=_NORMS[found["norm"]])
+    return partial(Scan2dMixer, **options), _SCANS[found["scan"]]
+
+
+def _is_gated(state: Mapping[str, Tensor]) -> bool:
+    """Whether the MLPs are: the newer official code takes the argument and ignores it."""
+    first, second = (state.get(f"layers.0.blocks.0.mlp.fc{i}.weight") for i in (1, 2))
+    return first is not None and second is not None and len(first) == 2 * second.shape[1]
+
+
+def _stem(args: Mapping[str, Any], dim: int) -> nn.Module:
+    patch, normed = args["patch_size"], args["patch_norm"]
+    if args["patchembed_version"] == "v1":
+        return nn.Sequential(ConvNorm(args["in_chans"], dim, kernel_size=patch, stride=patch, normed=normed))
+    half = partial(ConvNorm, kernel_size=patch // 2 + 1, stride=patch // 2, padding=1, normed=normed)
+    return nn.Sequential(half(args["in_chans"], dim // 2), nn.GELU(), half(dim // 2, dim))
 
 
 def official_name(name: str) -> str:
@@ -127,10 +183,18 @@ def official_shape(name: str, shape: Size) -> tuple[int, ...]:
 
 
 def modernise(state: State) -> State:
-    """Names of the first releases; linear layers kept as convolutions of one pixel."""
+    """Names of other releases; linear layers kept as convolutions of one pixel."""
+    merged = {name.removesuffix("2.weight") for name in state if name.endswith(".downsample.2.weight")}
+    for part in merged:  # patch merging as a list of modules
+        moved = {f"{part}1.weight": "norm.weight", f"{part}1.bias": "norm.bias", f"{part}2.weight": "reduction.weight"}
+        state = {part + moved[name] if name in moved else name: value for name, value in state.items()}
+    state = {
+        name.replace("out_norm.weight", "out_norm.1.weight") if value.dim() == 4 else name: value
+        for name, value in state.items()
+    }
     return {
         _substitute(_OLD_NAMES, name): value[..., 0, 0]
-        if name.endswith(("_proj.weight", "fc1.weight", "fc2.weight")) and value.shape[2:] == (1, 1)
+        if name.endswith(("_proj.weight", "fc1.weight", "fc2.weight", "reduction.weight")) and value.shape[2:] == (1, 1)
         else value
         for name, value in state.items()
     }

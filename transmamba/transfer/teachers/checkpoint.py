@@ -128,8 +128,9 @@ def read_teacher(teacher: Weights, config: Any = None) -> tuple[Mapping[str, Ten
     """The tensors and the configuration of a module, a state dict or files."""
     teacher = unwrap(teacher)
     if config is None and isinstance(teacher, nn.Module):
-        config = getattr(teacher, "config", None)
-        config = describe_module(teacher) if config is None else config
+        # ours say more by their modules than by the config that they have for peft
+        config = describe_module(teacher)
+        config = getattr(teacher, "config", None) if config is None else config
     elif config is None:
         config = getattr(teacher, "config", None)
     if config is not None and not isinstance(config, Mapping):

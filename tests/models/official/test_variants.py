@@ -1,0 +1,255 @@
+"""Whatever the official constructors can make loads and agrees with a plain derivation; gradients too."""
+
+import pytest
+import torch
+
+from tests.models.official import plain, shapes
+from transmamba.models.official import FAMILIES, from_official, to_official
+from transmamba.ops import use_backend
+
+VIM = {"img_size": 12, "patch_size": 4, "stride": 4, "depth": 2, "embed_dim": 8, "num_classes": 5, "d_state": 3}
+VIM_VARIANTS = {
+    "as released": {},
+    "summed": {"if_divide_out": False},
+    "layer norm": {"rms_norm": False},
+    "another epsilon": {"norm_epsilon": 1e-2},
+    "class token first": {"use_middle_cls_token": False},
+    "two class tokens": {"use_double_cls_token": True},
+    "mean pooling": {"if_cls_token": False, "final_pool_type": "mean"},
+    "largest logits": {"if_cls_token": False, "final_pool_type": "max"},
+    "last token": {"if_cls_token": False, "final_pool_type": "none"},
+    "no positions": {"if_abs_pos_embed": False},
+    "one direction": {"bimamba_type": "none", "if_divide_out": True},
+    "one convolution for both": {"bimamba_type": "v1"},
+    "the older flag for it": {"if_bimamba": True},
+    "layer scale": {"init_layer_scale": 1e-3},
+    "layer scale of one convolution": {"init_layer_scale": 1e-3, "bimamba_type": "v1"},
+    "another mixer": {"ssm_cfg": {"d_conv": 3, "expand": 1.5, "dt_rank": 2, "bias": True, "conv_bias": False}},
+    "overlapping patches": {"stride": 2},
+    "no head": {"num_classes": 0},
+    "dropout in training": {"drop_rate": 0.5},
+}
+VIDEO = {"img_size": 8, "patch_size": 4, "depth": 2, "embed_dim": 8, "num_classes": 5}
+VIDEO_VARIANTS = {
+    "images": {},
+    "images, overlapping": {"stride": 2},
+    "images, layer norm": {"rms_norm": False, "norm_epsilon": 1e-3},
+    "images, one direction": {"bimamba": False},
+    "images, no head": {"num_classes": 0},
+    "clips": {"num_frames": 3},
+    "clips of tubelets, layer norm": {"num_frames": 4, "kernel_size": 2, "rms_norm": False},
+    "clips, another mixer": {"num_frames": 2, "ssm_cfg": {"d_state": 5, "d_conv": 2, "bias": True, "expand": 1.5}},
+    "clips, dropout in training": {"num_frames": 2, "drop_rate": 0.5, "fc_drop_rate": 0.5},
+}
+SNAKE = {
+    "img_size": 16,
+    "patch_size": 4,
+    "embed_dims": 8,
+    "num_layers": 2,
+    "num_convs_patch_embed": 1,
+    "num_classes": 5,
+}
+
+
+def layer(use_rms_norm=False, **mamba_cfg):
+    """layer_cfgs of PlainMamba."""
+    return {"layer_cfgs": {"use_rms_norm": use_rms_norm, "mamba_cfg": {"d_state": 3, "conv_size": 3, **mamba_cfg}}}
+
+
+SNAKE_VARIANTS = {
+    "as released": layer(conv_size=7, bias=True),
+    "conv_size=3": layer(bias=True),
+    "no bias": layer(conv_bias=False),
+    "rms norm": layer(use_rms_norm=True),
+    "another mixer": layer(expand=1.5, dt_rank=2, conv_size=5),
+    "layer scale": layer(init_layer_scale=1e-3),
+    "a convolution after a layer": layer() | {"layers_with_dwconv": [1], "num_convs_patch_embed": 0},
+    "no positions, no last norm": layer() | {"with_pos_embed": False, "final_norm": False, "drop_rate": 0.5},
+    "another epsilon": layer() | {"norm_cfg": {"type": "LN", "eps": 1e-2}},
+    "an image that patches do not fill": layer() | {"img_size": 14},
+}
+CROSS = {"dims": (6, 8), "depths": (1, 1), "num_classes": 5, "ssm_d_state": 2, "forward_type": "v05", "imgsize": 16}
+NORMS = ("none", "sigmoid", "softmax", "dwconv3", "cnorm")
+CROSS_VARIANTS = {
+    "first version": {"forward_type": "v0", "mlp_ratio": 0.0, "downsample_version": "v1"},
+    "no gate": {"forward_type": "v05_noz"},
+    "linear gate": {"forward_type": "v04_nozact"},
+    "activated output": {"forward_type": "v03_oact_no32"},
+    **{f"{norm} after the scan": {"forward_type": f"v05_on{norm}_noz"} for norm in NORMS},
+    "scans one way": {"forward_type": "v051d"},
+    "scans along rows": {"forward_type": "v052d_noz"},
+    "other activations": {"ssm_act_layer": "gelu", "mlp_act_layer": "relu"},
+    "sigmoid": {"ssm_act_layer": "sigmoid", "mlp_act_layer": "silu"},
+    "gated MLP": {"gmlp": True},
+    "no convolution": {"ssm_conv": 1},
+    "wide convolution": {"ssm_conv": 5, "ssm_conv_bias": False, "ssm_ratio": 1.5, "ssm_dt_rank": 2},
+    "no norm after patches": {"patch_norm": False},
+    "other patches": {"patch_size": 2},
+    "overlapping patches": {"patchembed_version": "v2", "downsample_version": "v3"},
+    "other overlapping patches": {"patchembed_version": "v2", "patch_size": 8, "patch_norm": False, "imgsize": 32},
+    "positions": {"posembed": True},
+}
+LM = {"d_model": 8, "n_layer": 2, "vocab_size": 11, "tie_embeddings": False, "ssm_cfg": {"d_state": 3}}
+MAMBA2 = {"layer": "Mamba2", "d_state": 3, "headdim": 4}
+LM_VARIANTS = {
+    "Mamba": {},
+    "Mamba, layer norm": {"rms_norm": False},
+    "Mamba, layer norm and MLP": {"rms_norm": False, "d_intermediate": 20},
+    "Mamba, tied": {"tie_embeddings": True},
+    "Mamba, another mixer": {"ssm_cfg": {"expand": 1.5, "d_conv": 3, "dt_rank": 3, "bias": True, "conv_bias": False}},
+    "Mamba-2": {"ssm_cfg": MAMBA2},
+    "Mamba-2, layer norm": {"ssm_cfg": MAMBA2, "rms_norm": False},
+    "Mamba-2, no norm": {"ssm_cfg": MAMBA2 | {"rmsnorm": False}},
+    "Mamba-2, d_ssm": {"ssm_cfg": MAMBA2 | {"d_ssm": 8}},
+    "Mamba-2, d_ssm, no norm": {"ssm_cfg": MAMBA2 | {"d_ssm": 12, "rmsnorm": False, "bias": True}},
+    "Mamba-2, norm before the gate": {"ssm_cfg": MAMBA2 | {"norm_before_gate": True, "D_has_hdim": True}},
+    "Mamba-2, groups": {"ssm_cfg": MAMBA2 | {"ngroups": 2, "d_conv": 2, "conv_bias": False, "d_ssm": 8}},
+}
+CASES = {
+    **{f"Vim, {name}": ("vim", VIM | c) for name, c in VIM_VARIANTS.items()},
+    **{f"VideoMamba, {name}": ("videomamba", VIDEO | c) for name, c in VIDEO_VARIANTS.items()},
+    **{f"PlainMamba, {name}": ("plainmamba", SNAKE | c) for name, c in SNAKE_VARIANTS.items()},
+    **{f"VMamba, {name}": ("vmamba", CROSS | c) for name, c in CROSS_VARIANTS.items()},
+    **{name: ("mamba_lm", LM | c) for name, c in LM_VARIANTS.items()},
+}
+PLAIN = {
+    "vim": (shapes.vim, plain.vim),
+    "videomamba": (shapes.video_mamba, plain.video_mamba),
+    "plainmamba": (shapes.plain_mamba, plain.plain_mamba),
+    "vmamba": (shapes.vmamba, plain.vmamba),
+    "mamba_lm": (shapes.language_model, plain.language_model),
+}
+
+
+def given(family, config):
+    """A state dict of the case, its plain derivation, and an input."""
+    shapes_of, derive = PLAIN[family]
+    state = plain.draw(shapes_of(config))
+    if config.get("tie_embeddings"):
+        state["lm_head.weight"] = state["backbone.embedding.weight"]
+    size = config.get("img_size", config.get("imgsize"))
+    if size is None:
+        return state, derive, torch.randint(config["vocab_size"], (2, 7))
+    frames = (config["num_frames"],) if "num_frames" in config else ()
+    return state, derive, torch.randn(2, 3, *frames, size, size, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_are_those_of_the_plain_derivation(case, backend):
+    family, config = CASES[case]
+    state, derive, x = given(family, config)
+    model = from_official(family, config, state).eval()
+    leaves = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in state.items()}
+    if config.get("tie_embeddings"):
+        leaves["lm_head.weight"] = leaves["backbone.embedding.weight"]
+    expected = derive(leaves, x, config)
+    with use_backend(backend):
+        got = model(x)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.randn_like(expected)
+    names = {FAMILIES[family].official_name(name): p for name, p in model.named_parameters()}
+    grads = torch.autograd.grad((got * weight).sum(), list(names.values()))
+    wanted = torch.autograd.grad((expected * weight).sum(), [leaves[name] for name in names])
+    for name, grad, want in zip(names, grads, wanted, strict=True):
+        torch.testing.assert_close(grad.reshape(want.shape), want, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_read_is_written_back_and_survives_a_folder(case, tmp_path):
+    family, config = CASES[case]
+    state, _, x = given(family, config)
+    model = from_official(family, config, state).eval()
+    written = to_official(model)
+    assert written.keys() == state.keys() and all(torch.equal(written[name], state[name]) for name in state)
+    model.save_pretrained(tmp_path)
+    torch.testing.assert_close(type(model).from_pretrained(tmp_path)(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("case", [case for case, (family, _) in CASES.items() if family == "mamba_lm"])
+def test_decoding_gives_what_the_parallel_pass_gives(case):
+    family, config = CASES[case]
+    state, _, ids = given(family, config)
+    model = from_official(family, config, state).eval()
+    logits, cache = model.prefill(ids[:, :3])
+    for t in range(3, 7):
+        torch.testing.assert_close(logits, model(ids[:, :t])[:, -1], rtol=1e-9, atol=1e-9)
+        logits, cache = model.step(ids[:, t], cache)
+
+
+@pytest.mark.parametrize("case", [case for case, (family, _) in CASES.items() if family not in ("mamba_lm", "vmamba")])
+def test_directions_add_up_to_what_the_mixers_give(case):
+    family, config = CASES[case]
+    state, _, x = given(family, config)
+    model = from_official(family, config, state).eval()
+    features = model.forward_features(x, directions=True)
+    for i, block in enumerate(model.blocks):
+        if family == "plainmamba" and block.local is not None:
+            continue
+        first = model._embed(x)
+        stream = features.layers[i - 1] if i else first[0] if isinstance(first, tuple) else first
+        bias = block.mixer.out_proj.bias
+        natural = sum(
+            part[i][:, order.inverse] for part, order in zip(features.directions, features.orders, strict=True)
+        )
+        natural = natural if bias is None else natural + bias
+        torch.testing.assert_close(stream + natural, features.layers[i], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("case", ["two class tokens", "mean pooling", "class token first"])
+def test_positions_are_resized_around_the_class_tokens(case):
+    config = VIM | VIM_VARIANTS[case]
+    state, _, _ = given("vim", config)
+    model = from_official("vim", config, state, img_size=20)
+    for row, new in {"two class tokens": ((0, 0), (10, 26)), "class token first": ((0, 0),)}.get(case, ()):
+        assert torch.equal(model.pos_embed[0, new], state["pos_embed"][0, row])
+    assert model.pos_embed.shape[1] == 25 + len(model.cls_positions)
+    assert model(torch.randn(1, 3, 20, 20, dtype=torch.float64)).shape == (1, 5)
+
+
+def test_dropout_works_while_training():
+    for family, config in (CASES["Vim, dropout in training"], CASES["VideoMamba, clips, dropout in training"]):
+        state, _, x = given(family, config)
+        model = from_official(family, config, state).train()
+        assert not torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("norm", ["softmax", "none"])
+def test_an_output_that_is_no_sum_of_directions_is_not_split(norm):
+    config = CROSS | {"forward_type": f"v05_on{norm}"}
+    state, _, x = given("vmamba", config)
+    model = from_official("vmamba", config, state)
+    with pytest.raises(NotImplementedError, match="the output is no sum over directions: it is split only where"):
+        model.forward_features(x, directions=True)
+
+
+def test_positions_of_vmamba_are_for_one_size():
+    config = CROSS | {"posembed": True}
+    state, _, _ = given("vmamba", config)
+    with pytest.raises(ValueError, match=r"the positions are for a map of \(4, 4\), the image gives one of \(6, 4\)"):
+        from_official("vmamba", config, state)(torch.zeros(1, 3, 24, 16, dtype=torch.float64))
+
+
+def test_older_names_of_vmamba_are_those_of_today():
+    merging = CROSS | {"downsample_version": "v1", "forward_type": "v05_ondwconv3"}
+    state, derive, x = given("vmamba", merging)
+    older = {
+        name.replace("downsample.norm", "downsample.1")
+        .replace("downsample.reduction", "downsample.2")
+        .replace("out_norm.1.weight", "out_norm.weight"): value
+        for name, value in state.items()
+    }
+    torch.testing.assert_close(from_official("vmamba", merging, older)(x), derive(state, x, merging))
+
+
+def test_a_released_architecture_has_a_name():
+    model = from_official("plainmamba", {"arch": "L1", "img_size": 32}, _empty("L1"))
+    assert len(model.blocks) == 24 and model.head.in_features == 192 and model.blocks[0].local is not None
+
+
+def _empty(arch):
+    width = {"L1": 192}[arch]
+    own = layer(conv_size=7, bias=True, d_state=16)
+    config = {"img_size": 32, "patch_size": 16, "embed_dims": width, "num_layers": 24, "num_classes": 1000} | own
+    shape = shapes.plain_mamba(config | {"num_convs_patch_embed": 1, "layers_with_dwconv": (0,)})
+    return {name: torch.zeros(size) for name, size in shape.items()}

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import chunked, native, triton
+from transmamba.ops.backends import chunked, native, nvrtc, triton
 from transmamba.ops.backends.problem import Problem, allocate
 
-KERNELS: dict[str, Any] = {"triton": triton, "native": native, "chunked": chunked}  # fastest first
+KERNELS: dict[str, Any] = {"nvrtc": nvrtc, "triton": triton, "native": native, "chunked": chunked}  # fastest first
 _TENSORS = 10  # leading fields of Problem that are tensors
 _GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient, in the order of `Gradients`
 

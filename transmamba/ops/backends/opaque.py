@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import chunked, native, reference, triton
+from transmamba.ops.backends import chunked, native, nvrtc, reference, triton
 from transmamba.ops.backends.problem import Problem, allocate, output_dtype
 from transmamba.ops.backends.second import differentiate_again
 
-KERNELS: dict[str, Any] = {"triton": triton, "native": native, "chunked": chunked}  # fastest first
+KERNELS: dict[str, Any] = {"nvrtc": nvrtc, "triton": triton, "native": native, "chunked": chunked}  # fastest first
 _TENSORS = 10  # leading fields of Problem that are tensors
 _GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient, in the order of `Gradients`
 

@@ -67,7 +67,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _restarts(p: Problem) -> Tensor | None:
+def restarts(p: Problem) -> Tensor | None:
     """(b, k, l) uint8: one where the state restarts before a step."""
     if p.segments is None:
         return None
@@ -89,7 +89,7 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
     part = 2 * PART if states <= FEW else PART
     sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": part}
     flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters, "ONCE": states <= FEW}
-    return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": _restarts(p)}
+    return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": restarts(p)}
 
 
 class Driver(NamedTuple):
@@ -157,7 +157,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     """Gradients of every floating input."""
     p, arguments = _inputs(problem)
     if not p.u.numel():
-        return _untouched(p, grad_last)
+        return untouched(p, grad_last)
     from transmamba.ops.backends.triton_backward import scan_backward
 
     tiles = cut(p, CHUNK)
@@ -199,7 +199,7 @@ def _parts(p: Problem, tiles: Tiles) -> Gradients:
     )
 
 
-def _untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
+def untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
     """Gradients where there is nothing to scan: the last state is the initial one."""
     u, dt, A, B, C = (torch.zeros_like(x) for x in p[:5])
     D, dt_bias, start = (None if x is None else torch.zeros_like(x) for x in (p.D, p.dt_bias, p.initial_state))

@@ -1,0 +1,33 @@
+// What the kernels ask of a GPU: types, fast functions, shuffles, copies. Tests give the same names on a CPU instead.
+// DTYPE of the activations: 0 float32, 1 bfloat16, 2 float16. No header is included, so that NVRTC needs none.
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+#define DEV __device__ __forceinline__
+
+DEV float ex2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+DEV float rcp(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+DEV float swap(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+// a product in one instruction, which the compiler would otherwise take apart
+DEV u64 wide(u32 a, u32 b) { u64 r; asm("mul.wide.u32 %0, %1, %2;" : "=l"(r) : "r"(a), "r"(b)); return r; }
+#define SYNC() __syncthreads()
+#define SYNC_WARP() __syncwarp()
+
+// from global to shared memory, past the registers; whoever copied may read after landed()
+template <int BYTES> DEV void copy(void* to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "n"(BYTES));
+}
+DEV void landed() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+#if DTYPE == 1
+DEV float low(u32 x) { return __uint_as_float(x << 16); }
+DEV float high(u32 x) { return __uint_as_float(x & 0xffff0000u); }
+DEV u32 pack(float a, float b) { u32 r; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
+#elif DTYPE == 2
+DEV float half_as_float(u16 x) { float y; asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x)); return y; }
+DEV float low(u32 x) { return half_as_float((u16)x); }
+DEV float high(u32 x) { return half_as_float((u16)(x >> 16)); }
+DEV u32 pack(float a, float b) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
+#endif

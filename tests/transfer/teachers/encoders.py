@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.transfer.teachers.canonical import Canonical, error, perturb
+from tests.transfer.teachers.canonical import Canonical, Reference, error, perturb
 from transmamba.transfer.teachers import translate
 
 transformers = pytest.importorskip("transformers")
@@ -31,15 +31,16 @@ def task_models(name, config):
     return [getattr(transformers, kind)(config) for kind in dir(transformers) if re.fullmatch(pattern, kind)]
 
 
-def worst_error(teacher, types=None, base=None, short=False, keep=(), **options):
+def worst_error(teacher, types=None, base=None, short=False, keep=(), pad=PAD, **options):
     """Largest relative error of the translation without padding, with padding on the right and on the left.
 
     Args:
         teacher: a transformers model; its parameters are moved first.
         types: token types, if the model reads any.
         base: the encoder inside the model; the model itself by default.
-        short: with padding on the right only.
+        short: with padding on the right only, and without our own model.
         keep: parameters that are no free numbers, with their values.
+        pad: the padding token.
         options: of `translate`.
     """
     teacher = perturb(teacher)
@@ -47,14 +48,14 @@ def worst_error(teacher, types=None, base=None, short=False, keep=(), **options)
         for parameter, value in keep:
             parameter.copy_(value)
     base, translated = base or teacher, translate(teacher, **options)
-    worst = 0.0
+    worst, ours = 0.0, Reference(translated) if short else Canonical(translated)
     for mask in (RIGHT,) if short else (None, RIGHT, LEFT):
-        ids = IDS if mask is None else IDS.masked_fill(~mask, PAD)
+        ids = IDS if mask is None else IDS.masked_fill(~mask, pad)
         given = {} if types is None else {"token_type_ids": types}
         given |= {} if mask is None else {"attention_mask": mask.long()}
         with torch.no_grad():
             wanted = base(ids, **given).last_hidden_state
-            got = encode(translated, ids, mask, types)
+            got = ours.text(ids, mask, types)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         worst = max(worst, error(got[real], wanted[real]))
     return worst

@@ -35,13 +35,19 @@ EXACT = {
     "roberta prelayernorm": lambda: build("RobertaPreLayerNorm"),
     "xlm roberta xl": lambda: build("XLMRobertaXL", type_vocab_size=2),
     "megatron": lambda: build("MegatronBert"),
-    "padding token 0": lambda: build("Roberta", pad_token_id=0),
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
 def test_the_translated_encoder_is_the_teacher(name):
     assert worst_error(EXACT[name](), TYPES) < 1e-5
+
+
+def test_positions_start_behind_the_row_of_the_padding_token():
+    for pad in (0, 4):
+        teacher = build("Roberta", pad_token_id=pad)
+        assert worst_error(teacher, TYPES, pad=pad) < 1e-5
+        assert translate(teacher).shape("pos_embed")[1] == 30 - pad - 1
 
 
 def test_encoders_without_token_types():

@@ -62,7 +62,9 @@ def test_a_decoder_alone_is_refused():
 
 
 def test_the_names_of_an_encoder_alone_are_those_of_others_too():
-    with pytest.raises(ValueError, match="give config="):
+    with pytest.raises(ValueError, match="an encoder alone has the names of others' encoders: give config="):
+        translate(build().encoder.state_dict(), family="whisper")
+    with pytest.raises(ValueError, match="no family fits"):
         translate(build().encoder.state_dict())
 
 

@@ -49,7 +49,7 @@ def read_qwen(checkpoint: Checkpoint) -> Canonical:
     """Qwen 2 has biases on queries, keys and values, Qwen 3 a norm on the heads of queries and keys."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     first = config("max_window_layers", default=28)
-    names = LLAMA if config.model_type == "qwen2" or not _has_norms(checkpoint) else LLAMA | QK_NORMS
+    names = LLAMA | (QK_NORMS if "layers.0.self_attn.q_norm.weight" in checkpoint else {})
     # without use_sliding_window the class sets the window aside, and an older config.json still has it
     windows = read_windows(config, depth, lambda i: i >= first) if config("use_sliding_window") else ()
     return Canonical(
@@ -189,10 +189,6 @@ def read_cwm(checkpoint: Checkpoint) -> Canonical:
     ropes = read_ropes(config, depth, partial=False)
     facts = decoder_facts(checkpoint, ropes=ropes, windows=read_windows(config, depth, lambda i: i % 4 != 0))
     return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
-
-
-def _has_norms(checkpoint: Checkpoint) -> bool:
-    return "layers.0.self_attn.q_norm.weight" in checkpoint
 
 
 def _family(

@@ -192,7 +192,7 @@ def _family(name: str, title: str, read: Any, heads: int = 32, marker: str = FIR
     return Family(name, title, (name,), marker, read, older, defaults={"num_attention_heads": heads, **more})
 
 
-TIED = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5}
+TIED: dict[str, Any] = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5}
 FAMILIES = (
     _family(
         "gpt_neox", "GPT-NeoX, Pythia", read_gpt_neox, 64, "layers.0.attention.query_key_value.weight",

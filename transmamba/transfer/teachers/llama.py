@@ -201,7 +201,7 @@ CWM_ROPE = {
     "rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
-ERNIE = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True}
+ERNIE: dict[str, Any] = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True}
 OUTPUT = "layers.0.post_feedforward_layernorm.weight"
 FAMILIES = (
     _family("llama", "LLaMA 1 to 3, SmolLM 1 and 2", read_llama),

@@ -31,11 +31,12 @@ def test_the_logits_of_smollm2(smollm2):
 
 @pytest.mark.slow
 def test_the_text_of_smollm2(smollm2):
+    """Our model continues a text greedily: every token is the one that the teacher holds most likely at its place."""
     tokenizer, teacher = smollm2
     ids = real_llm.text(tokenizer, 16)
     model = from_transformer(teacher)
     with torch.no_grad():
-        assert error(model(ids), teacher(ids).logits) < 1e-5
-        wanted = teacher.generate(ids, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=0)
-        got = model.generate(ids, 64)
-    assert torch.equal(got, wanted)
+        text = model.generate(ids, 64)
+        likely = teacher(text).logits.argmax(-1)
+    assert text.shape == (1, 80)
+    assert torch.equal(text[:, 16:], likely[:, 15:-1])

@@ -40,7 +40,7 @@ def read_gemma(checkpoint: Checkpoint) -> Canonical:
 def read_gemma2(checkpoint: Checkpoint) -> Canonical:
     """Norms on both sides, bounded scores and logits, windows in every other layer."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
-    names = SANDWICH if config.model_type == "gemma2" or _is_sandwich(checkpoint) else VAULT
+    names = SANDWICH if "layers.0.post_feedforward_layernorm.weight" in checkpoint else VAULT
     facts = decoder_facts(
         checkpoint,
         placement="sandwich" if names is SANDWICH else "pre",
@@ -67,7 +67,10 @@ def read_gemma3(checkpoint: Checkpoint) -> Canonical:
         windows=read_windows(config, depth, lambda i: bool((i + 1) % every)),
         logit_softcap=config("final_logit_softcapping"),
     )
-    return Canonical(_terms(checkpoint, SANDWICH | QK_NORMS), _causal(checkpoint, facts), ignored(checkpoint))
+    facts, terms = _causal(checkpoint, facts), _terms(checkpoint, SANDWICH | QK_NORMS)
+    if facts.kind == "encoder":
+        terms = {name: term for name, term in terms.items() if not name.startswith("head.")}
+    return Canonical(terms, facts, ignored(checkpoint))
 
 
 def _terms(checkpoint: Checkpoint, names: dict[str, str]) -> Terms:
@@ -107,10 +110,6 @@ def _causal(checkpoint: Checkpoint, facts: Architecture) -> Architecture:
     # the configuration states the window to both sides, its class halves it
     windows = tuple(window if window is None else window // 2 + 1 for window in facts.windows)
     return replace(facts, kind="encoder", causal=False, windows=windows)
-
-
-def _is_sandwich(checkpoint: Checkpoint) -> bool:
-    return "layers.0.post_feedforward_layernorm.weight" in checkpoint
 
 
 GEMMA = {"num_attention_heads": 16, "tie_word_embeddings": True}

@@ -129,21 +129,24 @@ def read_jais2(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_cohere(checkpoint: Checkpoint) -> Canonical:
-    """One norm without a bias for two parallel branches, neighbouring channels rotated, logits multiplied.
-
-    Cohere 2 rotates only in layers with a window.
-    """
-    config, depth = checkpoint.config, layers(checkpoint, DOWN)
-    if config("use_qk_norm") or "layers.0.self_attn.q_norm.weight" in checkpoint:
+    """One norm without a bias for two parallel branches, neighbouring channels rotated, logits multiplied."""
+    if checkpoint.config("use_qk_norm") or "layers.0.self_attn.q_norm.weight" in checkpoint:
         raise ValueError("use_qk_norm is refused: every head has a norm of its own, canonical heads share one")
-    ropes: tuple[Rope | None, ...] = read_ropes(config, depth, partial=False)
-    windows: tuple[int | None, ...] = ()
-    if config.model_type == "cohere2":
-        every = config("sliding_window_pattern", default=4)
-        windows = read_windows(config, depth, lambda i: bool((i + 1) % every)) or (None,) * depth
-        ropes = tuple(rope if window else None for rope, window in zip(ropes, windows, strict=True))
+    return _cohere(checkpoint, read_ropes(checkpoint.config, layers(checkpoint, DOWN), partial=False))
+
+
+def read_cohere2(checkpoint: Checkpoint) -> Canonical:
+    """Cohere with windows; only layers with a window have positions."""
+    config, depth = checkpoint.config, layers(checkpoint, DOWN)
+    every = config("sliding_window_pattern", default=4)
+    windows = read_windows(config, depth, lambda i: bool((i + 1) % every)) or (None,) * depth
+    rope = read_ropes(config, depth, partial=False)[0]
+    return _cohere(checkpoint, tuple(rope if window else None for window in windows), windows)
+
+
+def _cohere(checkpoint: Checkpoint, ropes: tuple[Rope | None, ...], windows: tuple[int | None, ...] = ()) -> Canonical:
     facts = decoder_facts(checkpoint, norm="layer", parallel=True, ropes=ropes, windows=windows)
-    scale = config("logit_scale", default=0.0625)
+    scale = checkpoint.config("logit_scale", default=0.0625)
     names = LLAMA | {"norm2": LLAMA["norm1"]}
     terms = stem_terms(checkpoint, logit_scale=scale) | block_terms(names, interleaved(checkpoint))
     return Canonical(terms, facts, ignored(checkpoint))
@@ -156,8 +159,8 @@ def read_olmo(checkpoint: Checkpoint) -> Canonical:
     dim = checkpoint.shape("embed_tokens.weight")[1]
     terms = block_terms(without(LLAMA, "norm1", "norm2")) | stem_terms(checkpoint)
     del terms["norm.bias"]
-    for norm in ("blocks.{i}.norm1", "blocks.{i}.norm2", "norm"):
-        terms[f"{norm}.weight"] = src("embed_tokens.weight").ones(dim)
+    for norm, layer in (("blocks.{i}.norm1", "{i}"), ("blocks.{i}.norm2", "{i}"), ("norm", "0")):
+        terms[f"{norm}.weight"] = src(f"layers.{layer}.self_attn.k_proj.weight").ones(dim)
     return Canonical(terms, decoder_facts(checkpoint, norm="layer", eps=1e-5), ignored(checkpoint))
 
 
@@ -189,7 +192,7 @@ def _family(name: str, title: str, read: Any, heads: int = 32, marker: str = FIR
     return Family(name, title, (name,), marker, read, older, defaults={"num_attention_heads": heads, **more})
 
 
-TIED = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5}
+TIED: dict[str, Any] = {"tie_word_embeddings": True, "layer_norm_eps": 1e-5}
 FAMILIES = (
     _family(
         "gpt_neox", "GPT-NeoX, Pythia", read_gpt_neox, 64, "layers.0.attention.query_key_value.weight",
@@ -202,7 +205,7 @@ FAMILIES = (
     _family("nemotron", "Nemotron, Minitron", read_nemotron, 48, norm_eps=1e-5, partial_rotary_factor=0.5),
     _family("jais2", "Jais 2", read_jais2, 26, layer_norm_eps=1e-5),
     _family("cohere", "Command R", read_cohere, 64, rope_theta=5e5, **TIED),
-    _family("cohere2", "Command R7B, Command A", read_cohere, 64, sliding_window=4096, **TIED),
+    _family("cohere2", "Command R7B, Command A", read_cohere2, 64, sliding_window=4096, **TIED),
     _family("olmo", "OLMo 1", read_olmo, marker="layers.0.self_attn.q_proj.weight"),
     _family(
         "falcon", "Falcon", read_falcon, 71, "h.0.self_attention.query_key_value.weight", layer_norm_epsilon=1e-5,

@@ -49,7 +49,7 @@ def read_qwen(checkpoint: Checkpoint) -> Canonical:
     """Qwen 2 has biases on queries, keys and values, Qwen 3 a norm on the heads of queries and keys."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     first = config("max_window_layers", default=28)
-    names = LLAMA if config.model_type == "qwen2" or not _has_norms(checkpoint) else LLAMA | QK_NORMS
+    names = LLAMA | (QK_NORMS if "layers.0.self_attn.q_norm.weight" in checkpoint else {})
     # without use_sliding_window the class sets the window aside, and an older config.json still has it
     windows = read_windows(config, depth, lambda i: i >= first) if config("use_sliding_window") else ()
     return Canonical(
@@ -191,10 +191,6 @@ def read_cwm(checkpoint: Checkpoint) -> Canonical:
     return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
 
 
-def _has_norms(checkpoint: Checkpoint) -> bool:
-    return "layers.0.self_attn.q_norm.weight" in checkpoint
-
-
 def _family(
     name: str, title: str, read: Callable[[Checkpoint], Canonical], marker: str = FIRST, heads: int = 32, **more: Any
 ) -> Family:
@@ -205,7 +201,7 @@ CWM_ROPE = {
     "rope_type": "llama3", "rope_theta": 1e6, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }  # fmt: skip
-ERNIE = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True}
+ERNIE: dict[str, Any] = {"rms_norm_eps": 1e-5, "rope_theta": 5e5, "tie_word_embeddings": True}
 OUTPUT = "layers.0.post_feedforward_layernorm.weight"
 FAMILIES = (
     _family("llama", "LLaMA 1 to 3, SmolLM 1 and 2", read_llama),

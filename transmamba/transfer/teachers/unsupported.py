@@ -1,4 +1,7 @@
-"""Decoder language models of transformers that no canonical Transformer can be, and what stands in the way."""
+"""Decoder language models of transformers that no canonical Transformer can be, and what stands in the way.
+
+A model of several parts is judged by its parts, for its image tower may be one that is known.
+"""
 
 EXPERTS = "its MLPs are experts behind a router, where a canonical block has one MLP"
 LATENT = "its keys and values are expanded from a common latent vector"
@@ -17,27 +20,27 @@ _BY_REASON = {
     EXPERTS: """
         afmoe aria_text beam cohere2_moe dbrx dots1 ernie4_5_moe ernie4_5_vl_moe_text exaone_moe flex_olmo glm4_moe
         glm4v_moe_text gpt_oss granitemoe granitemoeshared granitemoe_swa hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna
-        lfm2_moe llama4 llama4_text mellum minimax minimax_m2 minimax_m3_vl_text mixtral olmoe phimoe qwen2_moe
+        lfm2_moe llama4_text mellum minimax minimax_m2 minimax_m3_vl_text mixtral olmoe phimoe qwen2_moe
         qwen3_moe qwen3_omni_moe_text qwen3_vl_moe_text sarvam_moe solar_open zaya flint mimo_v2_flash
     """,
     LATENT: """
-        axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots3_note dots3_note_text glm4_moe_lite glm_moe_dsa
+        axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots3_note_text glm4_moe_lite glm_moe_dsa
         hy_v4 longcat_flash minicpm3 sarvam_mla youtu mistral4 mistral_large4_text
     """,
     RECURRENT: """
         bailing_hybrid falcon_h1 granitemoehybrid inkling2_loop_text inkling2_text inkling_text kimi_linear lara_mini
-        lfm2 lfm3 nemotron_h olmo_hybrid qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text qwen3_next qwen4_exp
+        lfm2 lfm3 nemotron_h olmo_hybrid qwen3_5_text qwen3_5_moe_text qwen3_next
         qwen4_exp_text recurrent_gemma rwkv xlstm
     """,
     SINKS: "granite_swa",
     ALIBI: "bloom mpt",
     RELATIVE: "cpmant reformer xlnet",
     CROSS: """
-        bigbird_pegasus led m2m_100 mllama mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
+        bigbird_pegasus led m2m_100 mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
         speech_to_text t5 mt5 umt5 longt5 trocr
     """,
     PER_LAYER: """
-        gemma3n gemma3n_text gemma4 gemma4_assistant gemma4_text gemma4_unified gemma4_unified_assistant
+        gemma3n_text gemma4_assistant gemma4_text gemma4_unified_assistant
         gemma4_unified_text
     """,
     AFTER_ROTATION: "hunyuan_v1_dense hunyuan_vl_text",

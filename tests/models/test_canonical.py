@@ -150,6 +150,23 @@ def test_what_is_not_recognised_is_refused_as_by_translate():
         from_transformer(torch.nn.Linear(3, 3))
 
 
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: llama(tie_word_embeddings=True),
+        lambda: test_dino.build("DINOv3ViT", num_register_tokens=2, intermediate_size=40),
+        lambda: perturb(test_bert.build("Roberta")),
+        lambda: perturb(test_rotary_encoders.build("ModernBert", num_hidden_layers=4, local_attention=4)),
+    ],
+)
+def test_the_model_comes_back_from_its_folder(build, tmp_path):
+    ours = from_transformer(build())
+    ours.save_pretrained(tmp_path)
+    again = type(ours).from_pretrained(tmp_path)
+    x = test_dino.IMAGES if isinstance(ours, ViT) else IDS
+    assert torch.equal(again(x), ours(x)) and again.recipe == ours.recipe
+
+
 def test_kinds_of_models():
     assert type(from_transformer(test_vit.build("ViT"))) is ViT
     assert type(from_transformer(perturb(test_bert.build("Bert")))) is TransformerEncoder

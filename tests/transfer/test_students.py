@@ -204,7 +204,7 @@ def test_the_family_is_found_by_configuration_attributes_or_names():
 
     lm, lm2 = MambaLM(11, 12, depth=2), MambaLM(11, 16, depth=2, mixer=partial(Mamba2Mixer, head_dim=4))
     assert family(vision_mamba(), hf_vit()) == "vit"
-    assert family(vision_mamba(), ViT(img_size=8, patch_size=2, dim=12, depth=3, heads=3)) == "timm_vit"
+    assert family(vision_mamba(), ViT(img_size=8, patch_size=2, dim=12, depth=3, heads=3)) == "transmamba_transformer"
     assert family(MambaLM(11, 12, depth=2), llama()) == "llama"
     assert family(lm, lm) == family(lm2, lm2) == family(vision_mamba(), vision_mamba()) == "transmamba"
 

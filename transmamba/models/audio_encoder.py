@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
 from transmamba.models.builders import register
+from transmamba.models.canonical_facts import read_architecture
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
@@ -17,6 +18,7 @@ from transmamba.nn import Attention, TransformerBlock, init_position
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
 from transmamba.ops import ScanOrder, scan_orders
+from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
@@ -100,6 +102,15 @@ class AudioEncoder(Pretrained, nn.Module):
         """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(x)
         return features.last, select_layers(features.layers, indices)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
+
+        Raises:
+            ValueError: blocks differ in something that a canonical Transformer has one of.
+        """
+        return read_architecture(self, "audio")
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

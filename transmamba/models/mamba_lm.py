@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
+from transmamba.models.canonical_facts import read_architecture
 from transmamba.models.features import Features, select_layers
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
@@ -21,6 +22,7 @@ from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import TrapezoidState, scan_order
+from transmamba.transfer.teachers.architecture import Architecture
 
 LayerCache = MixerCache | TrapezoidState | AttentionCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
@@ -165,6 +167,15 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(ids)
         return features.last, select_layers(features.layers, indices)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
+
+        Raises:
+            ValueError: blocks differ in something that a canonical Transformer has one of.
+        """
+        return read_architecture(self, "decoder", tied=self.tied, logit_softcap=self.logit_softcap)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that an optimiser should not shrink."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
+from transmamba.models.canonical_facts import read_architecture
 from transmamba.models.features import Features, select_layers
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
@@ -16,6 +17,7 @@ from transmamba.nn import Attention, TransformerBlock, init_position
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import ScanOrder, scan_orders
+from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
@@ -134,6 +136,15 @@ class TransformerEncoder(Pretrained, nn.Module):
         """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(ids)
         return features.last, select_layers(features.layers, indices)
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
+
+        Raises:
+            ValueError: blocks differ in something that a canonical Transformer has one of.
+        """
+        return read_architecture(self, "encoder", pad_position=self.pad_token)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

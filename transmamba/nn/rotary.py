@@ -52,7 +52,7 @@ class Rotary:
         if kind == "axial":
             self.grid = _grid(rope["grid"])
         share = 1.0 if rope.get("partial_rotary_factor") is None else _number(rope, "partial_rotary_factor")
-        self.width = int(head_dim * share)
+        self.rope, self.width = dict(rope), int(head_dim * share)
         pairs = 4 if self.grid else 2
         if not 0 < self.width <= head_dim or self.width % pairs or (self.grid and self.width != head_dim):
             raise ValueError(

@@ -51,7 +51,7 @@ def translate(
         >>> from transmamba.models import ViT
         >>> teacher = translate(ViT(img_size=8, patch_size=4, dim=12, depth=1, heads=3, num_classes=5))
         >>> teacher.family, teacher.architecture.heads, teacher["blocks.0.attn.q.weight"].shape
-        ('timm_vit', 3, torch.Size([12, 12]))
+        ('transmamba_transformer', 3, torch.Size([12, 12]))
     """
     if isinstance(teacher, Translated):
         return teacher

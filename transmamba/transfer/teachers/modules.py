@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from transmamba.transfer.teachers.architecture import Architecture
+
 ACTIVATIONS = {
     "GELU": "gelu", "GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu", "SiLU": "silu", "Swish": "silu", "ReLU": "relu",
 }  # fmt: skip
@@ -14,12 +16,15 @@ PLAIN_NAMES = {"ResPostBlock": "x + norm(f(x))", "EvaBlockPostNorm": "x + norm(f
 
 
 def describe_module(module: nn.Module) -> dict[str, Any] | None:
-    """The facts of a Vision Transformer with timm's attributes, or of a state-space model of this library.
+    """The facts of a Vision Transformer with timm's attributes, or of a model of this library.
 
     Returns:
         None for any other module. The key "refused" is there if the model has a part that its tensors do not show and
         no canonical Transformer has.
     """
+    facts: Any = getattr(module, "architecture", None)
+    if isinstance(facts, Architecture):
+        return {"model_type": "transmamba_transformer", "architecture": facts}
     blocks = getattr(module, "blocks", None)
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or not len(blocks):
         return None

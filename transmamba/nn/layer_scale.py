@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
@@ -16,6 +17,9 @@ class ScaledMixer(nn.Module):
         mixer: any mixer with an output projection `out_proj`.
         initial: what gamma starts from.
 
+    Raises:
+        ValueError: the mixer is of another width.
+
     Example:
         >>> from transmamba.nn import MambaMixer
         >>> ScaledMixer(8, MambaMixer(8))(torch.zeros(2, 5, 8)).shape
@@ -27,6 +31,8 @@ class ScaledMixer(nn.Module):
         super().__init__()
         check_sizes(dim=dim)
         self.mixer: Any = mixer
+        if self.out_proj.out_features != dim:
+            raise ValueError(f"the mixer gives {self.out_proj.out_features} channels, there are {dim} scales")
         self.gamma, self.initial = nn.Parameter(torch.empty(dim)), initial
         self.reset_parameters()
 
@@ -44,7 +50,8 @@ class ScaledMixer(nn.Module):
         """Number of scan orders of the mixer."""
         return self.mixer.directions
 
-    def forward(self, x: Tensor, *context: Any) -> Tensor:
+    @typed
+    def forward(self, x: Float[Tensor, "batch token dim"], *context: Any) -> Float[Tensor, "batch token dim"]:
         """What the mixer gives, scaled."""
         return self.gamma * self.mixer(x, *context)
 

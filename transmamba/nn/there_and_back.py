@@ -1,6 +1,7 @@
 """The mixer of Vim's first version: one convolution and one state space, scanned from both ends."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -45,14 +46,14 @@ class ThereAndBackMixer(nn.Module):
         *,
         d_conv: int = 4,
         expand: int | float = 2,
-        dt_rank: int | str = "auto",
+        dt_rank: int | Literal["auto"] = "auto",
         bias: bool = False,
         conv_bias: bool = True,
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, d_state=d_state, d_conv=d_conv)
         d_inner = scaled_size(d_model, expand, "expand")
-        rank = step_rank(d_model, dt_rank)  # type: ignore[arg-type]
+        rank = step_rank(d_model, dt_rank)
         self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=bias)
         self.branches: Sequence[ScanBranch] = nn.ModuleList(  # type: ignore[assignment]
             [ScanBranch(d_inner, d_state=d_state, d_conv=d_conv, dt_rank=rank, conv_bias=conv_bias)]

@@ -227,6 +227,24 @@ def SnakeMixer(s):
     )
 
 
+def ScaledMixer(s):
+    return Call(
+        tnn.ScaledMixer,
+        {"dim": s["dim"], "mixer": tnn.MambaMixer(s["dim"], s["state"]), "initial": 0.1},
+        {"x": s.normal("batch token dim")},
+    )
+
+
+def ThereAndBackMixer(s):
+    return Call(
+        tnn.ThereAndBackMixer,
+        {"d_model": s["dim"], "d_state": s["state"], "d_conv": s["width"], "expand": s.choice(2, 1.5),
+         "dt_rank": "auto", "bias": s.choice(True, False), "conv_bias": True},
+        {"x": s.normal("batch token dim"), "orders": s.choice(None, orders_of(s, 2, s["token"])),
+         "mask": s.choice(None, s.mask("batch token"))},
+    )  # fmt: skip
+
+
 def moves_between(s):
     grid = (s["row"], s["column"])
     return Call(tnn.moves_between, {"orders": ops.scan_orders(models.SNAKES, grid), "grid": grid})

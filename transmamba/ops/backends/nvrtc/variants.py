@@ -27,7 +27,7 @@ class Shape(NamedTuple):
 
 # by the power of two that holds the states
 FORWARD = {
-    2: Shape(2, 1, 4, 8, 8, 4), 4: Shape(4, 1, 4, 8, 8, 4), 8: Shape(4, 1, 4, 16, 8, 5), 16: Shape(4, 1, 4, 16, 8, 5),
+    2: Shape(2, 1, 4, 8, 8, 4), 4: Shape(4, 1, 4, 8, 8, 4), 8: Shape(4, 1, 4, 16, 8, 5), 16: Shape(4, 1, 4, 16, 8, 6),
     32: Shape(4, 1, 4, 16, 8, 4), 64: Shape(8, 1, 4, 8, 8, 4), 128: Shape(16, 1, 4, 4, 8, 3),
     256: Shape(16, 1, 4, 4, 8, 3),
 }  # fmt: skip

@@ -69,20 +69,37 @@ DEV float2 constants(const float* x, i64 at, int d, int channels) {
   return r;
 }
 
-// the sum over directions of what the warps of this block have written, in their order; and (sum of D) * u if there is D
+// the sum over the W directions of what the warps of this block have written, in their order; and (sum of D) * u if there is D
 template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts, const Tensor& sum, bool skip, int b, int d, int tid) {
   const int warp = tid >> 5, ld = p.channels;
   float2 D = {0.f, 0.f};
   for (int k = 0; skip && k < p.K; k++) { float2 x = constants(p.D, k * p.D_direction, d, ld); D.x += x.x; D.y += x.y; }
   SYNC();
   const Rows from(parts, b, 0, d, ld), to(sum, b, 0, d, ld), u(p.u, b, 0, d, ld);
-#pragma unroll 4
-  for (int t = warp; t < p.L; t += W) {
-    float2 total = {0.f, 0.f};
-    for (int k = 0; k < W && k < p.K; k++) { Pair x = from.load(t, k * parts.direction); total.x += low(x); total.y += high(x); }
-    if (skip) { Pair x = u.load(t); total.x += D.x * low(x); total.y += D.y * high(x); }
-    to.store(t, pack(total.x, total.y));
-  }
+  // as many tokens at a time as are read before the first is written, since no load moves above a store
+  constexpr int MANY = 8;
+  auto add = [&](int first, int tokens) {
+    Pair x[MANY][W], y[MANY];
+#pragma unroll
+    for (int i = 0; i < MANY; i++) {
+      if (i >= tokens) continue;
+#pragma unroll
+      for (int k = 0; k < W; k++) x[i][k] = from.load(first + i * W, k * parts.direction);
+      if (skip) y[i] = u.load(first + i * W);
+    }
+#pragma unroll
+    for (int i = 0; i < MANY; i++) {
+      if (i >= tokens) continue;
+      float2 total = {0.f, 0.f};
+#pragma unroll
+      for (int k = 0; k < W; k++) { total.x += low(x[i][k]); total.y += high(x[i][k]); }
+      if (skip) { total.x += D.x * low(y[i]); total.y += D.y * high(y[i]); }
+      to.store(first + i * W, pack(total.x, total.y));
+    }
+  };
+  int t = warp;
+  for (; t + (MANY - 1) * W < p.L; t += MANY * W) add(t, MANY);
+  for (; t < p.L; t += W) add(t, 1);
 }
 
 // grid: b * groups of W directions, blocks of 64 channels, spans
@@ -137,18 +154,20 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
       ring.start(0);
       fetch(even, 0);
       int i = 0;
-      for (; i + 2 * P <= count; i += 2 * P) {
-        if (i % 32 == 0) ring.advance(i / 32);
-        fetch(odd, i + P);
-        chunk(even, i, false);
-        fetch(even, i + 2 * P);
-        chunk(odd, i + P, false);
+      for (; i + 32 <= count; i += 32) {
+        ring.advance(i / 32);
+#pragma unroll
+        for (int j = 0; j < 32; j += 2 * P) {
+          fetch(odd, i + j + P);
+          chunk(even, i + j, false);
+          fetch(even, i + j + 2 * P);
+          chunk(odd, i + j + P, false);
+        }
       }
-      if (i < count) {
+      for (; i < count; i += P) {
         if (i % 32 == 0) ring.advance(i / 32);
-        fetch(odd, i + P);
+        fetch(even, i);
         chunk(even, i, true);
-        if (i + P < count) chunk(odd, i + P, true);
       }
     } else {
       ring.start(last_block);
@@ -185,7 +204,7 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
     const i64 part = (((i64)by * (batches / groups) + b) * p.K + k) * p.L;
     const int last_block = (count - 1) / 32;
     Ring ring(p, m.ring[warp], b, k, begin, count, lane, -1);
-    struct Loaded { Pair u[P], dt[P], gy[P]; float2 h; } now, next;
+    struct Loaded { Pair u[P], dt[P], gy[P]; float2 h; } even, odd;
     auto fetch = [&](Loaded& to, int i) {
       i = most(i, 0);
       const Entry* e = ring.at(i);
@@ -251,15 +270,20 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
       }
     };
     ring.start(last_block);
-    int i = (count - 1) / P * P, block = last_block;
-    fetch(next, i);
-    ring.advance(block);
-    for (; i >= 0; i -= P) {
-      now = next;
+    int i = (count - 1) / P * P, block = last_block + 1;
+    auto turn = [&](Loaded& x, Loaded& ahead, bool tail) {
       if (i / 32 < block) ring.advance(block = i / 32);
-      fetch(next, i - P);
-      chunk(now, i, i + P > count);
+      fetch(ahead, i - P);
+      chunk(x, i, tail);
+      i -= P;
+    };
+    fetch(even, i);
+    turn(even, odd, true);
+    for (; i >= P;) {
+      turn(odd, even, false);
+      turn(even, odd, false);
     }
+    if (i >= 0) turn(odd, even, false);
     auto write = [&](float* to, float2 x) { if (to) to[0] = x.x; if (to && d + 1 < ld) to[1] = x.y; };
     dA.x *= LN2; dA.y *= LN2;
     write(p.dA + once, dA);

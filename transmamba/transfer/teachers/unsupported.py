@@ -36,7 +36,7 @@ _BY_REASON = {
     ALIBI: "bloom mpt",
     RELATIVE: "cpmant reformer xlnet",
     CROSS: """
-        bigbird_pegasus led m2m_100 mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
+        bigbird_pegasus led mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
         speech_to_text t5 mt5 umt5 longt5 trocr
     """,
     PER_LAYER: """

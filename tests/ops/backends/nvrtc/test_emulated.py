@@ -7,6 +7,7 @@ import torch
 
 from tests.ops.backends.nvrtc import emulator
 from tests.ops.backends.triton_cases import FEATURES, error, exact, problem
+from tests.ops.rounding import BY_BACKEND, HALVES, check
 from transmamba.ops.backends import nvrtc
 from transmamba.ops.backends.problem import Gradients, Problem
 
@@ -85,3 +86,10 @@ def test_no_order_of_threads_between_barriers_changes_anything(monkeypatch, opti
         y, last, saved = nvrtc.forward(p, True)
         runs.append((y, last, saved, *nvrtc.backward(p, saved, torch.ones_like(y), torch.ones_like(last))))
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("case", [c for c in BY_BACKEND if "scan" in c.__name__ and "cross" not in c.__name__])
+def test_half_precision_is_rounded_once(monkeypatch, case, dtype):
+    monkeypatch.setattr(nvrtc, "refuse", lambda problem: [])
+    check(case, dtype, backend="nvrtc")

@@ -22,7 +22,7 @@ from transmamba.ops.backends.nvrtc.variants import (
     spans_of,
     variant_of,
 )
-from transmamba.ops.backends.problem import Gradients, Problem, allocate
+from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
 from transmamba.ops.backends.triton import over_directions, per_direction, restarts, total, untouched
 
 CHAIN = 128  # threads of a block that composes spans, as in chain.h
@@ -120,8 +120,33 @@ def _summed(
     return variant, parts
 
 
+def _widened(p: Problem, summed: bool) -> Problem:
+    """The problem in float32 where the kernels would round what is yet to be gated or, if `summed`, added up.
+
+    They write what they read, in one dtype.
+    """
+    if p.u.dtype == torch.float32 or not (p.unrounded or (summed and p.directions > 1)):
+        return p
+    u, dt, B, C = (x.float() for x in (p.u, p.dt, p.B, p.C))
+    return p._replace(u=u, dt=dt, B=B, C=C)
+
+
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`."""
+    y, last, saved = _forward(_widened(problem, problem.merge), save)
+    return y.to(output_dtype(problem)), last, saved
+
+
+def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+    """Gradients of every floating input."""
+    shared = problem.u.shape[1] == 1 or problem.dt.shape[1] == 1
+    wide = _widened(problem, shared)
+    found = _backward(wide, saved, grad_y.to(wide.u.dtype), grad_last)
+    u, dt, B, C = (x.to(problem.u.dtype) for x in (found.u, found.dt, found.B, found.C))
+    return found._replace(u=u, dt=dt, B=B, C=C)
+
+
+def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, directions, length, channels, states = problem.sizes
     y = allocate(problem.u, directions)
     last = problem.A.new_empty(batch, directions, states, channels)
@@ -140,11 +165,10 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     variant, total_y = _summed(variant, p.u, y, 1 if p.merge else directions, spans, arguments)
     grid = (groups, -(-channels // variant.channels), spans)
     launch(variant, "scan_forward", Launch(grid, variant.threads), arguments, p.u.device)
-    return over_directions(total_y, p.u, 1) if p.merge else y, last, saved
+    return over_directions(total_y, p.u, 1, p.u.dtype) if p.merge else y, last, saved
 
 
-def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients of every floating input."""
+def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     if not problem.u.numel():
         return untouched(problem, grad_last)
     inputs = _inputs(problem)
@@ -166,8 +190,8 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     grid = (groups, blocks, spans)
     launch(variant, "scan_backward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
     return Gradients(
-        over_directions(total_u, p.u, p.u.shape[1]),
-        over_directions(ddt, p.dt, p.dt.shape[1]),
+        over_directions(total_u, p.u, p.u.shape[1], p.u.dtype),
+        over_directions(ddt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(dA, p.A, (0, 1)),
         total(dB, p.B, (0,)),
         total(dC, p.C, (0,)),

@@ -94,10 +94,21 @@ def open_safetensors(*paths: str | Path) -> LazyTensors:
 
 
 def named_tensors(weights: Weights) -> Mapping[str, Tensor]:
-    """Return the tensors of a module or state dict by name, not copied."""
-    if isinstance(weights, nn.Module):
-        return dict(weights.state_dict(keep_vars=True))
-    return weights
+    """Return the tensors of a module or state dict by name, not copied.
+
+    Raises:
+        TypeError: an entry is something else, such as the packed parameters of a quantised layer.
+    """
+    if not isinstance(weights, nn.Module):
+        return weights
+    state = dict(weights.state_dict(keep_vars=True))
+    for name, value in state.items():
+        if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
+            raise TypeError(
+                f"{name} of the {type(weights).__name__} is no tensor but {type(value).__name__}: quantised layers pack"
+                " their weights, so load or build the model without quantisation"
+            )
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def shape_of(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -5,12 +5,14 @@ The student has the teacher's width, so its MLPs must compute what the teacher's
 
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from tests.transfer.teachers.canonical import Reference, error, perturb
 from transmamba.models import MambaEncoder, MambaLM, VisionMamba, from_transformer
+from transmamba.nn import Attention, MambaMixer
 from transmamba.transfer import first_importance, subclone, translate
 
 transformers = pytest.importorskip("transformers")
@@ -47,7 +49,7 @@ def encoder():
 
 
 def language(**options):
-    return MambaLM(61, WIDTH, depth=DEPTH, d_intermediate=HIDDEN, vocab_multiple=1, **options)
+    return MambaLM(61, WIDTH, depth=DEPTH, d_intermediate=HIDDEN, vocab_multiple=1, **{"tied": False, **options})
 
 
 def mlp_error(teacher, student, report):
@@ -191,3 +193,66 @@ def test_a_student_built_like_the_teacher_takes_sandwich_and_output_norms():
         with torch.no_grad():
             torch.testing.assert_close(blank(ids), student(ids))
         assert report.unused == () and report.differs == ()
+
+
+def test_a_tied_student_of_an_untied_or_scaled_teacher_says_what_it_loses():
+    line = "tied: head.weight is embedding.weight in the student, another table in the teacher"
+    for kind, facts in (("llama", {}), ("gemma", {"head_dim": 6})):
+        report = subclone(model(kind, SIZES, "AutoModelForCausalLM", **facts), language(tied=True), first_importance)
+        assert line in report.differs
+    same = model("llama", SIZES, "AutoModelForCausalLM", tie_word_embeddings=True)
+    assert line not in subclone(same, language(tied=True), first_importance).differs
+
+
+def test_attention_with_other_facts_is_refused_and_with_the_same_is_copied():
+    teacher = model("llama", SIZES, "AutoModelForCausalLM")
+    facts = {"heads": 4, "causal": True, "qkv_bias": False, "out_bias": False, "head_dim": 6}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    options = {
+        "the same": facts | {"rope": rope},
+        "rotary positions": facts,
+        "the window": facts | {"rope": rope, "window": 3},
+        "the scale of scores": facts | {"rope": rope, "scale": 1.0},
+        "the causal mask": facts | {"rope": rope, "causal": False},
+        "query and key norms": facts | {"rope": rope, "qk_norm": "head", "norm": "rms"},
+    }
+    for name, arguments in options.items():
+        student = language(norm_eps=1e-6, mixer=[MambaMixer, partial(Attention, **arguments), MambaMixer])
+        report = subclone(teacher, student, first_importance)
+        if name == "the same":
+            x = torch.randn(1, 7, WIDTH)
+            with torch.no_grad():
+                wanted = from_transformer(teacher).blocks[1](x)
+                torch.testing.assert_close(student.blocks[1](x), wanted, atol=1e-5, rtol=1e-4)
+        else:
+            reason = f"the student's attention differs from the teacher's in {name}"
+            assert [report.skipped[key] for key in report.skipped if key.endswith("qkv.weight")] == [reason]
+
+
+def test_a_plan_says_what_of_the_teacher_it_leaves_unused():
+    teacher, student = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2, bias=False)
+    report = subclone(teacher, student, first_importance, plan={"weight": ("weight", "class input")})
+    assert report.unused == ("bias",) and report.family is None
+
+
+def test_less_than_half_of_the_blocks_is_taken_only_when_asked_for():
+    sizes = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": 61}
+    sizes = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "vocab_size": 61}
+    teacher, student = model("gpt2", sizes, "AutoModelForCausalLM"), language()
+    with pytest.raises(ValueError, match=r"only 25% of the tensors .* \(gpt2\).* give partial=True"):
+        subclone(teacher, student, first_importance)
+    report = subclone(teacher, student, first_importance, partial=True)
+    assert "embedding.weight" in report.copied
+    assert "blocks.0.mlp.fc2.weight" in report.skipped
+
+
+@pytest.mark.filterwarnings("ignore")  # torch asks for another package
+def test_a_quantised_student_or_teacher_is_refused_in_words():
+    packed = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(3, 2)), dtype=torch.qint8)
+    plan = {"0.weight": ("0.weight", "class input")}
+    for teacher, student in (
+        (torch.nn.Sequential(torch.nn.Linear(3, 2)), packed),
+        (packed, {"0.weight": torch.zeros(2, 3)}),
+    ):
+        with pytest.raises(TypeError, match="quantised layers pack their weights"):
+            subclone(teacher, student, first_importance, plan=plan)

@@ -20,7 +20,7 @@ from transmamba.transfer.source import Importance, Source
 from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.student import Student, Table
 from transmamba.transfer.students import SSM_PARAMETERS
-from transmamba.transfer.teachers import Translated, translate
+from transmamba.transfer.teachers import Translated, translate, translate_for
 from transmamba.transfer.tensors import check_target
 from transmamba.transfer.write import Write, plan_write
 
@@ -56,7 +56,7 @@ def subclone(
     """Initialise the student from the teacher's most important neurons, in place.
 
     The teacher is translated into canonical form first (`translate`), so that every tensor is known by what it does:
-    LayerScale, multipliers and offsets are folded into the weights. A norm or an MLP is inherited whole or not at all.
+    LayerScale, multipliers and offsets are folded into the weights. An MLP is inherited whole or not at all.
 
     Each axis name of the plan has one set of neurons, shared by all tensors on that axis: one for the whole residual
     stream, one per MLP. The set keeps the best of the teacher's neurons in their old order, so equal sizes give an
@@ -102,7 +102,7 @@ def subclone(
     target = _floating(student)
     ours = Student(student, target)
     if plan is None:
-        source = Source(translate(teacher, family, kind=KINDS.get(ours.reads or "")))
+        source = Source(translate_for(KINDS.get(ours.reads or ""), teacher, family))
         table = table_for(ours, cast(Translated, source.translated), layer_map)
     else:
         source, table = Source(translate(teacher, family) if family is not None else teacher), Table(dict(plan))
@@ -148,7 +148,7 @@ def plan_for(
     """
     target = _floating(student)
     ours = Student(student, target)
-    translated = translate(teacher, family, kind=KINDS.get(ours.reads or ""))
+    translated = translate_for(KINDS.get(ours.reads or ""), teacher, family)
     table = table_for(ours, translated, layer_map)
     found = match(table.plan, target, Source(translated), layer_map)
     there = {copy.student for copy in found.copies if copy.student not in table.refused}
@@ -229,10 +229,14 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, tab
     written = {write.student for write in prepared.writes}
     skipped = {name: reason for name, reason in prepared.skipped.items() if name not in written}
     owner: dict[tuple[int, ...], str] = {}
+    origin: dict[str, tuple[str, str]] = {}
     for write in prepared.writes:
         first = owner.setdefault(_memory(target[write.student]), write.student)
+        origin.setdefault(write.student, (write.teacher, write.change))
         if first != write.student:
             skipped[write.student] = f"tied to {first}, which is written"
+            if origin[first] != origin[write.student]:
+                table.differs.append(f"tied: {write.student} is {first} in the student, another table in the teacher")
     writes = [write for write in prepared.writes if write.student not in skipped]
     for write in writes:
         write.apply(target[write.student])

@@ -134,6 +134,23 @@ def test_unknown_words_are_refused():
         translate(llama().state_dict(), config=3)
 
 
+def test_a_family_that_the_configuration_contradicts_is_refused():
+    gemma = perturb(transformers.GemmaForCausalLM(transformers.GemmaConfig(**SIZES, head_dim=6)))
+    with pytest.raises(ValueError, match="config is of type 'gemma', family 'gemma', not 'llama'"):
+        translate(gemma, "llama")
+
+
+def test_a_part_of_another_kind_is_not_given_in_its_place():
+    clip = transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(
+            hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=40, image_size=8, patch_size=2
+        )
+    )
+    assert translate(clip, kind="image").family == "clip_vision"
+    with pytest.raises(ValueError, match="no part of kind 'decoder' .*: clip_vision is of kind 'image'"):
+        translate(clip, kind="decoder")
+
+
 def test_every_type_is_covered_once_or_refused():
     kinds = [kind for family in families().values() for kind in family.model_types]
     assert not set(kinds) & set(refused())

@@ -22,7 +22,7 @@ from transmamba.transfer.teachers.translated import Translated
 
 __all__ = [
     "Architecture", "Canonical", "Checkpoint", "Config", "Family", "Term", "Translated", "affine", "families",
-    "optional", "refused", "src", "translate",
+    "optional", "refused", "src", "translate", "translate_for",
 ]  # fmt: skip
 
 
@@ -53,13 +53,28 @@ def translate(
         >>> teacher.family, teacher.architecture.heads, teacher["blocks.0.attn.q.weight"].shape
         ('transmamba_transformer', 3, torch.Size([12, 12]))
     """
+    translated = translate_for(kind, teacher, family, config)
+    if kind is not None and translated.architecture.kind not in _kinds(kind):
+        raise ValueError(
+            f"the teacher has no part of kind {kind!r} that a family knows: {translated.family} is of kind"
+            f" {translated.architecture.kind!r}"
+        )
+    return translated
+
+
+def translate_for(
+    kind: str | None, teacher: Weights, family: str | Family | None = None, config: Any = None
+) -> Translated:
+    """Translate, and of a teacher with several parts prefer one of a kind; for the arguments see `translate`."""
     if isinstance(teacher, Translated):
         return teacher
     weights, values = read_teacher(teacher, config)
     if isinstance(family, str) and family not in families():
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(families())}")
     if family is not None:
-        return _read(families()[family] if isinstance(family, str) else family, weights, values)
+        chosen_family = families()[family] if isinstance(family, str) else family
+        _refuse_other_type(chosen_family, values)
+        return _read(chosen_family, weights, values)
     chosen, parts = _by_config(values)
     if len(chosen) > 1:
         # a composite configuration names parts of which a model with a head for one of them has no tensors
@@ -74,6 +89,22 @@ def translate(
             f"{' or '.join(repr(one.name) for one in chosen)}"
         )
     return _by_names(weights, values, kind)
+
+
+def _kinds(kind: str) -> tuple[str, ...]:
+    return ("encoder", "decoder") if kind == "text" else (kind,)
+
+
+def _refuse_other_type(family: Family, config: Config) -> None:
+    """A configuration that is another family's contradicts `family`; one that no family knows does not."""
+    kind, parts = config.model_type, _parts(config)
+    if kind is None or kind in family.model_types or set(parts) & set(family.model_types):
+        return
+    owner = next((one.name for one in families().values() if kind in one.model_types), None)
+    if owner is not None and family.model_types:
+        raise ValueError(
+            f"the teacher's config is of type {kind!r}, family {owner!r}, not {family.name!r}: leave family out"
+        )
 
 
 @functools.cache
@@ -125,8 +156,7 @@ def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any
 def _kind_fits(family: Family, kind: str, weights: Mapping[str, Any], parts: Mapping[str, Any]) -> bool:
     config: Mapping[str, Any] = next((parts[name] for name in family.model_types if name in parts), {})
     try:
-        kinds = ("encoder", "decoder") if kind == "text" else (kind,)
-        return _read(family, weights, Config(config), composite=True).architecture.kind in kinds
+        return _read(family, weights, Config(config), composite=True).architecture.kind in _kinds(kind)
     except ValueError:
         return False
 
@@ -179,8 +209,7 @@ def _by_names(weights: Mapping[str, Any], config: Config, kind: str | None) -> T
         except ValueError as error:
             refusals[family.name] = str(error)
     if kind is not None and len(fitting) > 1:
-        kinds = ("encoder", "decoder") if kind == "text" else (kind,)
-        fitting = [one for one in fitting if one.architecture.kind in kinds] or fitting
+        fitting = [one for one in fitting if one.architecture.kind in _kinds(kind)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

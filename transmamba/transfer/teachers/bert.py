@@ -189,8 +189,8 @@ FAMILIES = (
         read_roberta_prelayernorm,
         GAMMA_BETA,
     ),
-    Family("xlm_roberta_xl", "XLM-RoBERTa-XL", ("xlm-roberta-xl",), MARKER, read_xlm_roberta_xl),
-    Family("megatron_bert", "Megatron-BERT", ("megatron-bert",), MARKER, read_megatron_bert),
+    Family("xlm_roberta_xl", "XLM-RoBERTa-XL", ("xlm-roberta-xl",), MARKER, read_xlm_roberta_xl, GAMMA_BETA),
+    Family("megatron_bert", "Megatron-BERT", ("megatron-bert",), MARKER, read_megatron_bert, GAMMA_BETA),
     Family("albert", "ALBERT", ("albert",), MARKER, read_albert, GAMMA_BETA),
     Family("distilbert", "DistilBERT", ("distilbert",), MARKER, read_distilbert, GAMMA_BETA),
 )

@@ -6,6 +6,7 @@ import torch
 
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.bert import (
+    GAMMA_BETA,
     HEADS,
     LAYER,
     MARKER,
@@ -179,10 +180,10 @@ def read_prophetnet(checkpoint: Checkpoint) -> Canonical:
 
 
 FAMILIES = (
-    Family("roformer", "RoFormer", ("roformer",), MARKER, read_roformer),
-    Family("esm", "ESM", ("esm",), MARKER, read_esm),
-    Family("ibert", "I-BERT", ("ibert",), MARKER, read_ibert),
-    Family("big_bird", "BigBird with full attention", ("big_bird",), MARKER, read_big_bird),
+    Family("roformer", "RoFormer", ("roformer",), MARKER, read_roformer, GAMMA_BETA),
+    Family("esm", "ESM", ("esm",), MARKER, read_esm, GAMMA_BETA),
+    Family("ibert", "I-BERT", ("ibert",), MARKER, read_ibert, GAMMA_BETA),
+    Family("big_bird", "BigBird with full attention", ("big_bird",), MARKER, read_big_bird, GAMMA_BETA),
     Family("xlm", "XLM, FlauBERT", ("xlm", "flaubert"), "layer_norm_emb.weight", read_xlm),
     Family(
         "prophetnet_encoder",

@@ -113,11 +113,21 @@ def _post_norm(checkpoint: Checkpoint, theta: float, activation: str, names: dic
         placement="post",
         eps=read_eps(checkpoint.config),
     )
-    return Canonical(terms | all_affine(names | POST_NORM, "blocks.{i}.", LAYER), architecture, HEADS)
+    terms |= all_affine(names | POST_NORM, "blocks.{i}.", LAYER)
+    if "layers.0.self_attn.qkv.weight" in checkpoint:
+        # modules hold the parts of what files hold in one
+        for index, letter in enumerate("qkv"):
+            terms |= affine(f"blocks.{{i}}.attn.{letter}", LAYER + "self_attn.qkv", _part(index, 3))
+    if "layers.0.mlp.up_gate.weight" in checkpoint:
+        for index, name in enumerate(("up", "gate")):
+            terms |= affine(f"blocks.{{i}}.mlp.{name}", LAYER + "mlp.up_gate", _part(index, 2))
+    return Canonical(terms, architecture, HEADS)
 
 
 def read_nomic(checkpoint: Checkpoint) -> Canonical:
     """Gated MLP, no biases."""
+    if "n_embd" in checkpoint.config.values:
+        raise ValueError("the configuration is that of nomic-ai's own code: expected the one that transformers writes")
     return _post_norm(checkpoint, 1000.0, "silu", PROJECTIONS)
 
 
@@ -179,11 +189,22 @@ def read_esmc(checkpoint: Checkpoint) -> Canonical:
 
 
 WORDS = "embeddings.word_embeddings.weight"
+# names in files, which transformers writes as well
+NORMS_IN_FILES = (
+    (r"^encoder\.layers?\.", "layers."),
+    (r"^emb_ln\.", "embeddings.LayerNorm."),
+    (r"\.(norm1|attn_ln)\.", ".post_attention_layernorm."),
+    (r"\.(norm2|mlp_ln)\.", ".post_mlp_layernorm."),
+    (r"\.(attn|mixer)\.out_proj\.|\.attention\.o_proj\.", ".self_attn.o_proj."),
+    (r"\.(attn|mixer)\.Wqkv\.|\.attention\.qkv_proj\.", ".self_attn.qkv."),
+)
+NOMIC_IN_FILES = ((r"\.fc11\.", ".up_proj."), (r"\.fc12\.", ".gate_proj."), (r"\.fc2\.", ".down_proj."))
+GTE_IN_FILES = ((r"\.up_gate_proj\.", ".up_gate."),)
 FAMILIES = (
     Family("modernbert", "ModernBERT", ("modernbert",), "embeddings.tok_embeddings.weight", read_modernbert),
-    Family("nomic_bert", "Nomic BERT", ("nomic_bert",), WORDS, read_nomic),
-    Family("gte", "GTE", ("gte",), WORDS, read_gte),
-    Family("jina_v3", "Jina embeddings v3", ("jina_embeddings_v3",), WORDS, read_jina),
+    Family("nomic_bert", "Nomic BERT", ("nomic_bert",), WORDS, read_nomic, NORMS_IN_FILES + NOMIC_IN_FILES),
+    Family("gte", "GTE", ("gte",), WORDS, read_gte, NORMS_IN_FILES + GTE_IN_FILES),
+    Family("jina_v3", "Jina embeddings v3", ("jina_embeddings_v3",), WORDS, read_jina, NORMS_IN_FILES),
     Family("eurobert", "EuroBERT", ("eurobert",), "embed_tokens.weight", read_eurobert),
     Family("ultrabert", "UltraBERT", ("ultrabert",), "embed_tokens.weight", read_ultrabert),
     Family("esmc", "ESM C", ("esmc",), "embed_tokens.weight", read_esmc),

@@ -1,9 +1,11 @@
-"""A config.json that leaves out what its class holds by default: encoders read the same facts as from the full one."""
+"""Encoders from files: a config.json without defaults, and the names that save_pretrained writes."""
 
 import importlib
 
 import pytest
+import torch
 
+from transmamba.transfer import open_safetensors
 from transmamba.transfer.teachers import families, translate
 
 transformers = pytest.importorskip("transformers")
@@ -55,3 +57,21 @@ def test_defaults_are_those_of_the_configuration_class(kind):
     wanted, got = translate(tensors, config=config), translate(tensors, config=silent)
     assert got.family in families() and got.architecture == wanted.architecture
     assert all(wanted.note(name) == got.note(name) for name in wanted) and not got.architecture.unknown
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_hold_the_same_teacher(kind, tmp_path):
+    config_class = transformers.CONFIG_MAPPING[kind]
+    config = config_class(**small_facts(config_class().to_dict()))
+    teacher = model_class(config)(config)
+    teacher.save_pretrained(tmp_path)
+    wanted, got = translate(teacher), translate(open_safetensors(tmp_path))
+    assert got.architecture == wanted.architecture and set(got) == set(wanted)
+    assert all(torch.equal(got[name], wanted[name]) and got.shape(name) == wanted.shape(name) for name in wanted)
+
+
+def test_a_configuration_of_other_code_is_refused():
+    config = transformers.NomicBertConfig(**small_facts(transformers.NomicBertConfig().to_dict()))
+    tensors = transformers.NomicBertModel(config).state_dict()
+    with pytest.raises(ValueError, match="that of nomic-ai's own code"):
+        translate(tensors, config={"model_type": "nomic_bert", "n_embd": 24, "n_head": 12})

@@ -122,12 +122,13 @@ class LogitsDistill(nn.Module):
         """
         check_logits(student, teacher)
         if self.chunk is None:
-            return token_mean(self._per_token(student, teacher.detach()), mask) * self.temperature**2
+            return token_mean(self.per_token(student, teacher.detach()), mask) * self.temperature**2
         pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
-        values = [checkpoint(self._per_token, *pair, use_reentrant=False) for pair in zip(*pieces, strict=True)]
+        values = [checkpoint(self.per_token, *pair, use_reentrant=False) for pair in zip(*pieces, strict=True)]
         return token_mean(torch.cat(values), None if mask is None else mask.flatten()) * self.temperature**2
 
-    def _per_token(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def per_token(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """The divergence of each token, without the factor T^2."""
         log_q = F.log_softmax(widen(student) / self.temperature, -1)
         log_p = F.log_softmax(widen(teacher) / self.temperature, -1)
         return self._divergence(log_p, log_q)

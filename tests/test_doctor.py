@@ -16,6 +16,7 @@ def test_report_names_versions_and_every_backend():
         assert f"  {backend.name} " in found.stdout
     assert found.stdout.count("reference  right") == 2
     assert "selective scan on cpu" in found.stdout and "cross scan on cpu" in found.stdout
+    assert "a scan of bfloat16 on an NVIDIA GPU would run on" in found.stdout
     assert "needs a CUDA tensor" in found.stdout or torch.cuda.is_available()
 
 
@@ -47,3 +48,21 @@ def test_a_crash_is_reported_and_the_rest_still_examined(table, capsys):
     out = capsys.readouterr().out
     assert "chunked    FAILS: RuntimeError: undefined symbol" in out
     assert "reference  right" in out
+
+
+def test_the_path_on_a_gpu_is_named_with_its_reasons(monkeypatch):
+    monkeypatch.setattr(doctor.cuda, "load", lambda: (None, "mamba-ssm is not there"))
+    monkeypatch.setattr(doctor.triton, "INSTALLED", True)
+    monkeypatch.setattr(doctor.nvrtc, "unavailable", lambda: ("NVRTC was not found", "the driver was not found"))
+    lines = list(doctor.on_a_gpu())
+    assert "would run on triton here" in lines[0]
+    assert lines[1:] == [
+        "  cuda       mamba-ssm is not there",
+        "  nvrtc      NVRTC was not found; the driver was not found",
+        "  triton     found",
+    ]
+    monkeypatch.setattr(doctor.nvrtc, "unavailable", lambda: ())
+    assert "would run on nvrtc here" in next(doctor.on_a_gpu())
+    monkeypatch.setattr(doctor.nvrtc, "unavailable", lambda: ("no",))
+    monkeypatch.setattr(doctor.triton, "INSTALLED", False)
+    assert "would run on chunked here" in next(doctor.on_a_gpu())

@@ -12,11 +12,22 @@ import torch
 from torch import Tensor
 
 from transmamba.ops import cross_scan, multi_scan, scan_orders
-from transmamba.ops.backends import BACKENDS, CROSS_BACKENDS, Backend
+from transmamba.ops.backends import BACKENDS, CROSS_BACKENDS, Backend, cuda, nvrtc, triton
 from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.problem import Problem
 
-PACKAGES = ("torch", "einops", "jaxtyping", "beartype", "triton", "mamba-ssm", "causal-conv1d", "transformers")
+PACKAGES = (
+    "torch",
+    "einops",
+    "jaxtyping",
+    "beartype",
+    "triton",
+    "nvidia-cuda-nvrtc-cu12",
+    "nvidia-cuda-nvrtc",
+    "mamba-ssm",
+    "causal-conv1d",
+    "transformers",
+)
 TOLERANCE = 1e-3
 
 
@@ -79,6 +90,19 @@ def examine(backend: Backend, device: torch.device, *, cross: bool = False) -> t
     return good, f"  {backend.name:10s} {'right' if good else 'WRONG'}, relative error {error:.1e}"
 
 
+def on_a_gpu() -> Iterator[str]:
+    """What a scan on an NVIDIA GPU would run on with this installation, and why not on something faster."""
+    missing = {
+        "cuda": () if cuda.load()[0] is not None else (cuda.load()[1],),
+        "nvrtc": nvrtc.unavailable(),
+        "triton": () if triton.INSTALLED else ("package triton is not installed",),
+    }
+    chosen = next((name for name, reasons in missing.items() if not reasons), "chunked")
+    yield f"a scan of bfloat16 on an NVIDIA GPU would run on {chosen} here, fastest first:"
+    for name, reasons in missing.items():
+        yield f"  {name:10s} {'; '.join(reasons) if reasons else 'found'}"
+
+
 def main() -> int:
     """Print the report; the exit code."""
     print("\n".join(versions()))
@@ -90,6 +114,7 @@ def main() -> int:
                 good, line = examine(backend, device, cross=cross)
                 healthy &= good
                 print(line)
+    print("\n".join(on_a_gpu()))
     print("all that runs is right" if healthy else "something is wrong: see above")
     return 0 if healthy else 1
 

@@ -1,13 +1,14 @@
-"""The Triton scan against mamba-ssm's CUDA kernel: forward and backward, bfloat16 activations, a Markdown table.
+"""Our scans on a GPU (CUDA, Triton, torch in chunks) against mamba-ssm's kernel: forward and backward, bfloat16.
 
     MAMBA_KEEP_CUDA_BUILD=TRUE pip install --no-build-isolation mamba-ssm      (the peer, with its Mamba-1 kernel)
     python tests/benchmarks/bench_gpu.py [--shapes vim lm plain vmamba] [--batch 64] [--repeat 20]
 
 One direction (vim, lm): mamba-ssm in its own layout (batch, dim, length). Four directions (plain, vmamba): u permuted,
 mamba-ssm, y permuted back, per direction, and the sum. Contestants take turns; medians and quartiles of device time;
-memory is the peak above the inputs. The share of the copy bandwidth counts every input and output and each gradient
-once, which is the least that has to move. Without a GPU, `--device cpu --tiny` tries the script itself, in Triton's
-interpreter.
+memory is the peak above the inputs. Two limits stand above each shape: every input, output and gradient moved once at
+the bandwidth of a copy, and one exponential per element and pass at the rate of the special function units. The columns
+say which share of each a contestant reaches. Without a GPU, `--device cpu --tiny` tries the script itself, with Triton
+in its interpreter.
 """
 
 import argparse
@@ -71,8 +72,8 @@ def make_orders(shape: Shape, device: str) -> Tensor | None:
     return torch.stack([rows, columns, rows.flip(0), columns.flip(0)])
 
 
-def triton_step(shape: Shape, device: str) -> Step:
-    """Our kernels, channel-last."""
+def own_step(shape: Shape, device: str, backend: str) -> Step:
+    """A backend of ours, channel-last."""
     from transmamba.ops import multi_scan
 
     inputs, orders = make_inputs(shape, device), make_orders(shape, device)
@@ -80,7 +81,7 @@ def triton_step(shape: Shape, device: str) -> Step:
     target = torch.ones(shape.batch, 1, shape.length, shape.dim, device=device, dtype=torch.bfloat16)
 
     def step() -> None:
-        y = multi_scan(**inputs, **options, backend="triton")
+        y = multi_scan(**inputs, **options, backend=backend)
         torch.autograd.grad(y, list(inputs.values()), target.view_as(y))
 
     return step
@@ -115,7 +116,14 @@ def drop_in_step(shape: Shape, device: str, scan: Callable[..., Tensor]) -> Step
 def contestants(shape: Shape, device: str) -> dict[str, Step]:
     from transmamba.ops import selective_scan
 
-    found = {"triton": triton_step(shape, device)}
+    found: dict[str, Step] = {}
+    for backend in ("nvrtc", "triton", "chunked"):
+        step = own_step(shape, device, backend)
+        try:
+            step()
+            found[backend] = step
+        except (NotImplementedError, RuntimeError) as error:  # refused, or no memory
+            print(f"{backend} does not run here: {error}", file=sys.stderr)
     if shape.directions == 1:
         found["triton, (b d l)"] = drop_in_step(shape, device, partial(selective_scan, backend="triton"))
     try:
@@ -171,8 +179,26 @@ def least_bytes(shape: Shape) -> int:
     return 2 * batch * length * (3 * moved_thrice + 2 * dim)
 
 
+def exponential_rate(device: str) -> float:
+    """Exponentials per second: 16 a cycle on each multiprocessor. On a CPU no limit."""
+    if device == "cpu":
+        return float("inf")
+    properties = torch.cuda.get_device_properties(device)
+    # kHz; torch before 2.6 has no clock, an H100 runs at this one
+    return 16 * properties.multi_processor_count * getattr(properties, "clock_rate", 1_755_000) * 1e3
+
+
+def elements(shape: Shape) -> int:
+    """Exponentials of a pass: directions that share dt and A share them."""
+    own = 1 if shape.by_step else shape.directions
+    return shape.batch * own * shape.length * shape.dim * shape.state
+
+
 def measure(name: str, shape: Shape, arguments: argparse.Namespace, bandwidth: float) -> None:
     steps = contestants(shape, arguments.device)
+    limits = least_bytes(shape) / bandwidth, 2 * elements(shape) / exponential_rate(arguments.device)
+    for what, limit in zip(("the least traffic, copied", "one exponential an element"), limits, strict=True):
+        print(f"| {name} {tuple(shape[:5])} | limit: {what} | {limit * 1e3:.3f} | | | | |")
     times: dict[str, list[float]] = {who: [] for who in steps}
     for round_ in range(arguments.repeat + (0 if arguments.tiny else 3)):
         for who, step in steps.items():
@@ -183,10 +209,13 @@ def measure(name: str, shape: Shape, arguments: argparse.Namespace, bandwidth: f
     for who, seconds in times.items():
         low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else 3 * seconds
         ratio = "" if peer is None else f"{peer / middle:.2f}x"
-        share = least_bytes(shape) / middle / bandwidth
+        copy, exponential = (f"{limit / middle:.0%}" for limit in limits)
         memory = peak(steps[who], arguments.device) / 2**20
         spread = f"{middle * 1e3:.3f} ({low * 1e3:.3f}-{high * 1e3:.3f})"
-        print(f"| {name} {tuple(shape[:5])} | {who} | {spread} | {ratio} | {memory:.0f} | {share:.0%} |", flush=True)
+        print(
+            f"| {name} {tuple(shape[:5])} | {who} | {spread} | {ratio} | {memory:.0f} | {copy} | {exponential} |",
+            flush=True,
+        )
 
 
 def describe(device: str) -> None:
@@ -214,8 +243,10 @@ def main() -> None:
     describe(arguments.device)
     bandwidth = copy_bandwidth(arguments.device)
     print(f"copy: {bandwidth / 1e9:.0f} GB/s\n")
-    print("| shape (b, l, d, n, k) | kernel | ms, quartiles | against mamba-ssm | peak MiB | share of copy |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    print(
+        "| shape (b, l, d, n, k) | kernel | ms, quartiles | against mamba-ssm | peak MiB | of copy | of exponentials |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.shapes:
         shape = SHAPES[name]._replace(**({"batch": arguments.batch} if arguments.batch else {}))
         if arguments.tiny:

@@ -122,15 +122,16 @@ class LogitsDistill(nn.Module):
         """
         check_logits(student, teacher)
         if self.chunk is None:
-            return token_mean(self._per_token(student, teacher.detach(), mask), mask) * self.temperature**2
+            return token_mean(self.per_token(student, teacher.detach(), mask), mask) * self.temperature**2
         pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
         mask = None if mask is None else mask.flatten()
         masks = [None] * len(pieces[0]) if mask is None else mask.split(self.chunk)
         parts = zip(*pieces, masks, strict=True)
-        values = torch.cat([checkpoint(self._per_token, *part, use_reentrant=False) for part in parts])
+        values = torch.cat([checkpoint(self.per_token, *part, use_reentrant=False) for part in parts])
         return token_mean(values, mask) * self.temperature**2
 
-    def _per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> Tensor:
+    def per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The divergence of each token, without the factor T^2; that of padding is zero."""
         student, teacher = (widen(real_tokens(x, mask)) / self.temperature for x in (student, teacher))
         log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
         return self._divergence(log_p, log_q)

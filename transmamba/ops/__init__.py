@@ -11,6 +11,7 @@ from transmamba.ops.orders import ScanOrder as ScanOrder
 from transmamba.ops.orders import permute_tokens as permute_tokens
 from transmamba.ops.orders import scan_order as scan_order
 from transmamba.ops.orders import scan_orders as scan_orders
+from transmamba.ops.scan import explain as explain
 from transmamba.ops.scan import multi_scan as multi_scan
 from transmamba.ops.scan import selective_scan as selective_scan
 from transmamba.ops.ssd import ssd_scan as ssd_scan

@@ -7,6 +7,7 @@ What runs them stands in `transmamba.ops.backends`.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.backends import choose
+from transmamba.ops.backends import explain as explain_problem
 from transmamba.ops.backends.problem import Problem, count_directions
 from transmamba.ops.orders import ScanOrder, stack_orders
 
@@ -155,6 +157,76 @@ def multi_scan(
     Reference:
         Eqs. 6-8 for K = 2; the cross scans of VMamba and the snakes of PlainMamba for K = 4.
     """
+    options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
+    options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
+    problem = _problem(u, dt, A, B, C, D, z, **options)
+    y, last_state = choose(problem, backend).run(problem)
+    y = (y if z is None else _gate(y, z)).to(u.dtype)
+    y = y if mask is None else y.masked_fill(~mask[:, None, :, None], 0.0)
+    y = y[:, 0] if merge else y
+    return (y, last_state.transpose(-1, -2)) if return_last_state else y
+
+
+@typed
+def explain(
+    u: Float[Tensor, "batch *shared length dim"],
+    dt: Float[Tensor, "batch #direction length dim"],
+    A: Float[Tensor, "#direction dim state"],
+    B: Float[Tensor, "batch #direction length state"],
+    C: Float[Tensor, "batch #direction length state"],
+    D: Float[Tensor, "#direction dim"] | None = None,
+    *,
+    z: Float[Tensor, "batch length dim"] | Float[Tensor, "batch #direction length dim"] | None = None,
+    dt_bias: Float[Tensor, "#direction dim"] | None = None,
+    softplus: bool = False,
+    orders: Orders | None = None,
+    mask: Bool[Tensor, "batch length"] | None = None,
+    seq_idx: Int[Tensor, "batch length"] | None = None,
+    initial_state: Float[Tensor, "batch direction dim state"] | None = None,
+    merge: bool = False,
+    step_parameters: bool = False,
+) -> str:
+    """Name the backend that `multi_scan` takes for these arguments, and why it passes over the faster ones.
+
+    Args:
+        u: as in `multi_scan`, like all others.
+        dt: step sizes.
+        A: decay rates.
+        B: input weights.
+        C: readout weights.
+        D: weight of the direct path.
+        z: gate of the tokens.
+        dt_bias: added to `dt`.
+        softplus: pass `dt` through softplus.
+        orders: one scan order per direction.
+        mask: True marks a real token.
+        seq_idx: number of the packed sequence of each token.
+        initial_state: the state before the first step.
+        merge: sum the directions.
+        step_parameters: `dt`, `B`, `C` follow the steps.
+
+    Returns:
+        A line per backend, fastest first, down to the one that runs.
+
+    Raises:
+        ValueError: as `multi_scan`.
+
+    Example:
+        >>> x = torch.ones(1, 1, 5, 2, dtype=torch.float64)
+        >>> print(explain(x[:, 0], x, -torch.ones(1, 2, 2), x, x).splitlines()[0])
+        cuda: needs a CUDA tensor, u is on cpu
+    """
+    options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
+    options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
+    return explain_problem(_problem(u, dt, A, B, C, D, z, **options))
+
+
+def _problem(
+    u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, **options: Any
+) -> Problem:
+    """The arguments of `multi_scan` as backends receive them."""
+    orders, mask, seq_idx = options["orders"], options["mask"], options["seq_idx"]
+    dt_bias, initial_state, softplus = options["dt_bias"], options["initial_state"], options["softplus"]
     act, compute = _dtypes(u, dt, B, C, A)
     tokens = u if u.dim() == 4 else u[:, None]
     if mask is not None:
@@ -171,16 +243,12 @@ def multi_scan(
         None if seq_idx is None else seq_idx.long(),
         None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
         softplus,
-        step_parameters,
-        merge,
+        options["step_parameters"],
+        options["merge"],
         z is not None,
     )
     _check_directions(problem, z)
-    y, last_state = choose(problem, backend).run(problem)
-    y = (y if z is None else _gate(y, z)).to(u.dtype)
-    y = y if mask is None else y.masked_fill(~mask[:, None, :, None], 0.0)
-    y = y[:, 0] if merge else y
-    return (y, last_state.transpose(-1, -2)) if return_last_state else y
+    return problem
 
 
 def _hide_padding(

@@ -1,4 +1,4 @@
-"""A kernel's machine code, by the nvdisasm that Triton ships: instructions, control codes, loops, what the pipes take."""
+"""A kernel's machine code by the nvdisasm that Triton ships: instructions, control codes, loops, pipes."""
 
 import importlib.util
 import re

@@ -90,7 +90,7 @@ def main_loop(kernel: code.Kernel) -> code.Loop:
 
 
 def sum_loop(kernel: code.Kernel) -> code.Loop:
-    """The loop that sums directions, `SUMMED` tokens a pass: the only one that stores as many and has no exponential."""
+    """The loop that sums directions: the only one that stores `SUMMED` times and has no exponential."""
     counts = {loop: kernel.count(loop) for loop in kernel.loops}
     return next(loop for loop, found in counts.items() if not found["exp2"] and found["global store"] == SUMMED)
 

@@ -80,6 +80,16 @@ def LogitsDistill(s):
     )  # fmt: skip
 
 
+def HiddenLogitsDistill(s):
+    return Call(
+        distill.HiddenLogitsDistill,
+        {"temperature": 2.0, "divergence": s.choice("forward", "reverse", "js"), "beta": 0.5, "chunk": 2},
+        {"student": s.normal("batch length dim"), "student_head": s.normal("classes dim"),
+         "teacher": s.normal("batch length context"), "teacher_head": s.normal("classes context"),
+         "mask": s.choice(None, s.mask("batch length"))},
+    )  # fmt: skip
+
+
 def LastFeatureDistill(s):
     return Call(
         distill.LastFeatureDistill, {"criterion": s.choice("cosine", "mse")},

@@ -30,6 +30,19 @@ def multi_scan(s):
     })  # fmt: skip
 
 
+def explain(s):
+    k, length = s["direction"], s["length"]
+    return Call(ops.explain, {
+        "u": s.normal("batch direction length dim"), "dt": s.normal("batch direction length dim"),
+        "A": -s.positive("direction dim state"), "B": s.normal("batch 1 length state"),
+        "C": s.normal("batch direction length state"), "D": s.normal("1 dim"), "dt_bias": s.normal("direction dim"),
+        "softplus": True, "orders": s.choice(None, orders_of(s, k, length)),
+        "mask": s.choice(None, s.mask("batch length")), "seq_idx": s.choice(None, s.whole("batch length", 2)),
+        "initial_state": s.choice(None, s.normal("batch direction dim state")), "merge": s.choice(True, False),
+        "step_parameters": s.choice(True, False),
+    })  # fmt: skip
+
+
 def causal_conv1d(s):
     k, length = s["direction"], s["length"]
     past = s["width"] - 1

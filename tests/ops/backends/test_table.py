@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from transmamba.ops import backends, selective_scan, use_backend
-from transmamba.ops.backends import BACKENDS, Backend, choose
+from transmamba.ops.backends import BACKENDS, Backend, choose, explain
 from transmamba.ops.backends.problem import Problem
 
 
@@ -65,3 +65,11 @@ def test_use_backend_reaches_the_public_scan(monkeypatch):
     with use_backend("spy"):
         selective_scan(u, u, -torch.ones(2, 5), B, B)
     assert asked
+
+
+def test_explain_says_why_down_to_the_one_that_runs(picky, problem):
+    lines = explain(problem).splitlines()
+    assert lines[0] == "picky: it is Monday; u is too small"
+    assert lines[1] == "cuda: needs a CUDA tensor, u is on cpu"
+    assert lines[2] == "nvrtc: needs a CUDA tensor, u is on cpu"
+    assert lines[-1] == f"{choose(problem, 'auto').name}: runs it"

@@ -86,6 +86,17 @@ def choose(problem: Problem | CrossProblem, name: str) -> Backend:
     return backend
 
 
+def explain(problem: Problem | CrossProblem) -> str:
+    """A line per backend down to the one that "auto" takes: why it refuses the problem, or that it runs it."""
+    lines = []
+    for backend in CROSS_BACKENDS if isinstance(problem, CrossProblem) else BACKENDS:
+        reasons = backend.refuse(problem)
+        lines.append(f"{backend.name}: {'; '.join(reasons) or 'runs it'}")
+        if not reasons:
+            break
+    return "\n".join(lines)
+
+
 def choose_convolution(convolution: Convolution, name: str) -> Convolver:
     """The convolution of the backend `name`, or for "auto" the one that fits; see `choose_convolver`."""
     return choose_convolver(convolution, name, _preferred[-1])

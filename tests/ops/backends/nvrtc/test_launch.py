@@ -231,3 +231,14 @@ def test_refusals_have_their_reasons(monkeypatch):
 def test_a_stride_of_a_shared_direction_is_zero():
     assert strided(torch.zeros(2, 1, 3, 4)).direction == 0
     assert isinstance(strided(torch.zeros(2, 3, 3, 4)), Strided)
+
+
+def test_a_device_on_which_nothing_loads_is_a_reason_not_a_crash(gpu):
+    driver.trial.cache_clear()
+    assert driver.trial(1) == ()
+    driver.trial.cache_clear()
+    gpu.failing = "cuModuleLoadData"
+    assert driver.trial(1)[0].startswith(
+        "a trial on cuda:1 failed: the CUDA driver refused cuModuleLoadData: an illegal"
+    )
+    driver.trial.cache_clear()

@@ -36,7 +36,8 @@ def unavailable() -> tuple[str, ...]:
 def incapable(index: int) -> tuple[str, ...]:
     """Reasons why the CUDA device of that index cannot run the kernels."""
     old = torch.version.hip is not None or torch.cuda.get_device_capability(index) < (8, 0)
-    return unavailable() + (("needs an NVIDIA GPU of compute capability 8.0 or higher",) if old else ())
+    reasons = unavailable() + (("needs an NVIDIA GPU of compute capability 8.0 or higher",) if old else ())
+    return reasons or driver.trial(index)
 
 
 # torch.compile calls it while tracing, and traces no search for libraries; torch.compiler.assume_constant_result sets

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from transmamba.ops.backends.nvrtc.compiler import cached_cubin
+from transmamba.ops.backends.nvrtc.compiler import CompileError, cached_cubin
 
 NAMES = ("libcuda.so.1", "nvcuda.dll")
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -76,6 +76,20 @@ def _function(options: tuple[str, ...], name: str, shared: int, device: int) -> 
     if shared > _WITHOUT_ASKING:
         _call("cuFuncSetAttribute", function, _DYNAMIC_SHARED, shared)
     return function
+
+
+@functools.cache
+def trial(device: int) -> tuple[str, ...]:
+    """Reasons why nothing compiled here loads on the device; none if the sources without a kernel do."""
+    try:
+        with torch.cuda.device(device):
+            _enter_context(device)
+            module = ctypes.c_void_p()
+            binary = cached_cubin(("-DDTYPE=0", "-DKIND=-1"), capability(device))
+            _call("cuModuleLoadData", ctypes.byref(module), binary)
+    except (CompileError, DriverError) as error:
+        return (f"a trial on cuda:{device} failed: {error}",)
+    return ()
 
 
 def launch(

@@ -1,0 +1,95 @@
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from transmamba.distill import HiddenLogitsDistill, LogitsDistill
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the most elements of a tensor that an operation makes, and the bytes that operations read and write."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = self.bytes = 0
+
+    def __torch_dispatch__(self, operation, types, arguments=(), options=None):
+        out = operation(*arguments, **(options or {}))
+        made = [x for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, torch.Tensor)]
+        self.elements = max([self.elements, *(x.numel() for x in made)])
+        aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in operation._schema.returns)
+        if not aliases:
+            read = [x for x in arguments if isinstance(x, torch.Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in (*made, *read))
+        return out
+
+
+@pytest.fixture
+def pair():
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    return draw(2, 5, 3), draw(11, 3), draw(2, 5, 7), draw(11, 7)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("masked", [False, True])
+def test_agrees_with_the_divergence_of_the_logits(pair, divergence, chunk, masked):
+    student, head, teacher, teacher_head = pair
+    mask = torch.arange(5).expand(2, 5) < torch.tensor([[3], [5]]) if masked else None
+    expected = LogitsDistill(2.0, divergence, beta=0.3)(student @ head.T, teacher @ teacher_head.T, mask)
+    got = HiddenLogitsDistill(2.0, divergence, beta=0.3, chunk=chunk)(*pair, mask)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    for one, other in zip(*(torch.autograd.grad(3 * x, (student, head)) for x in (got, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_no_tensor_has_all_tokens_and_all_classes(pair):
+    student, head, teacher, teacher_head = (x.detach().float() for x in pair)
+    student, teacher = student.repeat(4, 10, 1).requires_grad_(), teacher.repeat(4, 10, 1)
+    head, teacher_head = head.repeat(20, 1).requires_grad_(), teacher_head.repeat(20, 1)
+    tokens, classes = 8 * 50, 220
+    seen = {}
+    for chunked in (True, False):
+        with Largest() as seen[chunked]:
+            if chunked:
+                loss = HiddenLogitsDistill(2.0, chunk=16)(student, head, teacher, teacher_head)
+            else:
+                loss = LogitsDistill(2.0)(student @ head.T, teacher @ teacher_head.T)
+            loss.backward()
+    assert seen[False].elements == tokens * classes
+    assert seen[True].elements <= max(16 * classes, tokens * 7)
+
+
+def test_no_gradient_reaches_the_teacher_nor_is_computed_unasked(pair):
+    HiddenLogitsDistill()(*pair).backward()
+    assert pair[2].grad is None and pair[3].grad is None
+    with torch.no_grad():
+        assert not HiddenLogitsDistill()(*pair).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gives_a_single_loss_and_gradients_of_its_own(pair, dtype):
+    half = [x.detach().to(dtype).requires_grad_() for x in pair]
+    loss = HiddenLogitsDistill(2.0, chunk=4)(*half)
+    expected = LogitsDistill(2.0)(half[0] @ half[1].T, half[2] @ half[3].T)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert half[0].grad.dtype == half[1].grad.dtype == dtype
+
+
+def test_an_empty_batch_is_no_number_like_any_mean(pair):
+    _, head, _, teacher_head = pair
+    empty = [torch.zeros(0, 5, size, dtype=torch.float64) for size in (3, 7)]
+    assert HiddenLogitsDistill()(empty[0], head, empty[1], teacher_head).isnan()
+
+
+def test_misfits_are_named(pair):
+    student, head, teacher, teacher_head = pair
+    with pytest.raises(ValueError, match=r"student has tokens \(2, 5\), teacher \(2, 4\)"):
+        HiddenLogitsDistill()(student, head, teacher[:, :4], teacher_head)
+    with pytest.raises(ValueError, match="student_head has 11 classes, teacher_head 9: distil between equal"):
+        HiddenLogitsDistill()(student, head, teacher, teacher_head[:9])
+    with pytest.raises(TypeError, match="teacher_head has dtype torch.int64: expected a floating dtype"):
+        HiddenLogitsDistill()(student, head, teacher, teacher_head.long())
+    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
+        HiddenLogitsDistill(chunk=0)

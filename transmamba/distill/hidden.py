@@ -1,0 +1,120 @@
+"""The divergence of logits from hidden states, for vocabularies whose logits do not fit."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Shaped
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.distill.baselines import Divergence, LogitsDistill
+
+
+class HiddenLogitsDistill(nn.Module):
+    """`LogitsDistill` of the logits `hidden @ weight.T`, computed from the hidden states a few tokens at a time.
+
+    The same loss and gradients, but no tensor has both all tokens and all classes. The gradients are computed in the
+    forward, while the logits of a chunk are there, so these are never computed twice. Heads have no bias, as those of
+    language models.
+
+    Args:
+        temperature: as in `LogitsDistill`.
+        divergence: as in `LogitsDistill`.
+        beta: as in `LogitsDistill`.
+        chunk: number of tokens whose logits exist at a time.
+
+    Raises:
+        ValueError: as `LogitsDistill`.
+
+    Example:
+        >>> hidden, head = torch.zeros(3, 4), torch.ones(50, 4)
+        >>> HiddenLogitsDistill()(hidden, head, hidden, head)
+        tensor(0.)
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, divergence: Divergence = "forward", *, beta: float = 0.5, chunk: int = 512
+    ) -> None:
+        super().__init__()
+        self.distill = LogitsDistill(temperature, divergence, beta=beta, chunk=chunk)
+        self.chunk = chunk
+
+    @typed
+    def forward(
+        self,
+        student: Shaped[Tensor, "*token dim"],
+        student_head: Shaped[Tensor, "classes dim"],
+        teacher: Shaped[Tensor, "*token2 dim2"],
+        teacher_head: Shaped[Tensor, "classes2 dim2"],
+        mask: Bool[Tensor, "*token"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The divergence; the teacher and its head are detached.
+
+        Args:
+            student: hidden states before the head.
+            student_head: weight of the head.
+            teacher: the teacher's hidden states, of the same tokens.
+            teacher_head: weight of its head.
+            mask: True marks a real token.
+
+        Raises:
+            ValueError: the numbers of tokens or classes differ.
+            TypeError: a tensor is not floating.
+        """
+        _check(student, student_head, teacher, teacher_head)
+        count = student.shape[:-1].numel()
+        if not count:
+            return (student.sum() + student_head.sum()) * torch.nan  # as any mean of nothing
+        dtype = torch.promote_types(student.dtype, torch.float32)
+        weights = torch.full((count,), 1 / count, dtype=dtype, device=student.device)
+        if mask is not None:
+            real = mask.flatten().to(weights.dtype)
+            weights = real / real.sum().clamp_min(1)
+        pairs = (student.flatten(0, -2), student_head, teacher.detach().flatten(0, -2), teacher_head.detach())
+        return _Divergence.apply(self.distill, self.chunk, weights, *pairs)
+
+
+def _check(student: Tensor, student_head: Tensor, teacher: Tensor, teacher_head: Tensor) -> None:
+    tensors = {"student": student, "student_head": student_head, "teacher": teacher, "teacher_head": teacher_head}
+    for name, x in tensors.items():
+        if not x.is_floating_point():
+            raise TypeError(f"{name} has dtype {x.dtype}: expected a floating dtype")
+    if student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(f"student has tokens {tuple(student.shape[:-1])}, teacher {tuple(teacher.shape[:-1])}")
+    if len(student_head) != len(teacher_head):
+        raise ValueError(
+            f"student_head has {len(student_head)} classes, teacher_head {len(teacher_head)}: distil between equal "
+            "vocabularies, or cut both to the classes they share"
+        )
+
+
+class _Divergence(torch.autograd.Function):
+    """Sum over tokens of their weight times their divergence, with the gradients of both student tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, distill: LogitsDistill, chunk: int, weights: Tensor, *pairs: Tensor) -> Tensor:
+        student, head, teacher, teacher_head = pairs
+        wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        total = weights.new_zeros(())
+        by_student, by_head = torch.zeros_like(student), torch.zeros_like(head)
+        for at in range(0, len(student), chunk):
+            piece = slice(at, at + chunk)
+            with torch.set_grad_enabled(wanted):
+                hidden, weight = (x.detach().requires_grad_(wanted) for x in (student[piece], head))
+                with torch.no_grad():
+                    target = teacher[piece] @ teacher_head.T
+                # its own chunk would compute the logits a second time
+                values = distill.per_token(hidden @ weight.T, target)
+                part = (values * weights[piece]).sum() * distill.temperature**2
+            total = total + part.detach()
+            if wanted:
+                by_student[piece], of_head = torch.autograd.grad(part, (hidden, weight))
+                by_head += of_head
+        ctx.save_for_backward(by_student, by_head)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        by_student, by_head = ctx.saved_tensors
+        return None, None, None, by_student * grad, by_head * grad, None, None

@@ -258,7 +258,9 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         return x + take_positions(self.pos_embed, number_tokens(x, mask, seq_idx)[0], seen)
 
     def _logits(self, last: Tensor) -> Tensor:
-        logits = self.head(last.to(self.head.weight.dtype))  # without a norm the stream is still float32
+        weight = self.head.weight  # a method where the head is quantised
+        # without a norm the stream is still float32
+        logits = self.head(last.to(weight.dtype) if isinstance(weight, Tensor) else last)
         cap = self.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

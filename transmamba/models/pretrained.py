@@ -114,7 +114,23 @@ def _tied_names(model: nn.Module) -> dict[str, str]:
 
 def _untied(model: nn.Module) -> dict[str, Tensor]:
     tied = _tied_names(model)
-    return {name: value.contiguous() for name, value in model.state_dict().items() if name not in tied}
+    return {name: value.contiguous() for name, value in weights_of(model).items() if name not in tied}
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a model whose entries are tensors, one and all.
+
+    Raises:
+        TypeError: one is not, as in a quantised model.
+    """
+    state = model.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} is no tensor but a {type(value).__name__}: the layers of a quantised model have no weights to "
+                "write; write the model before you quantise it"
+            )
+    return state
 
 
 def _download(repository: str, revision: str | None) -> Path:

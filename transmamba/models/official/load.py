@@ -8,7 +8,7 @@ from torch import nn
 
 from transmamba._checkpoint import FLOATING, State, strip_prefixes
 from transmamba.models.official.family import Family
-from transmamba.models.pretrained import assign
+from transmamba.models.pretrained import assign, weights_of
 
 
 def build_and_load(
@@ -69,5 +69,5 @@ def write_official(family: Family, model: nn.Module) -> State:
     """The state dict of `model` by the official names and in the official shapes."""
     return {
         family.official_name(name): value.reshape(family.official_shape(name, value.shape))
-        for name, value in model.state_dict().items()
+        for name, value in weights_of(model).items()
     }

@@ -11,7 +11,6 @@ _TEXT = {
     "most tokens attend to a window or to blocks, and some to all, with projections or patterns of their own": (
         "longformer", "led", "bigbird_pegasus", "pegasus_x",
     ),
-    "a fixed number of latents attends to the tokens (cross-attention)": ("perceiver",),
     "its attention is an approximation of softmax attention (sampled, hashed, or by landmarks)": (
         "nystromformer", "mra", "yoso", "reformer",
     ),
@@ -23,12 +22,12 @@ _TEXT = {
     "every layer has an adapter for each language": ("xmod",),
     "shapes and pronunciations of characters are mixed into the embedding of words": ("roc_bert",),
     "the places of words on a page are part of its embedding or of its attention scores": (
-        "bros", "layoutlm", "layoutlmv2", "layoutlmv3", "layoutxlm", "lilt",
+        "bros", "layoutlm", "layoutxlm", "lilt",
     ),
     "paths in the markup are part of its embedding": ("markuplm",),
     "rows and columns of tables are part of its embedding": ("tapas",),
     "entities stand beside words in its stream, with embeddings or queries of their own": ("luke",),
-    "images stand beside words in its stream": ("lxmert", "vilt", "visual_bert", "flava_multimodal_model"),
+    "images stand beside words in its stream": ("flava_multimodal_model",),
     "its layers attend to an image as well (cross-attention)": (
         "blip_text_model", "blip_2_qformer", "instructblip_qformer", "instructblipvideo_qformer",
     ),

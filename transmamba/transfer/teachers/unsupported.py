@@ -34,11 +34,8 @@ _BY_REASON = {
     """,
     SINKS: "granite_swa",
     ALIBI: "bloom mpt",
-    RELATIVE: "cpmant reformer xlnet",
-    CROSS: """
-        bigbird_pegasus led mllama_text_model moshi musicgen musicgen_melody nllb-moe pegasus_x
-        speech_to_text t5 mt5 umt5 longt5 trocr
-    """,
+    RELATIVE: "cpmant",
+    CROSS: "mllama_text_model trocr",
     PER_LAYER: """
         gemma3n_text gemma4_assistant gemma4_text gemma4_unified_assistant
         gemma4_unified_text

@@ -50,8 +50,8 @@ def defined(module, x):
     if module.qk_norm == "head":
         q, k = module.q_norm(q), module.k_norm(k)
     if module.rotary is not None:
-        angles = module.rotary.angles(torch.arange(length)[None])
-        q, k = (module.rotary.turn(t.transpose(0, 1)[None], angles)[0].transpose(0, 1) for t in (q, k))
+        phases = module.rotary.phases(torch.arange(length)[None], x.dtype)
+        q, k = (module.rotary.turn(t.transpose(0, 1)[None], phases)[0].transpose(0, 1) for t in (q, k))
     mixed = torch.zeros(length, heads, module.head_dim, dtype=x.dtype)
     for i, head in itertools.product(range(length), range(heads)):
         near = [

@@ -42,7 +42,7 @@ def test_pairs_turn_by_position_times_frequency():
     """As complex numbers: channel i is the real part, channel i + width / 2 the imaginary one."""
     rotary = Rotary({"rope_theta": 7.0}, 6)
     x, positions = torch.randn(2, 3, 5, 6, dtype=torch.float64), torch.tensor([[0, 1, 2, 3, 9], [4, 3, 2, 1, 0]])
-    turned = rotary.turn(x, rotary.angles(positions))
+    turned = rotary.turn(x, rotary.phases(positions, x.dtype))
     frequencies = torch.tensor([7.0 ** (-i / 3) for i in range(3)], dtype=torch.float64)
     expected = torch.complex(x[..., :3], x[..., 3:]) * torch.exp(1j * positions[:, None, :, None] * frequencies)
     torch.testing.assert_close(turned, torch.cat([expected.real, expected.imag], -1), rtol=1e-5, atol=1e-5)
@@ -52,7 +52,7 @@ def test_scores_depend_on_the_distance_alone():
     rotary, q, k = Rotary({"rope_theta": 10.0}, 8), torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def score(i, j):
-        q_i, k_j = (rotary.turn(x, rotary.angles(torch.tensor([[n]]))) for x, n in ((q, i), (k, j)))
+        q_i, k_j = (rotary.turn(x, rotary.phases(torch.tensor([[n]]), x.dtype)) for x, n in ((q, i), (k, j)))
         return (q_i * k_j).sum()
 
     torch.testing.assert_close(score(9, 4), score(5, 0))
@@ -60,7 +60,7 @@ def test_scores_depend_on_the_distance_alone():
 
 def test_channels_beyond_the_share_are_left_alone():
     rotary, x = Rotary({"rope_theta": 10.0, "partial_rotary_factor": 0.5}, 8), torch.randn(2, 1, 3, 8)
-    turned = rotary.turn(x, rotary.angles(torch.arange(3)[None]))
+    turned = rotary.turn(x, rotary.phases(torch.arange(3)[None], x.dtype))
     assert torch.equal(turned[..., 4:], x[..., 4:]) and not torch.equal(turned[..., 1:, :4], x[..., 1:, :4])
 
 
@@ -72,7 +72,7 @@ def test_axial_angles_are_those_of_dinov3():
     cos, sin = dinov3.DINOv3ViTRopePositionEmbedding(config).eval()(torch.zeros(1, 3, 12, 20))
     x, rotary = torch.randn(1, 3, 17, 8), Rotary({"rope_type": "axial", "rope_theta": 50.0, "grid": [3, 5]}, 8)
     expected, _ = dinov3.apply_rotary_pos_emb(x, x, cos, sin)
-    torch.testing.assert_close(rotary.turn(x, rotary.angles(torch.arange(17)[None])), expected)
+    torch.testing.assert_close(rotary.turn(x, rotary.phases(torch.arange(17)[None], x.dtype)), expected)
     assert torch.equal(expected[:, :, :2], x[:, :, :2])
 
 

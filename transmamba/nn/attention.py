@@ -225,8 +225,8 @@ class Attention(nn.Module):
         if self.qk_norm == "head":
             q, k = self._normed(q, k)
         if self.rotary is not None:
-            angles = self.rotary.angles(positions)
-            q, k = self.rotary.turn(q, angles), self.rotary.turn(k, angles)
+            phases = self.rotary.phases(positions, q.dtype)
+            q, k = self.rotary.turn(q, phases), self.rotary.turn(k, phases)
         return q, k, v
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,10 +79,17 @@ class Rotary:
         turns = (2 * math.pi * places[..., None] * frequencies).flatten(1)
         return torch.cat([turns.new_zeros(prefix, turns.shape[1]), turns])
 
-    def turn(self, x: Tensor, angles: Tensor) -> Tensor:
-        """Turn queries or keys (batch, head, token, channel) by the angles of their tokens."""
-        angles = angles.unsqueeze(-3)
-        cos, sin = ((f(angles) * self.amplitude).to(x.dtype) for f in (torch.cos, torch.sin))
+    def phases(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine of the angles, times the amplitude, (..., 1, token, width / 2)."""
+        angles = self.angles(positions).unsqueeze(-3)
+        cos, sin = angles.cos(), angles.sin()
+        if self.amplitude != 1.0:
+            cos, sin = cos * self.amplitude, sin * self.amplitude
+        return cos.to(dtype), sin.to(dtype)
+
+    def turn(self, x: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
+        """Turn queries or keys (batch, head, token, channel) by the phases of their tokens."""
+        cos, sin = phases
         first, second = x[..., : self.width].chunk(2, -1)
         turned = [first * cos - second * sin, second * cos + first * sin]
         return torch.cat([*turned, x[..., self.width :]] if self.width < x.shape[-1] else turned, -1)

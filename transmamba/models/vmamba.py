@@ -92,7 +92,7 @@ class VMamba(Pretrained, nn.Module):
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
 
     Raises:
-        ValueError: there is not one width and depth per stage, or a number is out of range; the map does not fit `grid`.
+        ValueError: there is not one width and depth per stage, a number is out of range, or a map does not fit `grid`.
 
     Reference:
         arXiv 2401.10166. Names of its checkpoints: `models.official.vmamba`.

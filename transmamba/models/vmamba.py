@@ -41,11 +41,9 @@ class VMambaBlock(nn.Module):
         self.mixer = mixer
         self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
         self.mlp: Mlp | GatedMlp | None = None
-        if mlp_ratio > 0 and gated:
-            hidden_dim = scaled_size(dim, mlp_ratio, "mlp_ratio")
-            self.mlp = GatedMlp(dim, hidden_dim, multiple=1, activation=activation, bias=True)
-        elif mlp_ratio > 0:
-            self.mlp = Mlp(dim, scaled_size(dim, mlp_ratio, "mlp_ratio"), activation=activation)
+        if mlp_ratio > 0:
+            build = partial(GatedMlp, multiple=1, bias=True) if gated else Mlp
+            self.mlp = build(dim, scaled_size(dim, mlp_ratio, "mlp_ratio"), activation=activation)
         self.drop_path = DropPath(drop_path)
 
     @typed
@@ -94,8 +92,7 @@ class VMamba(Pretrained, nn.Module):
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
 
     Raises:
-        ValueError: there is not one width and one depth per stage, or a number is out of its range; on the call, if
-            there are positions and the map is of another size.
+        ValueError: there is not one width and depth per stage, a number is out of range, or a map does not fit `grid`.
 
     Reference:
         arXiv 2401.10166. Names of its checkpoints: `models.official.vmamba`.

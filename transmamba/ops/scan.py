@@ -6,7 +6,6 @@
 What runs them stands in `transmamba.ops.backends`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,9 +17,10 @@ from transmamba._typing import typed
 from transmamba.ops.backends import choose
 from transmamba.ops.backends import explain as explain_problem
 from transmamba.ops.backends.problem import Problem, count_directions
-from transmamba.ops.orders import ScanOrder, stack_orders
-
-Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
+from transmamba.ops.inputs import Orders as Orders
+from transmamba.ops.inputs import _dtypes as _dtypes
+from transmamba.ops.inputs import _hide_padding as _hide_padding
+from transmamba.ops.inputs import _order_table as _order_table
 
 
 @typed
@@ -249,37 +249,6 @@ def _problem(
     )
     _check_directions(problem, z)
     return problem
-
-
-def _hide_padding(
-    mask: Tensor, tokens: Tensor, dt: Tensor, dt_bias: Tensor | None, *, softplus: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """u, dt and dt_bias whose padded steps have size zero, which leaves the state as it is."""
-    padded = ~mask[:, None, :, None]
-    if dt_bias is not None and not softplus:
-        dt, dt_bias = dt + dt_bias[:, None], None
-    # softplus(-inf) is zero
-    return tokens.masked_fill(padded, 0.0), dt.masked_fill(padded, -torch.inf if softplus else 0.0), dt_bias
-
-
-def _dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """The dtype of the activations (u, dt, B, C) and that of the arithmetic."""
-    *activations, A = (x.dtype for x in inputs)
-    act = activations[0]
-    for dtype in activations[1:]:
-        act = torch.promote_types(act, dtype)
-    compute = torch.float64 if torch.float64 in (act, A) else torch.float32
-    return (compute if compute == torch.float64 else act), compute
-
-
-def _order_table(orders: Orders | None, length: int) -> Tensor | None:
-    if orders is None:
-        return None
-    if not isinstance(orders, Tensor):
-        return stack_orders(orders, length).index
-    if orders.shape[1] != length:
-        raise ValueError(f"orders visit {orders.shape[1]} tokens, there are {length}")
-    return orders.long()
 
 
 def _gate(y: Tensor, z: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transmamba.distill.fused import TokenCosine, fusible
 from transmamba.distill.layers import real_tokens, widen
 
 Similarity = Literal["token", "flatten", "pooled"]
@@ -45,9 +46,12 @@ def cosine(
 
     A sum over tokens points where their mean points, so "pooled" never divides by a count.
     """
-    axes = _AXES[similarity]
-    vectors = _vectors(student, similarity, mask)
-    cosines = (vectors * target).sum(axes) * _inverse_norm(vectors, axes).squeeze(axes)
+    if similarity == "token" and fusible(student, target):
+        cosines = TokenCosine.apply(student, target, NEGLIGIBLE)
+    else:
+        axes = _AXES[similarity]
+        vectors = _vectors(student, similarity, mask)
+        cosines = (vectors * target).sum(axes) * _inverse_norm(vectors, axes).squeeze(axes)
     if similarity != "token":
         return cosines.flatten()
     if mask is None:

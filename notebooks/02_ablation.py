@@ -234,7 +234,7 @@ FEATURES = {
     "last feature": {"read": stream, "targets": layers, "first": 3},
     "adaptive": {"read": stream, "targets": layers},
     "bidirectional": {"read": shares, "targets": layers},
-    "tuned": {"read": input_and_shares, "targets": centred, "teacher_layers": "matched"},
+    "tuned": {"read": input_and_shares, "targets": centred, "teacher_layers": "proportional"},
 }
 WAYS = ("from scratch", "logits", *FEATURES, "subclone", "subclone + logits", "subclone + tuned")
 logits_distill = tm.distill.LogitsDistill(temperature=2.0)

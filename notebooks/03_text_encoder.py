@@ -242,7 +242,7 @@ print(*str(report).splitlines()[:8], sep="\n")
 # cosine of the sentence vectors is added. The baseline sees the last layer alone.
 
 # %%
-layer_loss = tm.AdaptiveLayerDistill(teacher_layers="matched")
+layer_loss = tm.AdaptiveLayerDistill(teacher_layers="proportional")
 last_loss = tm.distill.LastFeatureDistill()
 
 

@@ -260,7 +260,7 @@ def new_student(seed, query):
 
 
 # %% [markdown]
-# Inheriting takes two calls: the language model by the preset for LLaMA, its mixers started from the attention they
+# Inheriting takes two calls: the language model, whose teacher is a LLaMA, its mixers started from the attention they
 # replace; then the projector, whose outputs live on the same 64 of 96 channels.
 
 # %%

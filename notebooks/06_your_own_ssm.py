@@ -188,7 +188,7 @@ teacher.eval().requires_grad_(False)
 # share one choice of neurons; `affine` writes the entries of a weight and its bias.
 
 # %%
-affine = tm.transfer.plans.affine
+affine = tm.transfer.plan.affine
 plan = {
     "pos_embed": ("pos_embed", "1 token residual"),
     **affine("patch_embed.proj", "patch_embed.proj", "residual . . ."),

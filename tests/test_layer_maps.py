@@ -1,6 +1,6 @@
 import pytest
 
-from transmamba._layer_maps import drop_middle, early, resolve_layer_map, uniform
+from transmamba._layer_maps import LAYER_MAPS, drop_middle, early, proportional, resolve_layer_map, uniform
 
 DEPTHS = [(1, 1), (1, 5), (2, 5), (3, 7), (4, 7), (5, 5), (6, 12)]
 
@@ -31,7 +31,15 @@ def test_drop_middle_removes_one_run(student, teacher):
     assert layers[(student + 1) // 2 :] == list(range(teacher - student // 2, teacher))
 
 
-@pytest.mark.parametrize("name", ["early", "uniform", "drop_middle"])
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [(4, 4, (0, 1, 2, 3)), (3, 12, (3, 7, 11)), (4, 2, (0, 0, 1, 1)), (5, 12, (2, 4, 7, 9, 11)), (1, 7, (6,))],
+)
+def test_proportional_keeps_depth_and_ends_together(student, teacher, expected):
+    assert proportional(student, teacher) == dict(enumerate(expected))
+
+
+@pytest.mark.parametrize("name", LAYER_MAPS)
 def test_equal_depths_are_the_identity(name):
     assert resolve_layer_map(name, 5, 5) == {layer: layer for layer in range(5)}
 
@@ -42,5 +50,7 @@ def test_explicit_maps_may_be_mappings_or_sequences():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown layer map 'late': expected one of early, uniform, drop_middle"):
+    with pytest.raises(
+        ValueError, match="unknown layer map 'late': expected one of early, uniform, drop_middle, proportional"
+    ):
         resolve_layer_map("late", 3, 5)

@@ -1,9 +1,9 @@
-"""Which teacher layer each student layer inherits from."""
+"""Which teacher layer each student layer belongs to, for the weights it inherits and the features it imitates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-LayerMapName = Literal["early", "uniform", "drop_middle"]
+LayerMapName = Literal["early", "uniform", "drop_middle", "proportional"]
 LayerMap = LayerMapName | Mapping[int, int] | Sequence[int]
 
 
@@ -34,10 +34,16 @@ def drop_middle(student: int, teacher: int) -> dict[int, int]:
     return {layer: layer if layer < head else layer + teacher - student for layer in range(student)}
 
 
+def proportional(student: int, teacher: int) -> dict[int, int]:
+    """The deepest teacher layer within each student layer's share of the depth, so that last meets last."""
+    return {layer: -(-(layer + 1) * teacher // student) - 1 for layer in range(student)}
+
+
 LAYER_MAPS: dict[str, Callable[[int, int], dict[int, int]]] = {
     "early": early,
     "uniform": uniform,
     "drop_middle": drop_middle,
+    "proportional": proportional,
 }
 
 

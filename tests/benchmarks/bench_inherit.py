@@ -158,7 +158,7 @@ class Teacher:
 
     def lesson(self, student: tm.models.VisionMamba, bridge: nn.Module, labels: bool) -> Loss:
         """Layers of the same relative depth, and the labels or the teacher's logits."""
-        distill, logits = tm.AdaptiveLayerDistill(teacher_layers="matched"), tm.distill.LogitsDistill(2.0)
+        distill, logits = tm.AdaptiveLayerDistill(teacher_layers="proportional"), tm.distill.LogitsDistill(2.0)
 
         def loss(pixels: Tensor, classes: Tensor) -> Tensor:
             mine, theirs = student.forward_features(pixels), self.model.forward_features(pixels)

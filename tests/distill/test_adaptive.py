@@ -209,15 +209,18 @@ def test_weights_carry_no_gradient_by_default():
         assert pull.sign() == sign
 
 
-def test_matched_teacher_layers_meet_at_proportional_depth(features):
+def test_teacher_layers_meet_at_proportional_depth(features):
     student, teacher = features
     teachers = [torch.randn_like(teacher) for _ in range(8)]
-    loss = AdaptiveLayerDistill(teacher_layers="matched", weighting="uniform")
+    loss = AdaptiveLayerDistill(teacher_layers="proportional", weighting="uniform")
     one = AdaptiveLayerDistill()
     expected = sum(one([student[i]], teachers[2 * i + 1]) for i in range(4)) / 4
     torch.testing.assert_close(loss(student, teachers), expected)
     torch.testing.assert_close(
         AdaptiveLayerDistill(teacher_layers=[1, 3, 5, -1], weighting="uniform")(student, teachers), expected
+    )
+    torch.testing.assert_close(
+        AdaptiveLayerDistill(teacher_layers={0: 1, 1: 3, 2: 5, 3: 7}, weighting="uniform")(student, teachers), expected
     )
 
 
@@ -364,8 +367,8 @@ def test_wrong_numbers_of_layers_are_refused():
     x = torch.randn(2, 5, 3)
     with pytest.raises(ValueError, match=r"^3 teacher indices for 2 student layers: give one for each$"):
         AdaptiveLayerDistill(teacher_layers=[0, 1, 2])([x, x], [x, x, x])
-    with pytest.raises(ValueError, match=r"teacher_layers='matched' needs a sequence of teacher layers, got one"):
-        AdaptiveLayerDistill(teacher_layers="matched")([x], x)
+    with pytest.raises(ValueError, match=r"teacher_layers='proportional' needs a sequence of teacher layers, got one"):
+        AdaptiveLayerDistill(teacher_layers="proportional")([x], x)
     with pytest.raises(ValueError, match=r"weighting has shape \(3,\): expected one weight per student layer, 2"):
         AdaptiveLayerDistill(weighting=torch.ones(3))([x, x], x)
     with pytest.raises(ValueError, match=r"weighting returned shape \(1,\): expected \(2,\)"):

@@ -165,14 +165,17 @@ def test_last_feature_follows_its_definition(logits):
 
 
 @pytest.mark.parametrize("criterion", ["cosine", "mse"])
-def test_layerwise_meets_proportional_depth(logits, criterion):
+def test_layerwise_meets_the_layers_that_inheritance_spreads_evenly(logits, criterion):
     torch.manual_seed(1)
     student = [torch.randn_like(logits[0]) for _ in range(2)]
     teacher = [torch.randn_like(logits[0]) for _ in range(6)]
     one = LastFeatureDistill(criterion)
-    expected = (one(student[0], teacher[2]) + one(student[1], teacher[5])) / 2
+    expected = (one(student[0], teacher[0]) + one(student[1], teacher[5])) / 2
+    for layers in ([0, -1], {0: 0, 1: 5}, "uniform"):
+        torch.testing.assert_close(LayerwiseDistill(criterion, layers)(student, teacher), expected)
     torch.testing.assert_close(LayerwiseDistill(criterion)(student, teacher), expected)
-    torch.testing.assert_close(LayerwiseDistill(criterion, [2, -1])(student, teacher), expected)
+    proportional = (one(student[0], teacher[2]) + one(student[1], teacher[5])) / 2
+    torch.testing.assert_close(LayerwiseDistill(criterion, "proportional")(student, teacher), proportional)
 
 
 @pytest.mark.parametrize("criterion", ["cosine", "mse"])
@@ -191,7 +194,7 @@ def test_unknown_criterion_is_refused(loss):
 
 
 def test_unknown_teacher_layers_are_refused():
-    with pytest.raises(ValueError, match=r"unknown teacher_layers 'first': expected proportional, or one index per"):
+    with pytest.raises(ValueError, match=r"unknown teacher_layers 'first': expected one of last, early, uniform"):
         LayerwiseDistill(teacher_layers="first")
 
 

@@ -113,7 +113,7 @@ def test_mask_is_in_natural_order(features):
 def test_teacher_list_serves_every_direction(features):
     scan, _, teacher = features
     teachers = [torch.randn_like(teacher) for _ in range(2)] + [teacher]
-    inner = AdaptiveLayerDistill(teacher_layers="matched")
+    inner = AdaptiveLayerDistill(teacher_layers="proportional")
     expected = inner(scan["forward"], teachers) + inner(scan["backward"], [x.flip(1) for x in teachers])
     torch.testing.assert_close(BidirectionalDistill(inner)(scan["forward"], scan["backward"], teachers), expected)
 

@@ -1,15 +1,26 @@
 import pytest
 import torch
 
+from transmamba import models, subclone, transfer
+from transmamba._layer_maps import LAYER_MAPS, resolve_layer_map
 from transmamba.distill import cka_matrix, linear_cka, match_layers
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher", "expected"),
-    [(4, 4, (0, 1, 2, 3)), (3, 12, (3, 7, 11)), (4, 2, (0, 0, 1, 1)), (5, 12, (2, 4, 7, 9, 11)), (1, 7, (6,))],
-)
-def test_proportional_keeps_depth_and_ends_together(student, teacher, expected):
-    assert match_layers(student, teacher, "proportional") == expected
+@pytest.mark.parametrize(("student", "teacher"), [(4, 4), (3, 12), (5, 12), (1, 7)])
+@pytest.mark.parametrize("name", LAYER_MAPS)
+def test_a_layer_imitates_the_layer_it_inherits_from(name, student, teacher):
+    """The maps have one definition: the same names mean the same layers for weights and for features."""
+    layers = resolve_layer_map(name, student, teacher)
+    assert match_layers(student, teacher, name) == tuple(layers[i] for i in range(student))
+    assert match_layers(student, teacher, layers) == match_layers(student, teacher, name)
+
+
+def test_the_layers_of_a_report_are_a_match():
+    size = {"img_size": 8, "patch_size": 4, "num_classes": 3}
+    teacher = models.ViT(**size, dim=12, depth=7, heads=3)
+    student = models.VisionMamba(**size, dim=12, depth=3)
+    report = subclone(teacher, student, transfer.first_importance, layer_map="uniform")
+    assert match_layers(3, 7, report.layers) == match_layers(3, 7, "uniform") == (0, 3, 6)
 
 
 def test_last_meets_last():
@@ -59,6 +70,15 @@ def test_matrix_has_a_row_per_student_layer():
         (0, 3, "last", r"cannot match 0 student layers with 3 teacher layers: both need at least one"),
         (2**40, 3, "last", r"student must be at most 2147483647, got 1099511627776"),
         (2, 3, [0], r"1 teacher indices for 2 student layers: give one for each"),
+        (
+            3,
+            2,
+            "early",
+            r"gives student layer 2 no teacher layer to imitate: choose another map, such as 'uniform', or",
+        ),
+        (3, 4, {1: 0}, r"gives student layer 0 no teacher layer to imitate.* of these layers \(0, 2\)"),
+        (1, 2, {0: 2}, r"layer map sends student layer 0 to teacher layer 2: expected 0 to 0 and 0 to 1"),
+        (3, 2, "drop_middle", r"drop_middle removes layers, but the student has 3 and the teacher 2"),
         (2, 3, [0, 3], r"student layer 1 asks for teacher layer 3: valid are -3 to 2"),
         (2, 3, "similarity", r"matching by similarity needs the features of both sides, got a number of layers"),
     ],

@@ -17,7 +17,7 @@ from transmamba import nn as tnn
 from transmamba.distill import LayerCalibrators, match_layers, sample_tokens, tap
 from transmamba.models import Vim, ViT
 from transmamba.ops import causal_conv1d, multi_scan, scan_order, scan_orders
-from transmamba.transfer import magnitude_importance, propose_plan, subclone
+from transmamba.transfer import Architecture, magnitude_importance, plan_for, subclone
 
 ROOT = Path(__file__).parents[2]
 IMPORTS = """
@@ -139,8 +139,8 @@ def test_a_thread_that_scanned_does_not_hinder_a_fork():
 def _reports():
     teacher, student = ViT(8, 4, dim=12, depth=2, heads=3, num_classes=5), Vim(8, 4, dim=12, depth=1, num_classes=5)
     report = subclone(teacher, student, magnitude_importance)
-    return [report, propose_plan(teacher, student), sample_tokens(7, 3), scan_order("snake", (2, 3)),
-            match_layers(2, 4, "proportional")]  # fmt: skip
+    return [report, plan_for(teacher, student), Architecture("image", 12, 2), sample_tokens(7, 3),
+            scan_order("snake", (2, 3)), match_layers(2, 4, "proportional")]  # fmt: skip
 
 
 @pytest.mark.parametrize("report", _reports(), ids=lambda report: type(report).__name__)

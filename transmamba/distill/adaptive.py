@@ -11,7 +11,7 @@ from torch.distributed import ProcessGroup
 
 from transmamba._typing import typed
 from transmamba.distill.layers import Layers, check_layers, check_mask
-from transmamba.distill.matching import match_layers
+from transmamba.distill.matching import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import Similarity, batch_mean, cosine, unit_target
 
 Weighting = Literal["ratio", "neg_cos", "ratio_raw", "uniform", "linear"]
@@ -62,8 +62,9 @@ class AdaptiveLayerDistill(nn.Module):
         weight_scope: one set of weights per "batch", or one per "sample".
         scale: named weightings sum to one ("sum1") or to the number of layers ("mean_N"), which makes "uniform" the
             plain sum of Eq. 4. "ratio_raw", tensors and functions are used as they come.
-        teacher_layers: with a sequence of teacher features: every student layer meets the "last" (the paper), the
-            "matched" (proportional depth; better in our measurements, see docs/results.md), or the listed one.
+        teacher_layers: with a sequence of teacher features: every student layer meets the "last" (the paper), or its
+            own by a layer map, see `match_layers`. "proportional" was better in our measurements (docs/results.md);
+            "uniform" and `report.layers` are the layers that a student inherited from.
         process_group: take cosines and weights from the batch of all its processes; the gradient is then right for
             training that averages over processes (DDP, FSDP).
 
@@ -92,7 +93,7 @@ class AdaptiveLayerDistill(nn.Module):
         detach_weights: bool = True,
         weight_scope: Literal["batch", "sample"] = "batch",
         scale: Literal["sum1", "mean_N"] = "sum1",
-        teacher_layers: Literal["last", "matched"] | Sequence[int] = "last",
+        teacher_layers: TeacherLayers = "last",
         process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__()
@@ -105,8 +106,7 @@ class AdaptiveLayerDistill(nn.Module):
         _check_choice("similarity", similarity, ("token", "flatten", "pooled"))
         _check_choice("weight_scope", weight_scope, ("batch", "sample"))
         _check_choice("scale", scale, ("sum1", "mean_N"))
-        if isinstance(teacher_layers, str):
-            _check_choice("teacher_layers", teacher_layers, ("last", "matched"))
+        check_teacher_layers(teacher_layers)
         if isinstance(weighting, str):
             _check_choice("weighting", weighting, ("ratio", "neg_cos", "ratio_raw", "uniform", "linear"))
         self.similarity: Similarity = similarity
@@ -149,8 +149,8 @@ class AdaptiveLayerDistill(nn.Module):
             if self.teacher_layers != "last":
                 raise ValueError(f"teacher_layers={self.teacher_layers!r} needs a sequence of teacher layers, got one")
             teacher = [teacher]
-        how = "proportional" if self.teacher_layers == "matched" else self.teacher_layers
-        chosen = match_layers(len(student), len(teacher), how) if len(student) and len(teacher) else ()
+        matched = len(student) > 0 and len(teacher) > 0
+        chosen = match_layers(len(student), len(teacher), self.teacher_layers) if matched else ()
         check_layers(
             student, [teacher[layer] for layer in (chosen[:1] if len(set(chosen)) == 1 else chosen)], name=name
         )

@@ -1,7 +1,6 @@
 """The losses to compare with: logits, last feature, layer to layer. One convention: mean over tokens, times T^2."""
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import typed
 from transmamba.distill.layers import Layers, check_layers, check_mask, real_tokens, widen
-from transmamba.distill.matching import match_layers
+from transmamba.distill.matching import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
 
 Divergence = Literal["forward", "reverse", "js"]
@@ -193,10 +192,11 @@ class LayerwiseDistill(nn.Module):
 
     Args:
         criterion: "cosine" or "mse"; with "mse" on hidden states this is stage two of MOHAWK, up to its norm.
-        teacher_layers: "proportional" depth, or one teacher index per student layer.
+        teacher_layers: which teacher layer each student layer imitates, see `match_layers`. "uniform" is also a map of
+            inheritance; after another one give `report.layers`.
 
     Raises:
-        ValueError: the criterion or `teacher_layers` is unknown.
+        ValueError: the criterion or the name in `teacher_layers` is unknown.
 
     Example:
         >>> layers = [torch.ones(2, 5, 3)] * 4
@@ -204,15 +204,10 @@ class LayerwiseDistill(nn.Module):
         tensor(0.)
     """
 
-    def __init__(
-        self, criterion: Criterion = "cosine", teacher_layers: Literal["proportional"] | Sequence[int] = "proportional"
-    ) -> None:
+    def __init__(self, criterion: Criterion = "cosine", teacher_layers: TeacherLayers = "uniform") -> None:
         super().__init__()
         _check_criterion(criterion)
-        if isinstance(teacher_layers, str) and teacher_layers != "proportional":
-            raise ValueError(
-                f"unknown teacher_layers {teacher_layers!r}: expected proportional, or one index per layer"
-            )
+        check_teacher_layers(teacher_layers)
         self.criterion: Criterion = criterion
         self.teacher_layers = teacher_layers
 

@@ -1,33 +1,55 @@
 """Which student layer meets which teacher layer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from transmamba._layer_maps import LAYER_MAPS, LayerMapName, resolve_layer_map
 from transmamba._typing import check_sizes, typed
 from transmamba.distill.layers import Layers, check_tensors, widen
+
+# a layer map as for inheritance, in which every student layer has a teacher layer, or the last teacher layer for all
+TeacherLayers = LayerMapName | Literal["last"] | Mapping[int, int] | Sequence[int]
+
+
+def check_teacher_layers(teacher_layers: TeacherLayers) -> None:
+    """Refuse an unknown name of a layer map.
+
+    Raises:
+        ValueError: it is a string, and neither "last" nor the name of a layer map.
+    """
+    names = ("last", *LAYER_MAPS)
+    if isinstance(teacher_layers, str) and teacher_layers not in names:
+        raise ValueError(
+            f"unknown teacher_layers {teacher_layers!r}: expected one of {', '.join(names)}, a mapping such as"
+            " report.layers, or one index per layer"
+        )
 
 
 @typed
 def match_layers(
-    student: int | Layers, teacher: int | Layers, how: Literal["last", "proportional", "similarity"] | Sequence[int]
+    student: int | Layers, teacher: int | Layers, how: TeacherLayers | Literal["similarity"]
 ) -> tuple[int, ...]:
     """The teacher layer of each student layer.
 
     Args:
         student: the number of layers, or their features (needed for "similarity").
         teacher: likewise.
-        how: "last" (all meet the last one), "proportional" (the same relative depth, last meets last), "similarity"
-            (the teacher layer of largest linear CKA), or one teacher index per student layer, negatives from the end.
+        how: a layer map by the names that `transfer.subclone` has for it: "uniform" (evenly spread from the first to
+            the last), "early", "drop_middle", "proportional" (the same relative depth, last meets last); or "last"
+            (all meet the last one), "similarity" (the teacher layer of largest linear CKA), a mapping such as
+            `report.layers`, or one teacher index per student layer, negatives from the end.
 
     Raises:
-        ValueError: no layers, more than 2**31 - 1, too few or too many indices, an index out of range, or "similarity"
-            without features.
+        ValueError: no layers, more than 2**31 - 1, too few or too many indices, an index out of range, a student layer
+            without a teacher layer, or "similarity" without features.
 
     Example:
+        >>> match_layers(4, 12, "uniform")
+        (0, 4, 7, 11)
         >>> match_layers(4, 12, "proportional")
         (2, 5, 8, 11)
     """
@@ -39,14 +61,23 @@ def match_layers(
     check_sizes(student=students, teacher=teachers)
     if how == "last":
         return (teachers - 1,) * students
-    if how == "proportional":
-        # ceiling division: each student layer meets the deepest teacher layer within its share of the depth
-        return tuple(-(-(number + 1) * teachers // students) - 1 for number in range(students))
     if how == "similarity":
         if isinstance(student, int) or isinstance(teacher, int):
             raise ValueError("matching by similarity needs the features of both sides, got a number of layers")
         return tuple(cka_matrix(student, teacher).argmax(1).tolist())
+    if isinstance(how, str | Mapping):
+        return _complete(resolve_layer_map(how, students, teachers), students)
     return _explicit(how, students, teachers)
+
+
+def _complete(layers: Mapping[int, int], students: int) -> tuple[int, ...]:
+    missing = [number for number in range(students) if number not in layers]
+    if missing:
+        raise ValueError(
+            f"the layer map gives student layer {missing[0]} no teacher layer to imitate: choose another map, such as"
+            f" 'uniform', or leave out the features of these layers ({', '.join(map(str, missing))})"
+        )
+    return tuple(layers[number] for number in range(students))
 
 
 def _explicit(indices: Sequence[int], students: int, teachers: int) -> tuple[int, ...]:

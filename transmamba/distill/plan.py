@@ -1,6 +1,6 @@
 """What distillation would do, layer by layer, before any training."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from transmamba._typing import typed
 from transmamba.distill.align import align_tokens
 from transmamba.distill.layers import Layers, check_tensors
-from transmamba.distill.matching import match_layers
+from transmamba.distill.matching import TeacherLayers, match_layers
 
 
 class MatchRow(NamedTuple):
@@ -45,7 +45,7 @@ class MatchTable(NamedTuple):
 def dry_run(
     student: Mapping[str, Tensor] | Layers,
     teacher: Mapping[str, Tensor] | Layers,
-    how: Literal["last", "proportional", "similarity"] | Sequence[int] = "last",
+    how: TeacherLayers | Literal["similarity"] = "last",
     *,
     align: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = align_tokens,
 ) -> MatchTable:
@@ -66,7 +66,7 @@ def dry_run(
         >>> from functools import partial
         >>> student = {"blocks.0": torch.empty(2, 196, 192), "blocks.1": torch.empty(2, 196, 192)}
         >>> teacher = {"layer.5": torch.empty(2, 197, 384), "layer.11": torch.empty(2, 197, 384)}
-        >>> print(dry_run(student, teacher, "proportional", align=partial(align_tokens, teacher_prefix=1)))
+        >>> print(dry_run(student, teacher, "uniform", align=partial(align_tokens, teacher_prefix=1)))
         student   teacher   width           tokens
         blocks.0  layer.5   192 -> 384 pad  196, teacher 197 -> 196
         blocks.1  layer.11  192 -> 384 pad  196, teacher 197 -> 196

@@ -72,9 +72,10 @@ def subclone(
         plan: student name pattern -> (teacher name patterns, axes), for models of your own. The teacher's names are
             then its stored ones, or canonical ones if `teacher` is translated; nothing is folded or compared.
         layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
-            "drop_middle" (arXiv 2312.09299), or student layer -> teacher layer. For glyphs "early" did best, for a text
-            encoder "uniform" did far better (docs/results.md). The blocks of a pyramid such as VMamba count through
-            its stages; "uniform" fills the last stage, which "early" does not reach if the student is deeper.
+            "drop_middle" (arXiv 2312.09299), "proportional", or student layer -> teacher layer; `distill.match_layers`
+            has the same names. For glyphs "early" did best, for a text encoder "uniform" did far better
+            (docs/results.md). The blocks of a pyramid such as VMamba count through its stages; "uniform" fills the last
+            stage, which "early" does not reach if the student is deeper.
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.

@@ -100,7 +100,7 @@ def LastFeatureDistill(s):
 def LayerwiseDistill(s):
     return Call(
         distill.LayerwiseDistill,
-        {"criterion": s.choice("cosine", "mse"), "teacher_layers": s.choice("proportional", [0, 2])},
+        {"criterion": s.choice("cosine", "mse"), "teacher_layers": s.choice("uniform", [0, 2], {0: 0, 1: 2})},
         {"student": _layers(s), "teacher": _layers(s, 3), "mask": s.choice(None, s.mask("batch length"))},
     )
 
@@ -170,7 +170,7 @@ def align_text(s):
 def match_layers(s):
     return Call(distill.match_layers, {
         "student": _layers(s), "teacher": _layers(s, 3),
-        "how": s.choice("last", "proportional", "similarity", [0, -1]),
+        "how": s.choice("last", "uniform", "proportional", "similarity", [0, -1], {0: 0, 1: 2}),
     })  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from tests.hardening.examples.sizes import Call
 from transmamba import models, transfer
+from transmamba.transfer.teachers.own import read_own_transformer
 
 
 def _pair(s):
@@ -70,14 +71,21 @@ def StabilityRecorder(s):
     return Call(transfer.StabilityRecorder, {"teacher": _pair(s)[0]})
 
 
-def propose_plan(s):
+def translate(s):
+    own = transfer.Family("own", "ours", (), "blocks.0.attn.qkv.weight", read_own_transformer)
+    return Call(transfer.translate, {
+        "teacher": _pair(s)[0], "family": s.choice(None, "transmamba_transformer", own), "config": None,
+        "kind": s.choice(None, "image"),
+    })  # fmt: skip
+
+
+def plan_for(s):
     teacher, student = _pair(s)
-    return Call(transfer.propose_plan, {"teacher": teacher, "student": student})
+    return Call(transfer.plan_for, {
+        "teacher": teacher, "student": student, "family": s.choice(None, "transmamba_transformer"),
+        "layer_map": s.choice("early", "uniform", [1], {0: 1}),
+    })  # fmt: skip
 
 
 def bind(s):
     return Call(transfer.bind, {"plan": {"a": ("a", "residual head*head_dim")}, "head_dim": s["dim"]})
-
-
-def stage_plan(s):
-    return Call(transfer.stage_plan, {"depths": (1, s["length"]), "teacher_depth": 6})

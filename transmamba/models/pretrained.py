@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba._checkpoint import load_file, load_json
+from transmamba._typing import refuse_script
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -103,6 +104,10 @@ class Pretrained:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse torch.jit.script, which calls it first."""
+        refuse_script(type(self).__name__)
 
 
 def _writable(recipe: dict[str, Any] | None) -> bool:

@@ -192,7 +192,7 @@ class ViT(Pretrained, nn.Module):
         tokens = self.patch_embed(x)
         if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
             raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token, self.reg_token)
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token, self.reg_token)
                   if token is not None]  # fmt: skip
         tokens = torch.cat([*prefix, tokens], 1)
         if self.pos_embed is None:

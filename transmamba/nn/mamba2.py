@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -226,7 +225,7 @@ class Mamba2Mixer(nn.Module):
     def _mix(
         self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: MixerCache | None = None
     ) -> tuple[Tensor, MixerCache]:
-        cache = self.empty_cache(len(x)) if cache is None else cache
+        cache = self.empty_cache(x.shape[0]) if cache is None else cache
         z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         bias = None if self.conv1d.bias is None else self.conv1d.bias[None]

@@ -63,13 +63,31 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
             if form is not None and len(passed) < _REMEMBERED:
                 passed.add(form)
             return result
+        except Exception as error:
+            if torch.jit.is_tracing() and not torch.compiler.is_exporting():
+                raise NotImplementedError(_jit(function.__qualname__, "trace")) from error
+            raise
         finally:
             _border.crossed = not outermost
 
+    # torch.jit.script calls it first
+    wrapper.__prepare_scriptable__ = functools.partial(refuse_script, function.__qualname__)  # type: ignore[attr-defined]
     # dynamo counts recompilations per code object, and every wrapper would share this one
     code = wrapper.__code__  # type: ignore[attr-defined]
     wrapper.__code__ = code.replace(co_name=function.__name__, co_qualname=function.__qualname__)  # type: ignore[attr-defined]
     return wrapper
+
+
+def refuse_script(name: str) -> None:
+    """Raise NotImplementedError with the ways that replace torch.jit.script."""
+    raise NotImplementedError(_jit(name, "script"))
+
+
+def _jit(name: str, way: str) -> str:
+    return (
+        f"{name} is not made for torch.jit.{way}: use torch.export.export, torch.onnx.export(..., dynamo=True) or "
+        "torch.compile"
+    )
 
 
 def _form(call: tuple[Any, ...]) -> Any:

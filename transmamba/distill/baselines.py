@@ -56,7 +56,8 @@ def token_mean(values: Float[Tensor, "*token"], mask: Bool[Tensor, "*token"] | N
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """KL(p || q) over the last axis, from log-probabilities."""
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(-1)
+    # a class of probability zero adds nothing; 0 * (-inf - log q) would be NaN
+    return (log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
 
 class LogitsDistill(nn.Module):

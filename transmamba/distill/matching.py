@@ -1,13 +1,13 @@
 """Which student layer meets which teacher layer."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transmamba._layer_maps import LAYER_MAPS, LayerMapName, resolve_layer_map
+from transmamba._layer_maps import LAYER_MAPS, LayerMap, LayerMapName, resolve_layer_map
 from transmamba._typing import check_sizes, typed
 from transmamba.distill.layers import Layers, check_tensors, widen
 
@@ -66,7 +66,7 @@ def match_layers(
             raise ValueError("matching by similarity needs the features of both sides, got a number of layers")
         return tuple(cka_matrix(student, teacher).argmax(1).tolist())
     if isinstance(how, str | Mapping):
-        return _complete(resolve_layer_map(how, students, teachers), students)
+        return _complete(resolve_layer_map(cast(LayerMap, how), students, teachers), students)
     return _explicit(how, students, teachers)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba._checkpoint import CONFIG, load_file, load_json
+from transmamba._typing import refuse_script
 from transmamba.models.builders import Recorded
 from transmamba.models.config import rebuild
 
@@ -86,6 +87,10 @@ class Pretrained(Recorded):
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse torch.jit.script, which calls it first."""
+        refuse_script(type(self).__name__)
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:

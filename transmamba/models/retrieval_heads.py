@@ -143,7 +143,7 @@ class TightHead(nn.Module):
             raise ValueError("the tight head reads the tokens of the text: give tokens, and token_mask if padded")
         videos, length, dim = frames.shape
         # entries of size one, as a norm would give, in the direction that MeanPooling sees
-        query = math.sqrt(dim) * unit(frames).flatten(0, 1).expand(len(text), -1, -1)
+        query = math.sqrt(dim) * unit(frames).flatten(0, 1).expand(text.shape[0], -1, -1)
         read = self.cross(query, self.norm(tokens), token_mask).unflatten(1, (videos, length))
         pooled = unit(masked_mean(read, frame_mask))
         return torch.einsum("td,tvd->tv", unit(text), pooled)

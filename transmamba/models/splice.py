@@ -47,7 +47,7 @@ def splice(
     end = width.cumsum(1)
     total = end[:, -1:]
     length = int(total.max())
-    place = torch.arange(length, device=ids.device).expand(len(ids), -1)
+    place = torch.arange(length, device=ids.device).expand(ids.shape[0], -1)
     place = place - (length - total if padding == "left" else 0)
     real = (place >= 0) & (place < total)
     source = torch.searchsorted(end, place.clamp_min(0).contiguous(), right=True).clamp_max(ids.shape[1] - 1)

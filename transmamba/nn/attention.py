@@ -161,7 +161,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: the attention is not causal.
         """
-        return self._mix(x, mask, cache=self.empty_cache(len(x)) if cache is None else cache)  # type: ignore[return-value]
+        return self._mix(x, mask, cache=self.empty_cache(x.shape[0]) if cache is None else cache)  # type: ignore[return-value]
 
     def step(
         self, x: Float[Tensor, "batch dim"], cache: AttentionCache

@@ -236,7 +236,7 @@ class Mamba2Mixer(nn.Module):
     def _mix(
         self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: MixerCache | None = None
     ) -> tuple[Tensor, MixerCache]:
-        cache = self.empty_cache(len(x)) if cache is None else cache
+        cache = self.empty_cache(x.shape[0]) if cache is None else cache
         beside, z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         bias = None if self.conv1d.bias is None else self.conv1d.bias[None]

@@ -135,7 +135,7 @@ class MambaMixer(nn.Module):
         Raises:
             ValueError: the mixer has more than one direction.
         """
-        cache = self.empty_cache(len(x)) if cache is None else cache
+        cache = self.empty_cache(x.shape[0]) if cache is None else cache
         scanned = self._scan(x, None, mask, cache=cache)
         conv = cache.last_inputs(scanned.u, mask)
         return self.out_proj(scanned.y), MixerCache(conv, scanned.last_state[:, 0])

@@ -45,8 +45,8 @@ class ConvStem(nn.Module):
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
         """A map of tokens; a border that does not fill a patch is filled up with zeros, below and on the right."""
         check_width(image, self.in_chans, "image", axis=1)
-        if not image.numel():
-            raise ValueError(f"image has shape {tuple(image.shape)}: expected at least one pixel of one image")
+        if not image.shape[2] or not image.shape[3]:
+            raise ValueError(f"image has shape {tuple(image.shape)}: expected at least one pixel")
         half = self.convs(self.stem(image))
         below, right = (-side % self.side for side in half.shape[-2:])
         return self.projection(F.pad(half, (0, right, 0, below)))

@@ -178,11 +178,17 @@ class _Permute(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, int], output: Tensor) -> None:
         _, index, inverse, ctx.dim = inputs
         ctx.save_for_backward(index, inverse)
+        ctx.save_for_forward(index, inverse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         index, inverse = ctx.saved_tensors
         return _Permute.apply(grad, inverse, index, ctx.dim), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
+        index, inverse = ctx.saved_tensors
+        return _Permute.apply(tangent, index, inverse, ctx.dim)
 
 
 @typed

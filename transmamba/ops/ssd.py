@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transmamba._typing import check_sizes, typed
 from transmamba.ops.backends.opaque import _without_autocast
+from transmamba.ops.backends.plain import exporting_to_onnx, walk
 from transmamba.ops.step import selective_step
 
 Limits = tuple[float, float]
@@ -160,7 +161,9 @@ def scan_chunks(
     """Outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
     check_sizes(chunk_size=chunk_size)
     (batch, length, heads, channels), groups = x.shape, B.shape[2]
-    padding = -length % chunk_size
+    if isinstance(length, torch.SymInt) and exporting_to_onnx():
+        chunk_size = 1  # the exporter would fix a length that fills one chunk to that number of chunks
+    padding = (length + chunk_size - 1) // chunk_size * chunk_size - length
     run = _runs(seq_idx, padding, chunk_size)
     # a step of rate and input zero leaves the state as it is
     x, B, C, rate = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding)) for t in (x, B, C, rate))
@@ -176,14 +179,24 @@ def scan_chunks(
         h = x.new_zeros(batch, groups, heads // groups, channels, B.shape[-1])
     else:
         h = state.unflatten(1, (groups, heads // groups))
-    before = []
-    for factor, new in zip(across.unbind(1), added.unbind(1), strict=True):
-        before.append(h)
-        h = factor[..., None, None] * h + new
-    if before:
-        carried = einsum(torch.stack(before, 1), C, "b c g k p n, b c g t n -> b c g k t p")
+    h, before = _carry(h, across, added)
+    if before is not None:
+        carried = einsum(before, C, "b c g k p n, b c g t n -> b c g k t p")
         y = y + carried * into[..., None]
     return rearrange(y, "b c g k t p -> b (c t) (g k) p")[:, :length], h.flatten(1, 2)
+
+
+def _carry(h: Tensor, across: Tensor, added: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the state after the last chunk, and those before each (None without chunks)."""
+    if not isinstance(across.shape[1], torch.SymInt) or exporting_to_onnx():
+        return walk(lambda h, now: (now[0][..., None, None] * h + now[1], h), h, (across, added), dim=1)
+    # their number is open: a product of all pairs of chunks stands for the loop
+    factor = F.pad(across.movedim(1, -1), (1, 0), value=1.0)
+    size = factor.shape[-1]
+    later = torch.ones(size, size, dtype=torch.bool, device=h.device).triu(1)
+    left = factor[..., None, :].masked_fill(~later, 1.0).cumprod(-1).masked_fill(later.mT, 0.0)
+    states = einsum(left, torch.cat([h[:, None], added], 1), "b g k s c, b s g k p n -> b c g k p n")
+    return states[:, -1], states[:, :-1]
 
 
 def _decays(rate: Tensor, run: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:

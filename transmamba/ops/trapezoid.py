@@ -89,7 +89,7 @@ def trapezoidal_scan(
         if mask is not None:
             x, dt = x.masked_fill(~mask[..., None, None], 0.0), dt.masked_fill(~mask[..., None], 0.0)
         start = _nothing(x, B, theta) if initial is None else initial
-        _check_sizes(start, x.new_empty(len(x), *x.shape[2:]), B, theta)
+        _check_sizes(start, x.new_empty(x.shape[0], *x.shape[2:]), B, theta)
         angle = _turned(start.angle, dt[..., None] * theta, seq_idx)
         B_turned, C_turned = rotate(B, angle), rotate(C, angle)
         # what the next step adds of this token: its own decay is part of the way there
@@ -196,5 +196,5 @@ def _after(
     if mask is None:
         return TrapezoidState(angle[:, -1], state, B[:, -1], x[:, -1])
     last = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).argmax(1)
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(x.shape[0], device=x.device)
     return TrapezoidState(angle[rows, last], state, B[rows, last], x[rows, last])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from transmamba.ops.backends import triton_conv
 from transmamba.ops.backends.native import convolution as native
+from transmamba.ops.backends.plain import refuse_kernels
 from transmamba.ops.backends.problem import Convolution
 from transmamba.ops.backends.second import differentiate_again
 from transmamba.ops.orders import ScanOrder, permute_tokens
@@ -40,7 +41,7 @@ def run_plain(convolution: Convolution) -> Tensor:
     for k, kernel in enumerate(weight):
         order = None if orders is None or inverses is None else ScanOrder(orders[k], inverses[k])
         x_scan = x if order is None else permute_tokens(x, order)
-        past = x.new_zeros(len(x), kernel.shape[1] - 1, x.shape[2]) if before is None else before[:, k]
+        past = x.new_zeros(x.shape[0], kernel.shape[1] - 1, x.shape[2]) if before is None else before[:, k]
         if not x.shape[1]:
             outputs.append(x_scan)
             continue
@@ -69,8 +70,7 @@ def _convolve_packed(seen: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:
 
 
 def _refuse(name: str, convolution: Convolution) -> list[str]:
-    inside = torch._C._are_functorch_transforms_active()
-    return KERNELS[name].refuse(convolution) + (["torch.func transforms need plain torch operations"] if inside else [])
+    return KERNELS[name].refuse(convolution) + refuse_kernels()
 
 
 # a lower level than `torch.library.custom_op`, whose wrappers cost more than a small convolution

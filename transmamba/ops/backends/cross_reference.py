@@ -1,10 +1,13 @@
 """The cross scan, written as it is defined: all states are kept, and each query takes the one it reads."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba.ops.backends.cross_problem import CrossProblem, steps_of
+from transmamba.ops.backends.plain import exporting_to_onnx, walk
 from transmamba.ops.backends.problem import count_sizes
 
 
@@ -23,13 +26,17 @@ def run(problem: CrossProblem) -> tuple[Tensor, Tensor]:
     dt = F.softplus(dt) if p.softplus else dt
 
     h = u.new_zeros(batch, directions, state, channels)
-    states = []
-    for u_t, dt_t, B_t in zip(*(x.unbind(2) for x in (u, dt, B)), strict=True):
-        h = torch.exp(dt_t[:, :, None] * p.A) * h + (dt_t * u_t)[:, :, None] * B_t[..., None]
-        states.append(h)
-    if not length:
+    A = p.A.detach().expand(directions, -1, -1).contiguous() if exporting_to_onnx() else p.A
+
+    def step(h: Tensor, now: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        u_t, dt_t, B_t = now
+        h = torch.exp(dt_t[:, :, None] * A) * h + (dt_t * u_t)[:, :, None] * B_t[..., None]
+        return h, h.clone()
+
+    h, states = walk(step, h, (u, dt, B), dim=2)
+    if states is None:
         return p.u.new_zeros(batch, 1 if p.merge else directions, 0, channels), h
     chosen = steps_of(p)[..., None, None].expand(-1, -1, -1, state, channels)
-    y = (C[..., None] * torch.stack(states, 2).gather(2, chosen)).sum(-2)
+    y = (C[..., None] * states.gather(2, chosen)).sum(-2)
     y = y.sum(1, keepdim=True) if p.merge else y
     return y.to(p.u.dtype), h

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from transmamba.ops.backends.plain import refuse_kernels
 from transmamba.ops.backends.problem import Problem, output_dtype
 
 _MAX_STATE = 256
@@ -35,7 +36,7 @@ def refuse(problem: Problem) -> list[str]:
         return [f"needs a CUDA tensor, u is on {p.u.device}"]
     if torch.compiler.is_compiling():
         return ["mamba-ssm's kernel cannot be traced by torch.compile"]
-    reasons = []
+    reasons = refuse_kernels()
     if p.u.dtype == torch.float64:
         reasons.append("computes in float32, u is float64")
     if p.segments is not None or p.initial_state is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.backends import chunked, native, nvrtc, reference, triton
+from transmamba.ops.backends.plain import refuse_kernels
 from transmamba.ops.backends.problem import Problem, allocate, output_dtype
 from transmamba.ops.backends.second import differentiate_again
 
@@ -22,13 +23,14 @@ _GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient,
 
 def refuse_opaque(name: str, problem: Problem) -> list[str]:
     """What the backend `name` itself objects to, and what no custom op can do."""
-    inside = torch._C._are_functorch_transforms_active()
-    return KERNELS[name].refuse(problem) + (["torch.func transforms need plain torch operations"] if inside else [])
+    return KERNELS[name].refuse(problem) + refuse_kernels()
 
 
 def run_opaque(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
     """Outputs (b, 1|k, l, d) and last states (b, k, n, d) of the backend `name`."""
-    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
+    grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
+    # the number of chunks of what is saved would tie an exported program to lengths of one chunk, or of several
+    save = grad and not torch.compiler.is_exporting()
     y, last_state, _ = torch.ops.transmamba.scan_forward.default(name, *problem, save)
     return y, last_state
 
@@ -143,13 +145,15 @@ def _(name: str, *args: Any) -> list[Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.name, ctx.flags = inputs[0], inputs[1 + _TENSORS : -1]
+    ctx.name, ctx.flags, ctx.save = inputs[0], inputs[1 + _TENSORS : -1], inputs[-1]
     ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], output[2])
     ctx.like_y = output[0].shape, output[0].dtype
 
 
 def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, saved = ctx.saved_tensors
+    if not ctx.save:
+        saved = torch.ops.transmamba.scan_forward.default(ctx.name, *tensors, *ctx.flags, True)[2]
     if grad_y is None:
         shape, dtype = ctx.like_y
         grad_y = tensors[0].new_zeros(shape, dtype=dtype)

@@ -13,6 +13,7 @@ from transmamba.ops.backends import chunked_cross, cross_reference, triton_cross
 from transmamba.ops.backends.cross_problem import CrossProblem
 from transmamba.ops.backends.native import cross as native_cross
 from transmamba.ops.backends.opaque import _LIBRARY, _check_orders, _define, _without_autocast
+from transmamba.ops.backends.plain import refuse_kernels
 from transmamba.ops.backends.problem import allocate
 from transmamba.ops.backends.second import differentiate_again
 
@@ -23,13 +24,13 @@ _GRADIENTS = 6  # of these have a gradient, in the order of `CrossGradients`
 
 def refuse_opaque(name: str, problem: CrossProblem) -> list[str]:
     """What the backend `name` itself objects to, and what no custom op can do."""
-    inside = torch._C._are_functorch_transforms_active()
-    return KERNELS[name].refuse(problem) + (["torch.func transforms need plain torch operations"] if inside else [])
+    return KERNELS[name].refuse(problem) + refuse_kernels()
 
 
 def run_opaque(name: str, problem: CrossProblem) -> tuple[Tensor, Tensor]:
     """Outputs (b, 1|k, q, d) and last states (b, k, n, d) of the backend `name`."""
-    save = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
+    grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
+    save = grad and not torch.compiler.is_exporting()  # as in `opaque`
     y, last_state, _ = torch.ops.transmamba.cross_forward.default(name, *problem, save)
     return y, last_state
 
@@ -111,12 +112,14 @@ def _(name: str, *args: Any) -> list[Tensor]:
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.name, ctx.flags = inputs[0], inputs[1 + _TENSORS : -1]
+    ctx.name, ctx.flags, ctx.save = inputs[0], inputs[1 + _TENSORS : -1], inputs[-1]
     ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], output[2])
 
 
 def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, saved = ctx.saved_tensors
+    if not ctx.save:
+        saved = torch.ops.transmamba.cross_forward.default(ctx.name, *tensors, *ctx.flags, True)[2]
     backward = torch.ops.transmamba.cross_backward.default
     found = iter(backward(ctx.name, *tensors, *ctx.flags, saved, grad_y, grad_last))
     grads = [None if x is None else next(found) for x in tensors[:_GRADIENTS]]

@@ -2,12 +2,12 @@
 
 The library is plain C towards Python, so one wheel serves every Python and torch. Without a compiler, or if it fails,
 the package is built without the library and says so; the backend `native` then refuses, with the remedy.
-`HATCH_BUILD_NO_HOOKS=true` in the environment of the build leaves it out on purpose; `CXX` names another compiler.
+`HATCH_BUILD_NO_HOOKS=true` in the environment of the build leaves it out on purpose; `CXX` names another compiler, and
+`_PYTHON_HOST_PLATFORM`, of sysconfig, the platform that it compiles for (.ci/wheels).
 Run as a script, this file compiles the library in place.
 """
 
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -43,7 +43,9 @@ def compile_library(target: Path) -> None:
     command = compiler()
     if command is None:
         raise RuntimeError("no C++ compiler found (c++, g++, clang++, or CXX)")
-    variants: dict[str, list[str]] = {"baseline": []} | (VARIANTS if platform.machine() in ("x86_64", "AMD64") else {})
+    # the platform that is built for, which need not be this one
+    intel = sysconfig.get_platform().endswith(("x86_64", "amd64"))
+    variants: dict[str, list[str]] = {"baseline": []} | (VARIANTS if intel else {})
     with tempfile.TemporaryDirectory() as folder:
         objects = {name: str(Path(folder, f"{name}.o")) for name in [*variants, "library"]}
         jobs = [["variant.cpp", f"-DVARIANT={n}", *ARITHMETIC, *f, "-o", objects[n]] for n, f in variants.items()]

@@ -1,0 +1,138 @@
+"""Change one operator or constant at a time, and count what the tests catch. A program of its own, not part of CI:
+
+    python -m tests.mutations ops distill --count 10 --seed 1
+
+changes 10 places of each file of the two folders, one after the other, in a copy of the repository, and runs the tests
+of that file's name (or, if there are none, of its folder). What is printed as "survived" is either a missing test or a
+change that means the same.
+"""
+
+import argparse
+import ast
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+OPERATORS = {
+    "+": "-", "-": "+", "*": "/", "/": "*", "//": "*", "%": "*", "**": "*", "<": "<=", "<=": "<", ">": ">=", ">=": ">",
+    "==": "!=", "!=": "==", "and": "or", "or": "and", "is": "is not", "in": "not in", "&": "|", "|": "&",
+}  # fmt: skip
+SIGNS: dict[type, str] = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.BitAnd: "&",
+    ast.BitOr: "|", ast.And: "and", ast.Or: "or", ast.Is: "is", ast.In: "in",
+}  # fmt: skip
+# tests of what has no file of its name
+NAMED = {
+    "ops/scan": "ops/test_scan.py ops/test_scan_golden.py",
+    "ops/backends/reference": "ops/test_scan.py ops/test_step.py", "ops/backends/plain": "ops contracts/test_export.py",
+    "ops/backends/chunked": "ops/test_scan.py", "ops/backends/problem": "ops/test_scan.py ops/test_conv.py",
+    "ops/backends/convolution": "ops/test_conv.py", "ops/backends/cross_problem": "ops/test_cross.py",
+    "ops/backends/cross_reference": "ops/test_cross.py", "ops/backends/chunked_cross": "ops/test_cross.py",
+    "distill/layers": "distill/test_adaptive.py distill/test_directional.py distill/test_baselines.py",
+    "distill/similarity": "distill/test_adaptive.py distill/test_padding.py",
+    "distill/padded": "distill/test_adaptive.py distill/test_calibrate.py",
+}  # fmt: skip
+
+
+def places(source: str) -> Iterator[tuple[int, int, str, str]]:
+    """(start, end, new text, old text) of every change, in characters of the source; annotations and texts are left."""
+    lines, tree = source.splitlines(keepends=True), ast.parse(source)
+    starts = [0]
+    for line in lines:
+        starts.append(starts[-1] + len(line))
+
+    def at(node: ast.AST, end: bool = False) -> int:
+        line, column = (node.end_lineno, node.end_col_offset) if end else (node.lineno, node.col_offset)  # type: ignore[attr-defined]
+        return starts[line - 1] + len(lines[line - 1].encode()[:column].decode())
+
+    skipped = {id(part) for node in ast.walk(tree) for note in _annotations(node) for part in ast.walk(note)}
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        for left, sign, right in _operators(node):
+            begin, text = at(left, end=True), source[at(left, end=True) : at(right)]
+            if text.strip("() \n\t") == sign:
+                begin += text.index(sign)
+                yield begin, begin + len(sign), OPERATORS[sign], sign
+        if isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+            new = str(not node.value) if isinstance(node.value, bool) else str(node.value + 1)
+            yield at(node), at(node, end=True), new, ast.unparse(node)
+
+
+def _annotations(node: ast.AST) -> list[ast.AST]:
+    found = [getattr(node, name, None) for name in ("annotation", "returns")]
+    return [note for note in found if isinstance(note, ast.AST)]
+
+
+def _operators(node: ast.AST) -> Iterator[tuple[ast.AST, str, ast.AST]]:
+    if isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
+        yield node.left, SIGNS[type(node.op)], node.right
+    if isinstance(node, ast.BoolOp):
+        for left, right in zip(node.values, node.values[1:], strict=False):
+            yield left, SIGNS[type(node.op)], right
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SIGNS:
+        yield node.left, SIGNS[type(node.ops[0])], node.comparators[0]
+
+
+def tests_of(path: Path) -> list[str]:
+    """Test files of a source file: those of its name in its folder's mirror, those of `NAMED`, or the whole mirror."""
+    name = str(path.relative_to(ROOT / "transmamba").with_suffix(""))
+    if name in NAMED:
+        return [f"tests/{test}" for test in NAMED[name].split()]
+    own = ROOT / "tests" / Path(name).parent / f"test_{path.stem}.py"
+    return [str((own if own.exists() else own.parent).relative_to(ROOT))]
+
+
+def survives(copy: Path, tests: list[str], limit: int) -> bool:
+    """Whether the tests pass in the copy; one that hangs has noticed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
+    try:
+        return not subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/weights.py")
+    parser.add_argument("--count", type=int, default=10, help="changes per file")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, default=600, help="seconds for the tests of one change")
+    args = parser.parse_args()
+    files = [
+        f
+        for what in args.what
+        for f in sorted((ROOT / "transmamba").glob(f"{what}/**/*.py" if "." not in what else what))
+    ]
+    total = caught = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, "copy")
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__"))
+        for path in files:
+            # kernels of Triton and C++ have tests of their own kind
+            if "triton" in path.stem or path.stem in ("__init__", "cuda") or "native" in path.parts:
+                continue
+            source, target = path.read_text(), copy / path.relative_to(ROOT)
+            found = sorted(places(source))
+            drawn = random.Random(f"{args.seed} {path.name}")
+            for begin, end, new, old in drawn.sample(found, min(args.count, len(found))):
+                target.write_text(source[:begin] + new + source[end:])
+                alive = survives(copy, tests_of(path), args.limit)
+                total, caught = total + 1, caught + (not alive)
+                where = f"{path.relative_to(ROOT)}:{source[:begin].count(chr(10)) + 1}"
+                line = source.splitlines()[source[:begin].count("\n")].strip()
+                print(f"{'survived' if alive else 'caught':8} {where} {old} -> {new}   {line}", flush=True)
+            target.write_text(source)
+    print(f"{caught} of {total} changes caught")
+
+
+if __name__ == "__main__":
+    main()

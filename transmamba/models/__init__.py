@@ -9,6 +9,7 @@ from transmamba.models.features import Backbone as Backbone
 from transmamba.models.features import Features as Features
 from transmamba.models.features import select_layers as select_layers
 from transmamba.models.generate import next_token as next_token
+from transmamba.models.hybrid import replace_mixers as replace_mixers
 from transmamba.models.llava_sizes import clip_vit_l14 as clip_vit_l14
 from transmamba.models.llava_sizes import llava_llama_1b as llava_llama_1b
 from transmamba.models.llava_sizes import llava_llama_3b as llava_llama_3b

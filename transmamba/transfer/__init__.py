@@ -3,6 +3,7 @@
 from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.attention_weights import AttentionInit
 from transmamba.transfer.convolutions import init_convolutions
+from transmamba.transfer.fit_report import FitReport, FitRow
 from transmamba.transfer.importance import (
     StabilityRecorder,
     activation_importance,
@@ -14,9 +15,14 @@ from transmamba.transfer.importance import (
     wanda_importance,
 )
 from transmamba.transfer.inheritance import plan_for, subclone
+from transmamba.transfer.layer_costs import Sensitivity, sensitivity
+from transmamba.transfer.layer_fit import LayerFit
+from transmamba.transfer.layerwise import fit_layers
+from transmamba.transfer.least_squares import LeastSquares, Readout
 from transmamba.transfer.optim import freeze, param_groups
 from transmamba.transfer.plan import bind
 from transmamba.transfer.report import SubcloneReport
+from transmamba.transfer.spread import principal_axes
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Architecture, Family, Translated, translate
 
@@ -27,18 +33,27 @@ __all__ = [
     "plan_for",
     "translate",
     "AttentionInit",
+    "FitReport",
+    "FitRow",
+    "LayerFit",
+    "LeastSquares",
+    "Readout",
+    "Sensitivity",
     "SSM_PARAMETERS",
     "StabilityRecorder",
     "SubcloneReport",
     "activation_importance",
     "bind",
     "first_importance",
+    "fit_layers",
     "freeze",
     "init_convolutions",
     "magnitude_importance",
     "open_safetensors",
     "param_groups",
+    "principal_axes",
     "random_importance",
+    "sensitivity",
     "stability_importance",
     "subclone",
     "taylor_importance",

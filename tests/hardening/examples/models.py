@@ -79,6 +79,11 @@ def from_transformer(s):
     return Call(models.from_transformer, {"teacher": teacher, "family": None, "config": None}, _image(s))
 
 
+def replace_mixers(s):
+    model = models.MambaLM(s["vocabulary"], s["dim"], depth=2)
+    return Call(models.replace_mixers, {"model": model, "mixers": {s.choice(0, 1): nn.MambaMixer}})
+
+
 def PlainMamba(s):
     options = {"depth": 2, "d_state": s["state"], "refinements": 1, "convolved": (0,), "drop_path": 0.1,
                "released_scan": False}  # fmt: skip

@@ -1,8 +1,16 @@
 """Examples of `transmamba.transfer`."""
 
+from functools import partial
+
+import torch
+
 from tests.hardening.examples.sizes import Call
+<<<<<<< HEAD
 from transmamba import models, transfer
 from transmamba.transfer.teachers.own import read_own_transformer
+=======
+from transmamba import models, nn, transfer
+>>>>>>> e31b743cc6bb8fdbda2e7a7dc08d31e4c5b39109
 
 
 def _pair(s):
@@ -89,3 +97,56 @@ def plan_for(s):
 
 def bind(s):
     return Call(transfer.bind, {"plan": {"a": ("a", "residual head*head_dim")}, "head_dim": s["dim"]})
+<<<<<<< HEAD
+=======
+
+
+def stage_plan(s):
+    return Call(transfer.stage_plan, {"depths": (1, s["length"]), "teacher_depth": 6})
+
+
+def _hybrid(s):
+    mixer = partial(nn.Attention, heads=s["heads"], causal=True)
+    dim = 2 * s["heads"]
+    teacher = models.MambaLM(11, dim, depth=2, mixer=mixer, d_intermediate=4)
+    # one text holds more tokens than the readout has inputs
+    return teacher, models.replace_mixers(teacher, {1: nn.MambaMixer}), torch.arange(44).view(4, 11) % 11
+
+
+def fit_layers(s):
+    teacher, student, ids = _hybrid(s)
+    return Call(transfer.fit_layers, {
+        "teacher": teacher, "student": student, "batches": [ids], "layers": s.choice(None, [1]),
+        "layer_map": s.choice("uniform", {0: 0, 1: 1}), "target": s.choice("stream", "block", "own"),
+        "mlp": s.choice(None, False), "projection": None, "tokens": None, "ridge": 0.01, "min_tokens": s.choice(None, 1),
+        "weighting": s.choice("equal", "relative"), "keep_streams": s.choice(True, False), "checkpoint": None,
+        "process_group": None, "progress": False,
+    })  # fmt: skip
+
+
+def LayerFit(s):
+    teacher, student, ids = _hybrid(s)
+    return Call(transfer.LayerFit, {
+        "teacher": teacher, "student": student, "batches": [ids], "layer_map": "uniform", "target": "stream",
+        "projection": None, "tokens": None, "weighting": "equal", "keep_streams": True, "process_group": None,
+    })  # fmt: skip
+
+
+def LeastSquares(s):
+    return Call(
+        transfer.LeastSquares, {"features": s["features"], "targets": s["targets"], "bias": s.choice(True, False)}
+    )
+
+
+def principal_axes(s):
+    teacher, _, ids = _hybrid(s)
+    return Call(transfer.principal_axes, {"teacher": teacher, "batches": [ids], "dim": 1})
+
+
+def sensitivity(s):
+    model, _, ids = _hybrid(s)
+    return Call(transfer.sensitivity, {
+        "model": model, "evaluate": lambda lm: float(lm(ids).abs().mean()), "layers": s.choice(None, [1]),
+        "replace": None, "progress": False,
+    })  # fmt: skip
+>>>>>>> e31b743cc6bb8fdbda2e7a7dc08d31e4c5b39109

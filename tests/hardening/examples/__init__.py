@@ -27,14 +27,9 @@ EXEMPT = {
                      "models.Features", "models.TextFeatures", "models.VideoFeatures",
                      "models.Backbone", "models.Pretrained", "models.BlockStack", "models.VMamba",
                      "distill.AdaptiveDetails", "distill.DirectionalDetails", "distill.MatchRow", "distill.MatchTable",
-<<<<<<< HEAD
                      "distill.TokenSample", "distill.AlignedText", "distill.TappedFeatures", "transfer.Architecture",
-                     "transfer.Family", "transfer.SubcloneReport"], _records),
-=======
-                     "distill.TokenSample", "distill.AlignedText", "distill.TappedFeatures", "transfer.Proposal",
-                     "transfer.SubcloneReport", "transfer.FitReport", "transfer.FitRow", "transfer.Readout",
-                     "transfer.Sensitivity"], _records),
->>>>>>> e31b743cc6bb8fdbda2e7a7dc08d31e4c5b39109
+                     "transfer.Family", "transfer.SubcloneReport", "transfer.FitReport", "transfer.FitRow",
+                     "transfer.Readout", "transfer.Sensitivity"], _records),
     **dict.fromkeys(["models.from_official", "models.to_official", "models.from_hf", "transfer.open_safetensors"],
                     _files),
     **dict.fromkeys(["transfer.magnitude_importance", "transfer.first_importance", "transfer.random_importance"],

@@ -5,12 +5,8 @@ from functools import partial
 import torch
 
 from tests.hardening.examples.sizes import Call
-<<<<<<< HEAD
-from transmamba import models, transfer
-from transmamba.transfer.teachers.own import read_own_transformer
-=======
 from transmamba import models, nn, transfer
->>>>>>> e31b743cc6bb8fdbda2e7a7dc08d31e4c5b39109
+from transmamba.transfer.teachers.own import read_own_transformer
 
 
 def _pair(s):
@@ -97,12 +93,6 @@ def plan_for(s):
 
 def bind(s):
     return Call(transfer.bind, {"plan": {"a": ("a", "residual head*head_dim")}, "head_dim": s["dim"]})
-<<<<<<< HEAD
-=======
-
-
-def stage_plan(s):
-    return Call(transfer.stage_plan, {"depths": (1, s["length"]), "teacher_depth": 6})
 
 
 def _hybrid(s):
@@ -149,4 +139,3 @@ def sensitivity(s):
         "model": model, "evaluate": lambda lm: float(lm(ids).abs().mean()), "layers": s.choice(None, [1]),
         "replace": None, "progress": False,
     })  # fmt: skip
->>>>>>> e31b743cc6bb8fdbda2e7a7dc08d31e4c5b39109

@@ -109,8 +109,8 @@ def fit_layers(s):
         "teacher": teacher, "student": student, "batches": [ids], "layers": s.choice(None, [1]),
         "layer_map": s.choice("uniform", {0: 0, 1: 1}), "target": s.choice("stream", "block", "own"),
         "mlp": s.choice(None, False), "projection": None, "tokens": None, "ridge": 0.01,
-        "min_tokens": s.choice(None, 1), "weighting": s.choice("equal", "relative"), "keep_streams": s.choice(True, False), "checkpoint": None,
-        "process_group": None, "progress": False,
+        "min_tokens": s.choice(None, 1), "weighting": s.choice("equal", "relative"),
+        "keep_streams": s.choice(True, False), "checkpoint": None, "process_group": None, "progress": False,
     })  # fmt: skip
 
 

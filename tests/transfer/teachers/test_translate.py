@@ -207,3 +207,16 @@ def test_importance_is_of_the_folded_weight():
     assert translated.score(name, {}) is None
     with pytest.raises(ValueError, match=rf"importance of {re.escape(stored)} has shape \(3,\)"):
         translated.score(name, {stored: torch.ones(3)})
+
+
+def test_names_that_others_share_are_told_by_shapes_and_biases():
+    sizes = {"n_embd": 24, "n_layer": 1, "n_head": 4, "vocab_size": 61}
+    for kind, facts in (("gpt_bigcode", {"multi_query": False}), ("imagegpt", {})):
+        other = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **sizes, **facts))
+        with pytest.raises(ValueError, match="are not those of a GPT-2"):
+            translate(other.state_dict(), "gpt2")
+    mamba = transformers.MambaModel(transformers.MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1))
+    with pytest.raises(ValueError, match=r"1 tensors of the teacher have no place: layers\.0\.mixer\.q_proj\.weight"):
+        translate(mamba.state_dict() | {"layers.0.mixer.q_proj.weight": torch.ones(2)}, "mamba")
+    assert translate(mamba).differs == ()
+    assert "FalconMamba" in translate(mamba.state_dict(), "mamba").differs[0]

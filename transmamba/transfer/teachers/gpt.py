@@ -41,6 +41,10 @@ TASKS = {r"multiple_choice_head\..*": "head of another task"}
 def read_gpt2(checkpoint: Checkpoint) -> Canonical:
     """Conv1D stores (in, out), and queries, keys and values are one matrix."""
     config = checkpoint.config
+    width, columns = checkpoint.shape(FIRST)[0], checkpoint.shape("h.0.attn.c_attn.weight")
+    # StarCoder stores (out, in) and ImageGPT norms without mean and bias, under the same names
+    if columns != (width, 3 * width) or "h.0.ln_1.bias" not in checkpoint:
+        raise ValueError(f"a matrix attn.c_attn of shape {columns}, or norms without bias, are not those of a GPT-2")
     steps = _conv1d(GPT2)
     terms = _terms(checkpoint) | POSITIONS | block_terms(GPT2, steps, LAYER)
     if config("scale_attn_by_inverse_layer_idx"):

@@ -14,9 +14,9 @@ NAMES = (
     (r"layers\.(\d+)\.mixer\.conv1d\.", r"blocks.\1.mixer.{b}conv1d."),
     (r"layers\.(\d+)\.mixer\.dt_proj\.bias", r"blocks.\1.mixer.{b}ssm.dt_bias"),
     (r"layers\.(\d+)\.mixer\.(x_proj|dt_proj|A_log|D|dt_bias)", r"blocks.\1.mixer.{b}ssm.\2"),
-    (r"layers\.(\d+)\.", r"blocks.\1."),
+    (r"layers\.(\d+)\.(norm2|mlp\.fc[12])\.", r"blocks.\1.\2."),
     (r"norm_f\.", "norm."),
-    (r"embeddings\.", "embedding."),
+    (r"embeddings?\.", "embedding."),
     (r"lm_head\.", "head."),
 )
 
@@ -26,17 +26,18 @@ def read_mamba(checkpoint: Checkpoint) -> Canonical:
     branch = "branches.0." if "layers.0.mixer.x_proj.weight" in checkpoint else ""
     terms: Terms = {}
     for name in checkpoint.stored:
-        ours = name
         for pattern, replacement in NAMES:
-            if re.match(pattern, ours):
-                ours = re.sub(f"^{pattern}", replacement.replace("{b}", branch), ours)
+            if re.match(pattern, name):
+                terms[re.sub(f"^{pattern}", replacement.replace("{b}", branch), name)] = src(name)
                 break
-        terms[ours] = src(name)
     if "head.weight" not in terms and "embedding.weight" in terms:
         terms["head.weight"] = terms["embedding.weight"]
     groups = checkpoint.config("n_groups", "ngroups")
     depth = checkpoint.depth("layers.{i}.mixer.A_log")
-    return Canonical(terms, Architecture("ssm", _width(checkpoint, "layers.0.norm.weight"), depth, kv_heads=groups))
+    facts = Architecture("ssm", _width(checkpoint, "layers.0.norm.weight"), depth, kv_heads=groups)
+    # FalconMamba's norms of step sizes, B and C have no parameters, so its names are those of Mamba
+    doubt = "names do not tell a Mamba from a FalconMamba, which normalises step sizes, B and C: taken for a Mamba"
+    return Canonical(terms, facts, differs=() if checkpoint.config.known else (doubt,))
 
 
 def read_own(checkpoint: Checkpoint) -> Canonical:

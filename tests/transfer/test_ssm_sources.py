@@ -93,12 +93,14 @@ def test_one_direction_of_a_mamba_fills_both_of_a_vision_student():
         (".branches.0.", "."),
         ("blocks.", "backbone.layers."),
         ("dt_bias", "dt_proj.bias"),
+        (".norm1.", ".norm."),
+        ("head.", "lm_head."),
     )
     one_way = {}
     for name, tensor in mamba.state_dict().items():
         for ours, theirs in renames:
             name = name.replace(ours, theirs)
-        one_way[name] = tensor
+        one_way["backbone.norm_f.weight" if name == "norm.weight" else name] = tensor
     subclone(teacher, student, first_importance, ssm_from=one_way)
     for branch in student.blocks[1].mixer.branches:
         assert torch.equal(branch.ssm.A_log, mamba.blocks[1].mixer.branches[0].ssm.A_log)

@@ -60,15 +60,32 @@ def test_what_is_not_run_says_why():
         )
 
 
-@pytest.fixture(scope="module")
-def pictures():
-    path = DOCS / "mkdocs" / "pictures.py"
-    spec = importlib.util.spec_from_file_location("docs_pictures", path)
+def generator(name):
+    """A module of docs/mkdocs, which is no package."""
+    path = DOCS / "mkdocs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
     sys.path.remove(str(path.parent))
-    return module.PICTURES
+    return module
+
+
+def test_the_table_of_teachers_is_what_the_families_say():
+    families = generator("families")
+    kept = families.MARKED.search((DOCS / "inheritance.md").read_text())
+    assert kept and kept[0] == families.tables(), "python docs/mkdocs/families.py writes it"
+
+
+def test_a_family_takes_less_than_forty_lines():
+    page = (DOCS / "adding_a_teacher.md").read_text()
+    family = next(code for _, code in blocks(page) if "FAMILIES = " in code)
+    assert len(family.splitlines()) < 40
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return generator("pictures").PICTURES
 
 
 def test_every_picture_is_drawn_and_shown(pictures):

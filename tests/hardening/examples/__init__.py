@@ -29,7 +29,7 @@ EXEMPT = {
                      "distill.AdaptiveDetails", "distill.DirectionalDetails", "distill.MatchRow", "distill.MatchTable",
                      "distill.TokenSample", "distill.AlignedText", "distill.TappedFeatures", "transfer.Proposal",
                      "transfer.SubcloneReport", "transfer.FitReport", "transfer.FitRow", "transfer.Readout",
-                     "transfer.Sensitivity"], _records),
+                     "transfer.Sensitivity", "transfer.MixerPair", "distill.SparseLogits"], _records),
     **dict.fromkeys(["models.from_official", "models.to_official", "models.from_hf", "transfer.open_safetensors"],
                     _files),
     **dict.fromkeys(["transfer.magnitude_importance", "transfer.first_importance", "transfer.random_importance"],

@@ -100,8 +100,8 @@ def fit_layers(s):
     return Call(transfer.fit_layers, {
         "teacher": teacher, "student": student, "batches": [ids], "layers": s.choice(None, [1]),
         "layer_map": s.choice("uniform", {0: 0, 1: 1}), "target": s.choice("stream", "block", "own"),
-        "mlp": s.choice(None, False), "projection": None, "tokens": None, "ridge": 0.01, "min_tokens": s.choice(None, 1),
-        "weighting": s.choice("equal", "relative"), "keep_streams": s.choice(True, False), "checkpoint": None,
+        "mlp": s.choice(None, False), "projection": None, "tokens": None, "ridge": 0.01,
+        "min_tokens": s.choice(None, 1), "weighting": s.choice("equal", "relative"), "keep_streams": s.choice(True, False), "checkpoint": None,
         "process_group": None, "progress": False,
     })  # fmt: skip
 
@@ -131,3 +131,8 @@ def sensitivity(s):
         "model": model, "evaluate": lambda lm: float(lm(ids).abs().mean()), "layers": s.choice(None, [1]),
         "replace": None, "progress": False,
     })  # fmt: skip
+
+
+def mixer_pairs(s):
+    teacher, _, ids = _hybrid(s)
+    return Call(transfer.mixer_pairs, {"teacher": teacher, "batches": [ids], "layers": s.choice(None, [1])})

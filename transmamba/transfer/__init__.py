@@ -24,6 +24,7 @@ from transmamba.transfer.plan import bind
 from transmamba.transfer.report import SubcloneReport
 from transmamba.transfer.spread import principal_axes
 from transmamba.transfer.students import SSM_PARAMETERS
+from transmamba.transfer.teacher_forced import MixerPair, mixer_pairs
 from transmamba.transfer.teachers import Architecture, Family, Translated, translate
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "FitRow",
     "LayerFit",
     "LeastSquares",
+    "MixerPair",
     "Readout",
     "Sensitivity",
     "SSM_PARAMETERS",
@@ -49,6 +51,7 @@ __all__ = [
     "freeze",
     "init_convolutions",
     "magnitude_importance",
+    "mixer_pairs",
     "open_safetensors",
     "param_groups",
     "principal_axes",

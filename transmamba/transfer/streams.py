@@ -123,8 +123,12 @@ class Place:
 
     def mask(self, block: nn.Module) -> Tensor | None:
         """Return what the block is given as `mask`."""
-        bound = inspect.signature(block.forward).bind(self.tokens, *self.arguments, **self.options)
-        return bound.arguments.get("mask")
+        return mask_of(block, (self.tokens, *self.arguments), self.options)
+
+
+def mask_of(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor | None:
+    """Return what a module called with these arguments is given as `mask`."""
+    return inspect.signature(module.forward).bind(*arguments, **options).arguments.get("mask")
 
 
 def start(model: nn.Module, blocks: nn.ModuleList, batch: Batch) -> Place:

@@ -240,3 +240,17 @@ def _tapped(**arguments):
 
 def tap(s):
     return Call(_tapped, {"patterns": s.choice("*", ["0"]), "point": "output", "frozen": False, "select": None})
+
+
+def top_logits(s):
+    return Call(distill.top_logits, {
+        "hidden": s.normal("batch token dim"), "head": s.normal("7 dim"), "count": s["classes"], "temperature": 2.0,
+        "chunk": s["chunk"],
+    })  # fmt: skip
+
+
+def SparseLogitsDistill(s):
+    teacher = distill.top_logits(s.normal("batch token dim"), s.normal("7 dim"), s["classes"])
+    return Call(distill.SparseLogitsDistill, {
+        "temperature": 2.0, "tail": s.choice("bucket", "renormalise"), "chunk": s["chunk"],
+    }, {"student": s.normal("batch token width"), "head": s.normal("7 width"), "teacher": teacher})  # fmt: skip

@@ -139,3 +139,8 @@ def sensitivity(s):
         "model": model, "evaluate": lambda lm: float(lm(ids).abs().mean()), "layers": s.choice(None, [1]),
         "replace": None, "progress": False,
     })  # fmt: skip
+
+
+def mixer_pairs(s):
+    teacher, _, ids = _hybrid(s)
+    return Call(transfer.mixer_pairs, {"teacher": teacher, "batches": [ids], "layers": s.choice(None, [1])})

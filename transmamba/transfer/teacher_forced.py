@@ -1,0 +1,117 @@
+"""A teacher's mixers as examples: input and output of each, for gradient steps on any of a student's at once."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from transmamba._typing import typed
+from transmamba.transfer.streams import Batch, Reached, blocks_of, call, evaluating, hooked, mask_of, mixer_of
+
+
+@dataclass(frozen=True)
+class MixerPair:
+    """What a teacher's mixer read and gave for one batch, both without gradient.
+
+    Attributes:
+        inputs: tokens after the norm.
+        outputs: what the mixer added to the stream.
+        arguments: what it was called with beside the tokens, such as orders.
+        options: the same by keyword.
+        mask: True marks a real token; None if all are.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+    mask: Tensor | None
+
+    @typed
+    def loss(self, mixer: nn.Module) -> Float[Tensor, ""]:
+        """Return the squared error of another mixer on the same input, relative to the teacher's variance.
+
+        The mean of the teacher's outputs, given for every token, would have a loss of 1.
+
+        Raises:
+            ValueError: the mixer's output has another shape.
+        """
+        ours = mixer(self.inputs, *self.arguments, **self.options)
+        if ours.shape != self.outputs.shape:
+            raise ValueError(f"the mixer gave {tuple(ours.shape)}, the teacher's {tuple(self.outputs.shape)}")
+        ours, theirs = (x if self.mask is None else x[self.mask] for x in (ours, self.outputs))
+        ours, theirs = (x.to(torch.promote_types(x.dtype, torch.float32)).flatten(0, -2) for x in (ours, theirs))
+        spread = (theirs - theirs.mean(0)).square().sum()
+        return (ours - theirs).square().sum() / spread.clamp_min(torch.finfo(spread.dtype).tiny)
+
+
+@typed
+def mixer_pairs(
+    teacher: nn.Module, batches: Iterable[Batch], layers: Sequence[int] | None = None
+) -> Iterator[dict[int, MixerPair]]:
+    """Yield, batch by batch, the input and output of the teacher's mixers by layer.
+
+    The teacher runs without gradient and no further than the last layer needs. Since its own input is given to the
+    student's mixer (teacher forcing), the layers do not depend on each other: train any subset of them at once, and
+    solve their readouts with `fit_layers` before or after.
+
+    Args:
+        teacher: a backbone with `blocks`, as `fit_layers` takes it.
+        batches: its inputs, each called as model(batch), model(*batch) or model(**batch).
+        layers: layers of the teacher; all by default.
+
+    Raises:
+        ValueError: a layer does not exist, or the teacher ran without it.
+
+    Example:
+        >>> from transmamba.models import MambaLM
+        >>> from transmamba.nn import Attention, MambaMixer
+        >>> from functools import partial
+        >>> teacher = MambaLM(11, 8, depth=2, mixer=partial(Attention, heads=2, causal=True))
+        >>> student = {0: MambaMixer(8), 1: MambaMixer(8)}
+        >>> for pairs in mixer_pairs(teacher, [torch.arange(22).view(2, 11) % 11], [0, 1]):
+        ...     sum(pair.loss(student[layer]) for layer, pair in pairs.items()).backward()
+    """
+    blocks = blocks_of(teacher, "teacher")
+    wanted = sorted(set(range(len(blocks)) if layers is None else layers))
+    if wrong := [layer for layer in wanted if not 0 <= layer < len(blocks)]:
+        raise ValueError(f"layer {wrong[0]} does not exist: expected 0 to {len(blocks) - 1}")
+    return _pairs(teacher, batches, {layer: mixer_of(blocks[layer]) for layer in wanted})
+
+
+def _pairs(
+    teacher: nn.Module, batches: Iterable[Batch], mixers: dict[int, nn.Module]
+) -> Iterator[dict[int, MixerPair]]:
+    for batch in batches:
+        found: dict[int, MixerPair] = {}
+        handles = [
+            mixer.register_forward_hook(partial(_keep, found, layer, len(mixers)), with_kwargs=True)
+            for layer, mixer in mixers.items()
+        ]
+        with evaluating(teacher), hooked(*handles), suppress(Reached):
+            call(teacher, batch)
+        if silent := sorted(mixers.keys() - found.keys()):
+            raise ValueError(f"{type(teacher).__name__} ran without the mixer of layer {silent[0]}")
+        yield found
+
+
+def _keep(
+    found: dict[int, MixerPair],
+    layer: int,
+    count: int,
+    mixer: nn.Module,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    output: Any,
+) -> None:
+    """Record one call of a mixer; the teacher stops once all have been called."""
+    given = output if isinstance(output, Tensor) else output[0]
+    mask = mask_of(mixer, arguments, options)
+    found[layer] = MixerPair(arguments[0], given, arguments[1:], options, mask)
+    if len(found) == count:
+        raise Reached

@@ -81,7 +81,7 @@ def from_transformer(s):
 
 def replace_mixers(s):
     model = models.MambaLM(s["vocabulary"], s["dim"], depth=2)
-    return Call(models.replace_mixers, {"model": model, "mixers": {s.choice(0, 1): nn.MambaMixer}})
+    return Call(models.replace_mixers, {"model": model, "mixers": {s.choice(0, 1): tnn.MambaMixer}})
 
 
 def PlainMamba(s):

@@ -24,7 +24,7 @@ part() {  # seconds, title, command
 }
 
 if [ -n "${DRY:-}" ]; then
-  bench="--device cpu --tiny --repeat 1 --shapes vim vmamba" step="--device cpu --repeat 1 --batch 2" scope="-k token" wide="--dim 40 --batch 1"
+  bench="--device cpu --tiny --repeat 1 --shapes vim vmamba" step="--device cpu --repeat 1 --batch 2" scope="-k token" wide="--dim 16 --batch 1"
   tests="tests/ops/backends/nvrtc/test_emulated.py"
 else
   bench="--repeat 10" step="--device cuda --repeat 50" scope="-m gpu" wide="--dim 384 --batch 64"

@@ -59,7 +59,8 @@ def flags(sizes: Sizes) -> tuple[str, ...]:
     several = ("ORDERS",) if sizes.directions > 1 else ()
     by_step = ("BY_STEP",) if sizes.directions > 1 and sizes.states > 1 else ()
     merged = ("MERGED",) if sizes.directions > 1 and sizes.states == 1 else ()
-    return ("SOFTPLUS", *several, *by_step, "PAIRED", *merged)
+    full = ("FULL",) if sizes.directions > 1 else ()  # directions are summed, and rounded after that
+    return ("SOFTPLUS", *several, *by_step, "PAIRED", *merged, *full)
 
 
 def variant(sizes: Sizes, kind: str) -> Variant:

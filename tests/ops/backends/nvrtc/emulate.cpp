@@ -28,6 +28,7 @@ static int flags;
 #define RESTART (flags & 8)
 #define PAIRED (flags & 16)
 #define MERGED (flags & 32)
+#define FULL (flags & 64)
 
 namespace fibers {
 enum State { READY, WARP, BLOCK, DONE };

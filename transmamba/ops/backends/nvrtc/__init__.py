@@ -121,35 +121,33 @@ def _summed(
     return variant, parts
 
 
-def _widened(p: Problem, summed: bool) -> Problem:
-    """The problem in float32 where the kernels would round what is yet to be gated or, if `summed`, added up.
-
-    They write what they read, in one dtype.
-    """
-    if p.u.dtype == torch.float32 or not (p.unrounded or (summed and p.directions > 1)):
-        return p
-    u, dt, B, C = (x.float() for x in (p.u, p.dt, p.B, p.C))
-    return p._replace(u=u, dt=dt, B=B, C=C)
+def _full(variant: Variant, on: bool) -> Variant:
+    """The variant that writes float32 where its inputs are narrower: results that are yet to be gated or added up."""
+    return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
 
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs, last states, and the states at chunk starts if `save`."""
-    y, last, saved = _forward(_widened(problem, problem.merge), save)
+    y, last, saved = _forward(problem, save)
     return y.to(output_dtype(problem)), last, saved
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
     """Gradients of every floating input."""
-    shared = problem.u.shape[1] == 1 or problem.dt.shape[1] == 1
-    wide = _widened(problem, shared)
-    found = _backward(wide, saved, grad_y.to(wide.u.dtype), grad_last)
+    wide = problem
+    if grad_y.dtype != problem.u.dtype:
+        # the kernels read all activations in one dtype, and rounding the gradient of a gate would lose digits
+        wide = problem._replace(u=problem.u.float(), dt=problem.dt.float(), B=problem.B.float(), C=problem.C.float())
+    found = _backward(wide, saved, grad_y, grad_last)
     u, dt, B, C = (x.to(problem.u.dtype) for x in (found.u, found.dt, found.B, found.C))
     return found._replace(u=u, dt=dt, B=B, C=C)
 
 
 def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, directions, length, channels, states = problem.sizes
-    y = allocate(problem.u, directions)
+    summed = problem.merge and directions > 1
+    full = problem.u.dtype != torch.float32 and (problem.unrounded or summed)
+    y = allocate(problem.u, directions, torch.float32 if full else None)
     last = problem.A.new_empty(batch, directions, states, channels)
     saved = problem.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
     if not problem.u.numel():
@@ -157,16 +155,18 @@ def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return y[:, :1] if problem.merge else y, last, saved
     inputs = _inputs(problem)
     p = inputs.problem
-    variant = variant_of(p, "forward", [p.u, p.dt, p.B, p.C, y])
+    variant = _full(variant_of(p, "forward", [p.u, p.dt, p.B, p.C, y]), full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     enter = _borders(inputs, span, spans, None, p.initial_state)
     arguments = inputs.arguments.set(y=y, last=last, saved=saved if save else None, enter=enter)
     arguments.set(span=span, spans=spans)
-    variant, total_y = _summed(variant, p.u, y, 1 if p.merge else directions, spans, arguments)
+    # a kernel that adds up rounds the sum
+    wanted = 1 if summed and not (full and p.unrounded) else directions
+    variant, total_y = _summed(variant, p.u, y, wanted, spans, arguments)
     grid = (groups, -(-channels // variant.channels), spans)
     launch(variant, "scan_forward", Launch(grid, variant.threads), arguments, p.u.device)
-    return over_directions(total_y, p.u, 1, p.u.dtype) if p.merge else y, last, saved
+    return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
 def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
@@ -175,8 +175,9 @@ def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor
     inputs = _inputs(problem)
     p = inputs.problem
     batch, directions, length, channels, states = p.sizes
-    du, ddt = allocate(p.u, directions), allocate(p.dt, directions)
-    variant = variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y, du, ddt])
+    full = p.u.dtype != torch.float32 and directions > 1 and 1 in (p.u.shape[1], p.dt.shape[1])
+    du, ddt = (allocate(x, directions, torch.float32 if full else None) for x in (p.u, p.dt))
+    variant = _full(variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y, du, ddt]), full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     leave = _borders(inputs, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())

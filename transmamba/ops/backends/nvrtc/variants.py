@@ -9,7 +9,7 @@ from transmamba.ops.backends.problem import Problem
 CHUNK = 8  # steps between two saved states, as in steps.h
 MOST_STATES = 256
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED")  # bit 0, 1, ...
+FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL")  # bit 0, 1, ...
 KINDS = ("forward", "backward", "single_forward", "single_backward")
 MOST_WARPS = 8  # directions that a block of the kernels for one state takes
 

@@ -43,7 +43,7 @@ DEV void backward_block(const Arguments& p, BackwardShared<NS, S, C, W>& m, int 
   const int limit = dc < ld ? end : -1, limit2 = PAIRED || dc + 1 < ld ? limit : -1;
   const bool rows_fit = HOP * PAIRS == T || row < T;
   const Rows u(p.u, b, k, dc, ld), dt(p.dt, b, k, dc, ld), gy(p.y, b, k, dc, ld);
-  Rows du(p.du, b, k, dc, ld), ddt(p.ddt, b, k, dc, ld);
+  Rows du(p.du, b, k, dc, ld, FULL), ddt(p.ddt, b, k, dc, ld, FULL);
   m.out[tid].du = du.at;
   m.out[tid].ddt = ddt.at;
   const i64 per_mark = (i64)NS * ld;
@@ -225,8 +225,8 @@ DEV void backward_block(const Arguments& p, BackwardShared<NS, S, C, W>& m, int 
       dbias.x += e0;
       dbias.y += e1;
       int t = ORDERS ? m.place[j][tid] : start + r;
-      du.store(t, pack(x.x * tb.x + D.x * z.x, x.y * tb.y + D.y * z.y));
-      ddt.store(BY_STEP ? start + r : t, pack(e0, e1));
+      du.store(t, x.x * tb.x + D.x * z.x, x.y * tb.y + D.y * z.y, FULL);
+      ddt.store(BY_STEP ? start + r : t, e0, e1, FULL);
     }
 #pragma unroll
     for (int j = 0; j < SUMS; j++) {

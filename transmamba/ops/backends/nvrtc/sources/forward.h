@@ -26,7 +26,7 @@ DEV void forward_block(const Arguments& p, ForwardShared<NS, S, W, T>& m, int bx
   const int row = tid / F::ROW, col = tid % F::ROW * 2, dc = by * F::CB + col;
   const int limit = dc < ld ? count : 0, limit2 = PAIRED || dc + 1 < ld ? limit : 0;  // steps of this thread's channels
   const Rows u(MODE == ADJOINT ? p.y : p.u, b, k, dc, ld), dt(p.dt, b, k, dc, ld);
-  const Rows y(p.y, b, k, dc, ld);
+  const Rows y(p.y, b, k, dc, ld, FULL);
   const Tensor& Bof = MODE == ADJOINT ? p.C : p.B;
   const int* order = ORDERS ? p.orders + (i64)k * p.L : 0;
   const u8* restart = RESTART ? p.restart + (i64)bx * p.L : 0;
@@ -146,7 +146,7 @@ DEV void forward_block(const Arguments& p, ForwardShared<NS, S, W, T>& m, int bx
         int r = row + j * HOP;
         if ((HOP * PAIRS == T || r < T) && i + r < limit) {
           float2 v = *(float2*)&m.y[s][r][col];
-          y.store(ot[j], pack(v.x + D.x * low(ou[j]), v.y + D.y * high(ou[j])));
+          y.store(ot[j], v.x + D.x * low(ou[j]), v.y + D.y * high(ou[j]), FULL);
         }
       }
   }

@@ -75,16 +75,24 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
   float2 D = {0.f, 0.f};
   for (int k = 0; skip && k < p.K; k++) { float2 x = constants(p.D, k * p.D_direction, d, ld); D.x += x.x; D.y += x.y; }
   SYNC();
-  const Rows from(parts, b, 0, d, ld), to(sum, b, 0, d, ld), u(p.u, b, 0, d, ld);
+  const Rows from(parts, b, 0, d, ld, FULL), to(sum, b, 0, d, ld), u(p.u, b, 0, d, ld);
   // as many tokens at a time as are read before the first is written, since no load moves above a store
   constexpr int MANY = 8;
+  auto part = [&](int t, i64 further) {
+    if (FULL) return from.load_full(t, further);
+    Rows other = from;
+    other.at += further * (i64)sizeof(Element);
+    Pair x = other.load(t);
+    return float2{low(x), high(x)};
+  };
   auto add = [&](int first, int tokens) {
-    Pair x[MANY][W], y[MANY];
+    float2 x[MANY][W];
+    Pair y[MANY];
 #pragma unroll
     for (int i = 0; i < MANY; i++) {
       if (i >= tokens) continue;
 #pragma unroll
-      for (int k = 0; k < W; k++) x[i][k] = from.load(first + i * W, k * parts.direction);
+      for (int k = 0; k < W; k++) x[i][k] = part(first + i * W, k * parts.direction);
       if (skip) y[i] = u.load(first + i * W);
     }
 #pragma unroll
@@ -92,9 +100,9 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
       if (i >= tokens) continue;
       float2 total = {0.f, 0.f};
 #pragma unroll
-      for (int k = 0; k < W; k++) { total.x += low(x[i][k]); total.y += high(x[i][k]); }
+      for (int k = 0; k < W; k++) { total.x += x[i][k].x; total.y += x[i][k].y; }
       if (skip) { total.x += D.x * low(y[i]); total.y += D.y * high(y[i]); }
-      to.store(first + i * W, pack(total.x, total.y));
+      to.store(first + i * W, total.x, total.y, false);
     }
   };
   int t = warp;
@@ -111,7 +119,7 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
   const int backwards = MODE == ADJOINT;
   if (k < p.K) {
     const i64 bk = (i64)b * p.K + k, entry = (bk * p.spans + span) * ld + d;
-    const Rows u(MODE == ADJOINT ? p.y : p.u, b, k, d, ld), dt(p.dt, b, k, d, ld), y(p.y, b, k, d, ld);
+    const Rows u(MODE == ADJOINT ? p.y : p.u, b, k, d, ld), dt(p.dt, b, k, d, ld), y(p.y, b, k, d, ld, FULL);
     const float2 A = constants(p.A, k * p.A_direction, d, ld), D = constants(MERGED ? 0 : p.D, k * p.D_direction, d, ld);
     float2 bias = constants(p.bias, k * p.bias_direction, d, ld), h = {0.f, 0.f}, total = {0.f, 0.f};
     bias.x *= LOG2E; bias.y *= LOG2E;
@@ -147,7 +155,7 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
         if (MODE != SCAN) { total.x += v; total.y += w; continue; }
         float2 out = {h.x * x.e[j].C, h.y * x.e[j].C};
         if (!MERGED) { out.x += D.x * low(x.u[j]); out.y += D.y * high(x.u[j]); }
-        y.store(x.e[j].token, pack(out.x, out.y));
+        y.store(x.e[j].token, out.x, out.y, FULL);
       }
     };
     if (!backwards) {
@@ -194,7 +202,7 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
   const int ld = p.channels, d = least(by * 64 + lane * 2, (ld - 1) / 2 * 2), begin = bz * p.span, count = least(p.span, p.L - begin);
   if (k < p.K) {
     const i64 bk = (i64)b * p.K + k, once = ((i64)bz * batches / groups * p.K + bk) * ld + d;
-    const Rows u(p.u, b, k, d, ld), dt(p.dt, b, k, d, ld), gy(p.y, b, k, d, ld), du(p.du, b, k, d, ld), ddt(p.ddt, b, k, d, ld);
+    const Rows u(p.u, b, k, d, ld), dt(p.dt, b, k, d, ld), gy(p.y, b, k, d, ld), du(p.du, b, k, d, ld, FULL), ddt(p.ddt, b, k, d, ld, FULL);
     const float2 A = constants(p.A, k * p.A_direction, d, ld), D = constants(p.D, k * p.D_direction, d, ld);
     float2 bias = constants(p.bias, k * p.bias_direction, d, ld), g = {0.f, 0.f}, dA = g, dD = g, dbias = g;
     bias.x *= LOG2E; bias.y *= LOG2E;
@@ -258,8 +266,8 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
         dbias.x += raw.x;
         dbias.y += raw.y;
         if (absent) continue;
-        du.store(e.token, pack(out.x, out.y));
-        ddt.store(BY_STEP ? begin + i + j : e.token, pack(raw.x, raw.y));
+        du.store(e.token, out.x, out.y, FULL);
+        ddt.store(BY_STEP ? begin + i + j : e.token, raw.x, raw.y, FULL);
       }
       Fold<2 * P, 32, 1>::run(sums, lane);
       int f = folded<2 * P, 32, 1>(lane), j = i + f % P;

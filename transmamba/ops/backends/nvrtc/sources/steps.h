@@ -1,5 +1,5 @@
 // What all scans share: arguments, rows of tensors, the step size, sums over lanes.
-// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED; see variants.py).
+// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL; see variants.py).
 
 #if DTYPE == 0
 typedef float Element;
@@ -42,16 +42,17 @@ struct Rows {
   u32 token;  // bytes from one row to the next: times a token one instruction, and 64 bits wide
   i64 column;
   bool both;
-  DEV Rows(const Tensor& x, int b, int k, int from, int columns) {
+  DEV Rows(const Tensor& x, int b, int k, int from, int columns, bool full = false) {
+    const int size = full ? sizeof(float) : sizeof(Element);
     from = from < columns ? from : 0;  // whoever is past the end reads what exists and is ignored
     column = PAIRED ? 1 : x.column;
-    at = (char*)((Element*)x.at + b * x.batch + k * x.direction + from * column);
-    token = (u32)x.token * (u32)sizeof(Element);
+    at = (char*)x.at + (b * x.batch + k * x.direction + from * column) * size;
+    token = (u32)x.token * (u32)size;
     both = PAIRED || from + 1 < columns;
   }
-  DEV Element* row(int t) const { return (Element*)(at + wide(t, token)); }
-  DEV Pair load(int t, i64 further = 0) const {
-    const Element* from = row(t) + further;
+  DEV char* row(int t) const { return at + wide(t, token); }
+  DEV Pair load(int t) const {
+    const Element* from = (const Element*)row(t);
     if (PAIRED) return *(const Pair*)from;
     return join(from[0], both ? from[column] : Element(0));
   }
@@ -60,19 +61,28 @@ struct Rows {
     if (PAIRED) copy<sizeof(Pair)>(to, row(t));
     else *to = load(t);
   }
-  DEV void store(int t, Pair x) const {
-    Element* to = row(t);
-    if (PAIRED) { *(Pair*)to = x; return; }
-    to[0] = first(x);
-    if (both) to[column] = second(x);
+  // what `store` with `full` wrote, `further` entries on
+  DEV float2 load_full(int t, i64 further) const {
+    const float* from = (const float*)row(t) + further;
+    if (PAIRED) return *(const float2*)from;
+    float2 r = {from[0], both ? from[column] : 0.f};
+    return r;
+  }
+  DEV void store(int t, float a, float b, bool full) const {
+    if (full) return put((float*)row(t), float2{a, b}, a, b);
+    Pair x = pack(a, b);
+    put((Element*)row(t), x, first(x), second(x));
+  }
+  template <class One, class Two> DEV void put(One* to, Two x, One a, One b) const {
+    if (PAIRED) { *(Two*)to = x; return; }
+    to[0] = a;
+    if (both) to[column] = b;
   }
 };
 
-// log(1 + e) / e for 0 <= e <= 1, fitted: relative error 6e-5 for bfloat16, 8e-6 for float16, 3e-8 for float32
+// log(1 + e) / e for 0 <= e <= 1, fitted: relative error 8e-6 for half precision, 3e-8 for float32
 DEV float log1p_ratio(float e, float scale) {
-#if DTYPE == 1
-  const float c[] = {0.99994327f, -0.49697746f, 0.30629924f, -0.15742453f, 0.04134597f};
-#elif DTYPE == 2
+#if DTYPE
   const float c[] = {0.9999916f, -0.49936128f, 0.32520604f, -0.21004692f, 0.10122027f, -0.02386835f};
 #else
   const float c[] = {1.f, -0.49999493f, 0.33319095f, -0.2484297f, 0.19105957f, -0.1366314f, 0.0782247f, -0.02950447f, 0.0052325f};

@@ -11,7 +11,9 @@ import torch
 from hypothesis import settings
 
 # a busy machine is no failure
-settings.register_profile("patient", deadline=None)
+settings.register_profile("patient", deadline=None, derandomize=True)
+# `--hypothesis-profile=explore` draws other examples every time, as the weekly run does
+settings.register_profile("explore", deadline=None)
 settings.load_profile("patient")
 torch.utils.deterministic.fill_uninitialized_memory = True
 

@@ -22,14 +22,15 @@ def run(*command, **environment):
     )  # fmt: skip
 
 
-# the last callback of atexit lets the late worker go and keeps the GIL for 3 ms, so that it waits for the GIL while the
+# the last callback of atexit lets the late worker go and keeps the GIL, so that it waits for the GIL while the
 # interpreter begins to finalise; torch.distributed.nn.functional holds the group after it is destroyed, as DDP does
 LATE = """
 import atexit, ctypes, sys
 shim = ctypes.PyDLL(sys.argv[1])
 def last_moment():
+    sys.setswitchinterval(60)  # who waits for the GIL does not ask for it
     ctypes.c_int.in_dll(shim, "late_go").value = 1
-    shim.usleep(3000)
+    shim.usleep(200000)
 atexit.register(last_moment)
 import torch, torch.distributed as dist
 from transmamba.distill import ends_process

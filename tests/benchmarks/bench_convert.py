@@ -130,12 +130,23 @@ def delete(bench, count, by="sensitivity"):
     return {**scores, "layers": layers}
 
 
-def closed_form(bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, **fit):
+@torch.no_grad()
+def read_values(attention, mixer):
+    """Let the first inner channels of a Mamba mixer be the attention's values, of both signs, twice."""
+    v = attention.qkv.weight[-attention.sizes[2] :]
+    mixer.in_proj.weight[: 4 * len(v)] = torch.cat([v, -v, v, -v])
+
+
+def closed_form(
+    bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, values=False, **fit
+):
     """Replace attention by mixers of random start, solve their readouts."""
     layers = bench.chosen(count, by)
     torch.manual_seed(seed)
     build = partial(MIXERS[mixer], **(options or {}))
     student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
+    for layer in layers if values else ():
+        read_values(bench.teacher.blocks[layer].mixer, student.blocks[layer].mixer)
     begin = time.process_time()
     report = transfer.fit_layers(
         bench.teacher, student, bench.batches(topics, vim), layers=layers, progress=False, **fit
@@ -159,6 +170,7 @@ RUNS = {
     "closed 22": partial(closed_form, count=22),
     "closed 15, 49k tokens": partial(HALF, topics=96, vim=96),
     "closed 15, expand 4, 25k tokens": partial(HALF, topics=48, vim=48, options={"expand": 4}),
+    "closed 15, values in the channels": partial(HALF, values=True),
     "closed 15 last": partial(HALF, by="last"),
     "closed 15 uniform": partial(HALF, by="uniform"),
     "closed 15 own": partial(HALF, target="own"),

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.benchmarks.bench_convert import Bench
+from tests.benchmarks.bench_convert import Bench, read_values
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.transfer import LeastSquares, mixer_pairs
 
@@ -40,6 +40,7 @@ def direct(share, gain, **options):
 
 MIXERS = {
     "Mamba": MambaMixer,
+    "Mamba, the teacher's values in its channels": MambaMixer,  # see `features`
     "Mamba, 4 states": partial(MambaMixer, d_state=4),
     "Mamba, 64 states": partial(MambaMixer, d_state=64),
     "Mamba, expand 1": partial(MambaMixer, expand=1),
@@ -93,11 +94,13 @@ def scores(mixer, weight, data):
     return " | ".join(f"{sums(mixer, *pair).r2(weight):.3f}" for pair in data.values())
 
 
-def features(data):
+def features(data, attention):
     """Print a line per kind of mixer and ridge."""
     for name, build in MIXERS.items():
         torch.manual_seed(0)
         mixer = build(576).eval()
+        if "values" in name:
+            read_values(attention, mixer)
         start = time.process_time()
         fits = {text: sums(mixer, *pair) for text, pair in data.items()}
         for ridge in RIDGES:
@@ -135,7 +138,7 @@ def main():
     for name, rows in batches.items():
         pairs = [found[chosen.layer] for found in mixer_pairs(bench.teacher, rows, [chosen.layer])]
         data[name] = tuple(torch.cat([getattr(pair, part) for pair in pairs]) for part in ("inputs", "outputs"))
-    features(data)
+    features(data, bench.teacher.blocks[chosen.layer].mixer)
     for seed in range(chosen.seeds if chosen.steps else 0):
         steps_and_solutions(data, chosen.steps, seed)
 

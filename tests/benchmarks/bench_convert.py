@@ -130,12 +130,23 @@ def delete(bench, count, by="sensitivity"):
     return {**scores, "layers": layers}
 
 
-def closed_form(bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, **fit):
+@torch.no_grad()
+def read_values(attention, mixer):
+    """Let the first inner channels of a Mamba mixer be the attention's values, of both signs, twice."""
+    v = attention.qkv.weight[-attention.sizes[2] :]
+    mixer.in_proj.weight[: 4 * len(v)] = torch.cat([v, -v, v, -v])
+
+
+def closed_form(
+    bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, values=False, **fit
+):
     """Replace attention by mixers of random start, solve their readouts."""
     layers = bench.chosen(count, by)
     torch.manual_seed(seed)
     build = partial(MIXERS[mixer], **(options or {}))
     student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
+    for layer in layers if values else ():
+        read_values(bench.teacher.blocks[layer].mixer, student.blocks[layer].mixer)
     begin = time.process_time()
     report = transfer.fit_layers(
         bench.teacher, student, bench.batches(topics, vim), layers=layers, progress=False, **fit
@@ -145,29 +156,32 @@ def closed_form(bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba"
     return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
 
 
+HALF = partial(closed_form, count=15)
 RUNS = {
     "teacher": base,
     "sensitivity": delete_each,
-    "closed 15": partial(closed_form, count=15),
+    "closed 15": HALF,
     "closed 30": partial(closed_form, count=30),
-    "closed 15 relative": partial(closed_form, count=15, weighting="relative"),
+    "closed 15 relative": partial(HALF, weighting="relative"),
     "delete 15": partial(delete, count=15),
-    "closed 30 relative": partial(closed_form, count=30, weighting="relative"),
     "delete 30": partial(delete, count=30),
-    "closed 15 last": partial(closed_form, count=15, by="last"),
-    "closed 15 uniform": partial(closed_form, count=15, by="uniform"),
-    "closed 22": partial(closed_form, count=22),
-    "closed 8": partial(closed_form, count=8),
-    "closed 15 more text": partial(closed_form, count=15, topics=96, vim=96),
     "delete 8": partial(delete, count=8),
+    "closed 8": partial(closed_form, count=8),
+    "closed 22": partial(closed_form, count=22),
+    "closed 15, 49k tokens": partial(HALF, topics=96, vim=96),
+    "closed 15, expand 4, 25k tokens": partial(HALF, topics=48, vim=48, options={"expand": 4}),
+    "closed 15, values in the channels": partial(HALF, values=True),
+    "closed 15 last": partial(HALF, by="last"),
+    "closed 15 uniform": partial(HALF, by="uniform"),
+    "closed 15 own": partial(HALF, target="own"),
+    "closed 15 seed 1": partial(HALF, seed=1),
+    "closed 15 seed 2": partial(HALF, seed=2),
+    "closed 15 ridge 1e-2": partial(HALF, ridge=1e-2),
+    "closed 15 ridge 1e-4": partial(HALF, ridge=1e-4),
+    "closed 15 mamba2": partial(HALF, mixer="mamba2", options={"d_state": 64}),
+    "closed 30 relative": partial(closed_form, count=30, weighting="relative"),
+    "closed 30, expand 4, 25k tokens": partial(closed_form, count=30, topics=48, vim=48, options={"expand": 4}),
     "delete 22": partial(delete, count=22),
-    "closed 15 own": partial(closed_form, count=15, target="own"),
-    "closed 15 seed 1": partial(closed_form, count=15, seed=1),
-    "closed 15 seed 2": partial(closed_form, count=15, seed=2),
-    "closed 15 ridge 1e-2": partial(closed_form, count=15, ridge=1e-2),
-    "closed 15 ridge 1e-4": partial(closed_form, count=15, ridge=1e-4),
-    "closed 15 state 64": partial(closed_form, count=15, options={"d_state": 64}),
-    "closed 15 mamba2": partial(closed_form, count=15, mixer="mamba2", options={"d_state": 64}),
 }
 
 

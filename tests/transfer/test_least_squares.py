@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from transmamba.distill import ends_process
-from transmamba.transfer import LeastSquares
+from transmamba.models import MambaLM, replace_mixers
+from transmamba.nn import Attention, MambaMixer
+from transmamba.transfer import LeastSquares, fit_layers
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +144,24 @@ def _reduced(rank, folder):
     assert fit.tokens == 50
     for one, other in zip(fit.solve(), fitted((z, y), bias=True).solve(), strict=True):
         torch.testing.assert_close(one, other)
+    _same_student(rank)
+
+
+def _same_student(rank):
+    """A fit by two processes is that of one with all batches, and so are its measures."""
+    teacher = MambaLM(11, 8, depth=2, mixer=partial(Attention, heads=2, causal=True)).eval()
+    students = [replace_mixers(teacher, {1: MambaMixer}) for _ in range(2)]
+    students[1].load_state_dict(students[0].state_dict())
+    batches = list(torch.randint(11, (4, 4, 12)).unbind())
+    options = {"layers": [1], "progress": False, "products": torch.float64}
+    whole = fit_layers(teacher, students[0], batches, **options)
+    parts = fit_layers(teacher, students[1], batches[rank::2], process_group=dist.group.WORLD, **options)
+    torch.testing.assert_close(_numbers(parts), _numbers(whole))
+    torch.testing.assert_close(*(student.blocks[1].mixer.out_proj.weight for student in students))
+
+
+def _numbers(report):
+    return torch.tensor([0.0 if value is None else value for row in report.rows for value in row])
 
 
 def test_the_sums_of_all_processes(tmp_path):

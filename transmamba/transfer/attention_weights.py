@@ -25,8 +25,8 @@ class AttentionInit:
 
     On a real language model this start does nothing: on SmolLM2-135M its output is 3 to 7 % of the attention's in size
     and explains none of it, because the gate stays random (an RMSNorm has no bias), rotary positions are lost, scores
-    are too large to be linear, and all heads share one score (docs/results.md, "A language model in closed form"). Solve
-    the readouts of mixers with a random start instead: `fit_layers`.
+    are too large to be linear, and all heads share one score (docs/results.md, "A language model in closed form").
+    Solve the readouts of mixers with a random start instead: `fit_layers`.
 
     Args:
         heads: query heads of the teacher; None takes what its configuration says.

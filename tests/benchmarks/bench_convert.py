@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from tests import real_llm
 from transmamba import transfer
 from transmamba.models import MambaLM, from_transformer, replace_mixers
-from transmamba.nn import Mamba2Mixer, MambaMixer
+from transmamba.nn import AttentionCache, Mamba2Mixer, MambaMixer
 
 LENGTH, HELD_OUT = 256, 8
 VIM = "/usr/share/vim/vim90/doc/usr_*.txt"
@@ -156,10 +156,42 @@ def closed_form(
     return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
 
 
+@torch.no_grad()
+def decode(bench, steps=10):
+    """Measure steps and bytes of the cache after many tokens; keys and values of the attention are random numbers."""
+    found = {}
+    for count in (0, 15, 30):
+        layers = bench.chosen(count, "sensitivity") if count else []
+        student = replace_mixers(bench.teacher, dict.fromkeys(layers, MambaMixer)).eval() if count else bench.teacher
+        for length in (1024, 4096, 16384, 32768):
+            cache = student.prefill(torch.zeros(1, 4, dtype=torch.long))[1]
+            cache = tuple(filled(part, length) if isinstance(part, AttentionCache) else part for part in cache)
+            size = sum(t.numel() * t.element_size() for part in cache for t in tensors_of(part))
+            student.step(torch.zeros(1, dtype=torch.long), cache)
+            begin = time.process_time()
+            for token in range(steps):
+                cache = student.step(torch.tensor([token]), cache)[1]
+            found[f"{count} of 30, {length} tokens"] = [size, steps / (time.process_time() - begin)]
+    return {"decode": found}
+
+
+def filled(cache, length):
+    """Return a cache of as many tokens."""
+    keys, values = (torch.randn(1, t.shape[1], length, t.shape[3]) for t in cache.last(None)[:2])
+    positions = torch.arange(length)[None]
+    return AttentionCache.of(keys, values, positions, torch.tensor([length]), padded=False)
+
+
+def tensors_of(cache):
+    """Return what a cache holds."""
+    return cache.last(None)[:2] if isinstance(cache, AttentionCache) else [t for t in cache if torch.is_tensor(t)]
+
+
 HALF = partial(closed_form, count=15)
 RUNS = {
     "teacher": base,
     "sensitivity": delete_each,
+    "decode": decode,
     "closed 15": HALF,
     "closed 30": partial(closed_form, count=30),
     "closed 15 relative": partial(HALF, weighting="relative"),

@@ -93,3 +93,17 @@ def test_misfits_are_named(pair):
         HiddenLogitsDistill()(student, head, teacher, teacher_head.long())
     with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
         HiddenLogitsDistill(chunk=0)
+
+
+def test_padding_may_hold_anything(pair):
+    student, head, teacher, teacher_head = (x.detach().clone() for x in pair)
+    mask = torch.arange(5).expand(2, 5) < torch.tensor([[3], [5]])
+    wanted = HiddenLogitsDistill()(student, head, teacher, teacher_head, mask)
+    student[~mask], teacher[~mask] = torch.nan, torch.inf
+    student.requires_grad_()
+    head.requires_grad_()
+    loss = HiddenLogitsDistill()(student, head, teacher, teacher_head, mask)
+    assert torch.equal(loss, wanted)
+    loss.backward()
+    assert student.grad.isfinite().all() and head.grad.isfinite().all()
+    assert not student.grad[~mask].any()

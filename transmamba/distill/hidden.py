@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.distill.baselines import Divergence, LogitsDistill
+from transmamba.distill.layers import real_tokens
 
 
 class HiddenLogitsDistill(nn.Module):
@@ -68,6 +69,8 @@ class HiddenLogitsDistill(nn.Module):
         dtype = torch.promote_types(student.dtype, torch.float32)
         weights = torch.full((count,), 1 / count, dtype=dtype, device=student.device)
         if mask is not None:
+            # padding may hold anything, and nothing times NaN is NaN
+            student, teacher = real_tokens(student, mask), real_tokens(teacher, mask)
             real = mask.flatten().to(weights.dtype)
             weights = real / real.sum().clamp_min(1)
         pairs = (student.flatten(0, -2), student_head, teacher.detach().flatten(0, -2), teacher_head.detach())

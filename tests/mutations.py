@@ -31,7 +31,8 @@ SIGNS: dict[type, str] = {
 # tests of what has no file of its name
 NAMED = {
     "ops/scan": "ops/test_scan.py ops/test_scan_golden.py",
-    "ops/backends/reference": "ops/test_scan.py ops/test_step.py", "ops/backends/plain": "ops contracts/test_export.py",
+    "ops/backends/reference": "ops/test_scan.py ops/test_step.py", "ops/backends/plain": "contracts/test_export.py",
+    "ops/backends/opaque": "contracts/test_export.py ops/test_scan.py",
     "ops/backends/chunked": "ops/test_scan.py", "ops/backends/problem": "ops/test_scan.py ops/test_conv.py",
     "ops/backends/convolution": "ops/test_conv.py", "ops/backends/cross_problem": "ops/test_cross.py",
     "ops/backends/cross_reference": "ops/test_cross.py", "ops/backends/chunked_cross": "ops/test_cross.py",

@@ -32,7 +32,7 @@ from transmamba.models import (
 )
 from transmamba.models import vmamba_v2 as vmamba
 from transmamba.nn import CrossMamba, Mamba2Mixer, Mamba3Mixer, MambaMixer
-from transmamba.ops import FLOP_FORMULAS, selective_scan, ssd_scan
+from transmamba.ops import FLOP_FORMULAS, multi_scan, selective_scan, ssd_scan
 from transmamba.transfer import param_groups
 
 MIXERS = {
@@ -346,6 +346,19 @@ def test_flops_are_counted():
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
         selective_scan(u, delta, A, B, C)
     assert counter.get_total_flops() == 9 * 2 * 4 * 7 * 3
+
+
+@pytest.mark.parametrize("wide", range(5))
+def test_flops_grow_with_the_directions_whichever_input_has_them(wide):
+    shapes = [(2, 1, 7, 4), (2, 1, 7, 4), (1, 4, 3), (2, 1, 7, 3), (2, 1, 7, 3)]
+    axis = 0 if wide == 2 else 1
+    inputs = [
+        -torch.rand(*(5 if (i, a) == (wide, axis) else n for a, n in enumerate(shape)))
+        for i, shape in enumerate(shapes)
+    ]
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
+        multi_scan(*inputs)
+    assert counter.get_total_flops() == 5 * 9 * 2 * 4 * 7 * 3
 
 
 def test_a_configuration_that_does_not_fit_its_weights_names_what_differs():

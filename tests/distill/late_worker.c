@@ -14,6 +14,6 @@ int pthread_cond_broadcast(pthread_cond_t *condition) {
   const int result = real(condition);
   char name[32] = "";
   if (late_on && !pthread_getname_np(pthread_self(), name, sizeof name) && strstr(name, "gloo_runloop"))
-    for (int i = 0; i < 20000 && !late_go; ++i) usleep(1000);
+    for (int i = 0; i < 5000 && !late_go; ++i) usleep(1000);
   return result;
 }

@@ -8,6 +8,7 @@ import torch
 
 from transmamba import distill
 
+HEAD = torch.randn(11, 7, generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[True] * 5, [True, True, False, True, False], [False] * 5])
 SIMILARITIES = ("token", "flatten", "pooled")
 
@@ -22,6 +23,15 @@ def layers(loss, student, teacher):
 
 def every_layer(loss, student, teacher):
     return loss([student, 2 * student], [teacher, 1 + teacher], MASK)
+
+
+def hidden_states(loss, student, teacher):
+    return loss(student, HEAD, teacher, HEAD, MASK)
+
+
+def stored_logits(loss, student, teacher):
+    stored = distill.top_logits(teacher.masked_fill(~MASK[..., None], 0.0), HEAD, 3)
+    return loss(student, HEAD, stored, MASK)
 
 
 def directions(loss, student, teacher):
@@ -45,6 +55,8 @@ CASES = {
         for d in ("forward", "reverse", "js")
         for chunk in (None, 4)
     },
+    "hidden states": (hidden_states, partial(distill.HiddenLogitsDistill, 2.0, chunk=4)),
+    "stored logits": (stored_logits, partial(distill.SparseLogitsDistill, 2.0, chunk=4)),
 }
 
 

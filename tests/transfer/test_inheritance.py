@@ -204,9 +204,11 @@ def test_state_dicts_do_as_well_as_modules():
     two.load_state_dict(one.state_dict())
     first = subclone(teacher, one, magnitude_importance)
     second = subclone(teacher.state_dict(), two.state_dict(), magnitude_importance)
-    # only a module tells that the eps of its norms is another
+    # only a module tells that it is one of ours, and that the eps of its norms is another
     assert first.differs == ("eps: the teacher's norms have 1e-06, the student's 1e-05",)
-    assert replace(first, differs=()) == second
+    assert (first.family, second.family) == ("transmamba_transformer", "timm_vit")
+    assert set(first.unused) == set(second.unused)
+    assert replace(second, family=first.family, differs=first.differs, unused=first.unused) == first
     assert unchanged(two, one.state_dict())
 
 

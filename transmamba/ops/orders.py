@@ -202,4 +202,7 @@ def permute_tokens(x: Float[Tensor, "..."], order: ScanOrder, dim: int = -2) -> 
         raise ValueError(f"x has {x.dim()} axes, and no axis {dim}")
     if x.shape[dim] != len(order.index):
         raise ValueError(f"order has {len(order.index)} tokens, axis {dim} of x has {x.shape[dim]}")
+    if torch.compiler.is_compiling():
+        # dynamo cannot trace a function with a forward-mode rule; the compiled backward fuses its scatter anyway
+        return x.index_select(dim, order.index)
     return _Permute.apply(x, order.index, order.inverse, dim)

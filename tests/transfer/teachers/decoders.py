@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.transfer.teachers.canonical import Canonical, error, perturb
+from tests.transfer.teachers.versions import need
 from transmamba.transfer.teachers import translate
 
 SIZES = {
@@ -21,6 +22,7 @@ def without(*names):
 
 def config(kind, sizes=SIZES, **facts):
     transformers = pytest.importorskip("transformers")
+    need(kind)
     return transformers.AutoConfig.for_model(kind, **{**sizes, **facts})
 
 

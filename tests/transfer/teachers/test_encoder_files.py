@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 
+from tests.transfer.teachers.versions import need
 from transmamba.transfer import open_safetensors
 from transmamba.transfer.teachers import families, translate
 
@@ -49,6 +50,7 @@ def model_class(config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_defaults_are_those_of_the_configuration_class(kind):
+    need(kind)
     config_class = transformers.CONFIG_MAPPING[kind]
     facts = small_facts(config_class().to_dict())
     config = config_class(**facts)
@@ -61,6 +63,7 @@ def test_defaults_are_those_of_the_configuration_class(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_hold_the_same_teacher(kind, tmp_path):
+    need(kind)
     config_class = transformers.CONFIG_MAPPING[kind]
     config = config_class(**small_facts(config_class().to_dict()))
     teacher = model_class(config)(config)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.transfer.teachers.versions import complete
 from transmamba.transfer.teachers import families, refused, translate
 from transmamba.transfer.teachers.images_refused import REFUSED
 
@@ -19,11 +20,13 @@ def covered():
     return {kind for family in families().values() for kind in family.model_types}
 
 
+@complete
 def test_refused_types_are_types_of_transformers_that_no_family_covers():
     assert set(REFUSED) <= set(transformers.CONFIG_MAPPING)
     assert not covered() & set(REFUSED)
 
 
+@complete
 def test_every_type_of_image_model_is_covered_has_a_covered_part_or_is_refused():
     left = []
     for kind in set(image_types()) - covered() - set(refused()):

@@ -5,6 +5,7 @@ import torch
 
 from tests.transfer.teachers.canonical import Canonical, error, perturb
 from tests.transfer.teachers.decoders import IDS, SIZES, build, without
+from tests.transfer.teachers.versions import complete, need
 from transmamba.transfer.teachers import families, refused, translate, unsupported
 
 transformers = pytest.importorskip("transformers")
@@ -143,6 +144,7 @@ DECODERS = [
 def test_defaults_are_those_of_the_configuration_class(family):
     """Text parts of composite models hold what differs from the class alone: LLaVA's says nothing of heads."""
     (kind,) = family.model_types
+    need(kind)
     default = transformers.AutoConfig.for_model(kind).to_dict()
     rope = default.get("rope_parameters") or {}
     default = {**rope.get("full_attention", rope), **default}
@@ -166,6 +168,7 @@ def test_no_type_is_both_known_and_refused():
     assert not set(unsupported.REFUSED) & {kind for family in families().values() for kind in family.model_types}
 
 
+@complete
 def test_every_causal_language_model_of_transformers_is_known_or_refused():
     mapping = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     known = {kind for family in families().values() for kind in family.model_types} | set(refused())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.transfer.teachers.versions import complete
 from transmamba.transfer.teachers import families, refused, translate
 from transmamba.transfer.teachers.refused_encoders import REFUSED
 
@@ -21,6 +22,7 @@ def kinds_of_encoders():
     return sorted({kind for table in tables for kind in getattr(auto, f"MODEL_FOR_{table}_MAPPING_NAMES")} - ELSEWHERE)
 
 
+@complete
 def test_every_encoder_has_a_family_or_a_reason():
     known = {kind for family in families().values() for kind in family.model_types}
     kinds = kinds_of_encoders()
@@ -35,6 +37,7 @@ def test_a_refusal_names_what_stands_in_the_way():
         assert str(raised.value) == f"a teacher of type {kind!r} is refused: {reason}"
 
 
+@complete
 def test_refusals_are_types_of_transformers():
     assert set(REFUSED) <= set(transformers.CONFIG_MAPPING.keys())
 

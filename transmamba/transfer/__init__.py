@@ -2,8 +2,14 @@
 
 from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.attention_weights import AttentionInit
+from transmamba.transfer.closed_form.fit_report import FitReport, FitRow
+from transmamba.transfer.closed_form.layer_costs import Sensitivity, sensitivity
+from transmamba.transfer.closed_form.layer_fit import LayerFit
+from transmamba.transfer.closed_form.layerwise import fit_layers
+from transmamba.transfer.closed_form.least_squares import LeastSquares, Readout
+from transmamba.transfer.closed_form.spread import principal_axes
+from transmamba.transfer.closed_form.teacher_forced import MixerPair, mixer_pairs
 from transmamba.transfer.convolutions import init_convolutions
-from transmamba.transfer.fit_report import FitReport, FitRow
 from transmamba.transfer.importance import (
     StabilityRecorder,
     activation_importance,
@@ -15,16 +21,10 @@ from transmamba.transfer.importance import (
     wanda_importance,
 )
 from transmamba.transfer.inheritance import plan_for, subclone
-from transmamba.transfer.layer_costs import Sensitivity, sensitivity
-from transmamba.transfer.layer_fit import LayerFit
-from transmamba.transfer.layerwise import fit_layers
-from transmamba.transfer.least_squares import LeastSquares, Readout
 from transmamba.transfer.optim import freeze, param_groups
 from transmamba.transfer.plan import bind
 from transmamba.transfer.report import SubcloneReport
-from transmamba.transfer.spread import principal_axes
 from transmamba.transfer.students import SSM_PARAMETERS
-from transmamba.transfer.teacher_forced import MixerPair, mixer_pairs
 from transmamba.transfer.teachers import Architecture, Family, Translated, translate
 
 __all__ = [

@@ -9,10 +9,19 @@ from torch.distributed import ProcessGroup, all_reduce
 
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
-from transmamba.transfer.fit_report import FitRow
-from transmamba.transfer.least_squares import LeastSquares
-from transmamba.transfer.lockstep import Lockstep, Step
-from transmamba.transfer.streams import Batch, Place, evaluating, hooked, mixer_of, readout_of, run_until, watch
+from transmamba.transfer.closed_form.fit_report import FitRow
+from transmamba.transfer.closed_form.least_squares import LeastSquares
+from transmamba.transfer.closed_form.lockstep import Lockstep, Step
+from transmamba.transfer.closed_form.streams import (
+    Batch,
+    Place,
+    evaluating,
+    hooked,
+    mixer_of,
+    readout_of,
+    run_until,
+    watch,
+)
 
 Target = Literal["stream", "block", "own"]
 Weighting = Literal["equal", "relative"]

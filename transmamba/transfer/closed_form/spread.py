@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
-from transmamba.transfer.streams import Batch, blocks_of, evaluating, start
+from transmamba.transfer.closed_form.streams import Batch, blocks_of, evaluating, start
 
 
 @typed

@@ -10,9 +10,9 @@ from torch.distributed import ProcessGroup
 
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
-from transmamba.transfer.fit_report import FitReport, Saved
-from transmamba.transfer.layer_fit import LayerFit, Target, View, Weighting
-from transmamba.transfer.streams import Batch, counted
+from transmamba.transfer.closed_form.fit_report import FitReport, Saved
+from transmamba.transfer.closed_form.layer_fit import LayerFit, Target, View, Weighting
+from transmamba.transfer.closed_form.streams import Batch, counted
 
 
 @typed

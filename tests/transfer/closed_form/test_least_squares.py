@@ -166,7 +166,7 @@ def _numbers(report):
 
 def test_the_sums_of_all_processes(tmp_path):
     # the processes that torch spawns find their function by the path of a script
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, __file__, str(tmp_path)], check=True, timeout=120, env=environment)
 
 

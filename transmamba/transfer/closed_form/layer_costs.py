@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from transmamba._typing import typed
-from transmamba.transfer.streams import blocks_of, counted, evaluating, hooked, mixer_of
+from transmamba.transfer.closed_form.streams import blocks_of, counted, evaluating, hooked, mixer_of
 
 
 class Sensitivity(NamedTuple):

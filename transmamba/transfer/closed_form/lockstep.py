@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from transmamba._layer_maps import LayerMap, resolve_layer_map
-from transmamba.transfer.streams import Batch, Place, Taught, blocks_of, evaluating, start, teach
+from transmamba.transfer.closed_form.streams import Batch, Place, Taught, blocks_of, evaluating, start, teach
 
 
 class Step(NamedTuple):

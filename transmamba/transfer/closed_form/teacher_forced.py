@@ -11,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
-from transmamba.transfer.streams import Batch, Reached, blocks_of, call, evaluating, hooked, mask_of, mixer_of
+from transmamba.transfer.closed_form.streams import (
+    Batch,
+    Reached,
+    blocks_of,
+    call,
+    evaluating,
+    hooked,
+    mask_of,
+    mixer_of,
+)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ def test_what_belongs_to_nobody_else_is_written_in_place():
 
 
 def test_sums_broadcast_a_row_of_another_tensor():
-    got = read(src("table").plus("other", slice(1, 2))) if "other" in STORED else None
     stored = STORED | {"other": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
     got = src("table").plus("other", slice(1, 2)).read(stored.__getitem__)
     assert torch.equal(got, torch.tensor([[4.0, 5.0]]).expand(5, 2))

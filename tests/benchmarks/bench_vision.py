@@ -161,7 +161,7 @@ def made(start, *stages, probe=True, **options):
     return partial(judged, make=lambda bench: chained(bench, partial(start, **options), *stages), probe=probe)
 
 
-SECONDS = {"seconds": 240}
+VARIED = {"count": 2000, "source": "varied", "probe": True}
 RUNS = {
     "teacher": base,
     "closed, 2 directions": made(solved),
@@ -178,13 +178,16 @@ SMALL = {
     "attention start, closed": made(attention_start, count=1000),
     **{f"closed, seed {seed}": made(solved, count=1000, seed=seed) for seed in range(3)},
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
-    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, **SECONDS), **GOOD),
-    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, **SECONDS)),
+    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=120), **GOOD),
+    # as long as closed form and steps together
+    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=185)),
+    "varied": made(solved, **VARIED),
+    "varied, mlp": made(solved, **VARIED, fit={"mlp": True}),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
-    "closed, then forced": made(solved, partial(forced, **SECONDS), partial(again, count=1000), count=1000),
-    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, **SECONDS), **GOOD),
+    "closed, then forced": made(solved, partial(forced, seconds=120), partial(again, count=1000), count=1000),
+    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=120), **GOOD),
     "axes": made(half_width, basis="axes", count=1000),
     "neurons": made(half_width, basis="neurons", count=1000),
     "neurons alone": made(half_width, basis="neurons"),

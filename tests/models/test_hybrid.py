@@ -50,19 +50,6 @@ def test_a_vit_built_by_default():
     assert hybrid(images).shape == (2, 5)
 
 
-def test_a_vit_gets_the_orders_of_its_new_mixers(tmp_path):
-    vit = ViT(8, 4, dim=12, depth=2, heads=3, num_classes=5).eval()
-    orders = ("snake", (4, 3, 0, 2, 1))
-    hybrid = replace_mixers(vit, dict.fromkeys((0, 1), partial(MambaMixer, directions=2)), orders=orders)
-    images = torch.randn(2, 3, 8, 8)
-    features = hybrid.forward_features(images, directions=True)
-    assert [order.index.tolist() for order in features.orders] == [[0, 1, 2, 4, 3], [4, 3, 0, 2, 1]]
-    hybrid.save_pretrained(tmp_path)
-    assert torch.equal(ViT.from_pretrained(tmp_path)(images), hybrid(images))
-    with pytest.raises(ValueError, match="MambaLM takes no orders: leave them out"):
-        replace_mixers(language_model(), {0: MambaMixer}, orders=orders)
-
-
 def test_clear_errors():
     with pytest.raises(ValueError, match="layer 3 does not exist: expected 0 to 2"):
         replace_mixers(language_model(), {3: MambaMixer})

@@ -164,17 +164,6 @@ def test_blocks_and_mixers_may_differ_from_layer_to_layer():
     assert model(X).shape == (2, 5) and model.blocks[0].norm1.eps == 1e-3
 
 
-def test_an_order_of_all_tokens_puts_the_class_token_anywhere():
-    middle = (1, 2, 3, 0, 4, 5, 6)
-    model = perturbed(mixer=partial(MambaMixer, d_state=3, directions=2), orders=(middle, "backward"))
-    first, second = model.forward_features(torch.randn(1, 3, *SIZES["img_size"]), directions=True).orders
-    assert tuple(first.index.tolist()) == middle and second.index.tolist() == [6, 5, 4, 3, 2, 1, 0]
-    with pytest.raises(ValueError, match=r"must visit each of 7 tokens once, got \[1, 2, 3, 0, 4, 5, 5\]"):
-        ViT(**SIZES, orders=((1, 2, 3, 0, 4, 5, 5),))
-    with pytest.raises(ValueError, match=r"must visit each of 6 tokens once"):
-        ViT(**SIZES, orders=((0, 1, 2, 3, 4),))
-
-
 @pytest.mark.parametrize("orders", [("forward", "backward"), ("snake", "snake_column_reverse")])
 def test_a_hybrid_scans_the_patches_with_the_class_token_at_an_end(orders):
     model = perturbed(mixer=[partial(MambaMixer, d_state=3, directions=2), partial(Attention, heads=3)], orders=orders)

@@ -1,7 +1,7 @@
 """A backbone with other mixers in some of its layers, and all its other weights."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,12 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @typed
-def replace_mixers(
-    model: M,
-    mixers: Mapping[int, Callable[..., nn.Module]],
-    *,
-    orders: Sequence[str | Sequence[int]] | None = None,
-) -> M:
+def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]]) -> M:
     """Build a backbone again with other mixers in some layers; all other weights are copies.
 
     The new mixers have their random start, so set the seed before; `transfer.fit_layers` solves their readouts. The
@@ -29,10 +24,9 @@ def replace_mixers(
     Args:
         model: a model built with `mixer=`, such as a `MambaLM` or a `ViT`, also from `from_transformer`.
         mixers: layer -> builder, called with the width: `MambaMixer`, or a `functools.partial` of it.
-        orders: scan orders of the new model, where it takes them as a `ViT` does; those it has by default.
 
     Raises:
-        ValueError: the model takes no mixers or no orders, does not know how it was built, or a layer does not exist.
+        ValueError: the model takes no mixers, does not know how it was built, or a layer does not exist.
 
     Example:
         >>> from transmamba.models import MambaLM
@@ -49,10 +43,6 @@ def replace_mixers(
         raise ValueError(f"{type(model).__name__} was not built with mixer=..., or does not know how it was built")
     blocks: Any = model.blocks
     arguments, depth = dict(recipe["arguments"]), len(blocks)
-    if orders is not None:
-        if "orders" not in parameters:
-            raise ValueError(f"{type(model).__name__} takes no orders: leave them out")
-        arguments["orders"] = [order if isinstance(order, str) else list(order) for order in orders]
     if wrong := [layer for layer in mixers if not 0 <= layer < depth]:
         raise ValueError(f"layer {wrong[0]} does not exist: expected 0 to {depth - 1}")
     old = arguments.get("mixer") or _default(parameters, arguments)

@@ -40,8 +40,7 @@ class ViT(Pretrained, nn.Module):
         block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
             another MLP or other norms; or one builder per block.
         orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none. The
-            other tokens come first in an order, and last in one whose name ends in "reverse" or "backward". A list of
-            the numbers of all tokens, those before the patches included, puts them anywhere.
+            other tokens come first in an order, and last in one whose name ends in "reverse" or "backward".
         class_token: whether there is one.
         registers: number of register tokens.
         position_table: add a learned table of positions.
@@ -199,15 +198,8 @@ class ViT(Pretrained, nn.Module):
         """Return the scan orders over all tokens."""
         if self.order_specs is None:
             return None
-        if not self.order_specs:
-            return scan_orders((), self.grid)  # an error that says so
-        return [self._order(spec, device) for spec in self.order_specs]
-
-    def _order(self, spec: str | Sequence[int], device: torch.device | None) -> ScanOrder:
-        total = self.prefix + self.grid[0] * self.grid[1]
-        if self.prefix and not isinstance(spec, str) and len(spec) == total:
-            return scan_orders([spec], total, device)[0]
-        return _with_prefix(scan_orders([spec], self.grid, device)[0], self.prefix, spec)
+        orders = scan_orders(self.order_specs, self.grid, device)
+        return [_with_prefix(order, self.prefix, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)

@@ -20,22 +20,13 @@ MIXERS = {
 }
 
 
-def with_class_token(place, names, count):
-    """Return orders of all tokens with the class token first, in the middle or last in each."""
-    patches = torch.arange(1, count + 1)
-    at = {"first": 0, "middle": count // 2, "last": count}[place]
-    walks = {"forward": patches, "backward": patches.flip(0)}
-    return [[*walks[name][:at].tolist(), 0, *walks[name][at:].tolist()] for name in names]
-
-
 def new_student(bench, directions=2, mixer="mamba", seed=0, token="ends", **options):
-    """Return the teacher with mixers of random start; `token="ends"`: first in forward, last in backward orders."""
+    """Return the teacher with mixers of random start."""
     torch.manual_seed(seed)
-    build = partial(MIXERS[mixer], directions=directions, **{"bias": True, **options})
-    orders = ORDERS[directions]
-    if token != "ends":
-        orders = with_class_token(token, orders, bench.teacher.pos_embed.shape[1] - 1)
-    return replace_mixers(bench.teacher, dict.fromkeys(LAYERS, build), orders=orders).eval()
+    bias = {} if mixer == "mamba3" else {"bias": True}  # which has none
+    build = partial(MIXERS[mixer], directions=directions, **bias, **options)
+    scans = {"orders": ORDERS[directions], "prefix_scan": token}
+    return replace_mixers(bench.teacher, dict.fromkeys(LAYERS, build), **scans).eval()
 
 
 def solve(bench, student, count, source="photographs", **fit):

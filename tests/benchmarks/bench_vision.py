@@ -10,9 +10,11 @@ CPU seconds of one process with one thread.
 """
 
 import json
+import resource
 import sys
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from tests.benchmarks.vision_students import (
     solved,
 )
 from transmamba.models import ViT
+from transmamba.nn import MambaMixer
 
 FIT, BATCH = 1000, 32
 
@@ -150,6 +153,32 @@ def judged(bench, make, probe=True):
     return {"seconds": seconds, "stages": log, **bench.scores(student, probe)}
 
 
+def forward_cost(side, mamba):
+    """Return seconds of one image, and by how many MB it raises the peak of the process."""
+    torch.set_num_threads(1)
+    mixer = {"mixer": partial(MambaMixer, directions=2)} if mamba else {}
+    model = ViT(side, 14, dim=384, depth=12, heads=6, **mixer).eval()
+    image, times = torch.zeros(1, 3, side, side), []
+    with torch.no_grad():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            begin = time.process_time()
+            model(image)
+            times.append(time.process_time() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return [round(min(times), 3), round((peak - before) / 1024)]
+
+
+def speed(bench):
+    """Attention and two-direction mixers by the size of the image, each in a process of its own."""
+    cases = [(side, mamba) for side in (112, 224, 448, 896) for mamba in (False, True)]
+    found = {}
+    for side, mamba in cases:
+        with get_context("spawn").Pool(1) as pool:
+            found[f"{side} {'mamba' if mamba else 'attention'}"] = pool.apply(forward_cost, (side, mamba))
+    return {"speed": found}
+
+
 def base(bench):
     """The teacher, and how common the most common class is."""
     share = 100 * (bench.labels == 0).float().mean().item()
@@ -164,6 +193,7 @@ def made(start, *stages, probe=True, **options):
 VARIED = {"count": 2000, "source": "varied", "probe": True}
 RUNS = {
     "teacher": base,
+    "speed": speed,
     "closed, 2 directions": made(solved),
     "mlp": made(solved, fit={"mlp": True}),
     "4 directions": made(solved, directions=4),
@@ -203,7 +233,9 @@ def run(folder, names):
     benches = {}
     for name in names or RUNS:
         side = 56 if name.startswith("56") else 112
-        bench = benches.setdefault(side, Bench(folder, side))
+        if side not in benches:
+            benches[side] = Bench(folder, side)
+        bench = benches[side]
         if name not in bench.done():
             begin = time.process_time()
             values = RUNS[name](bench)

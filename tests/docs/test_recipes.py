@@ -1,6 +1,7 @@
 """The recipes train on class folders of tiny images, and go on exactly where they stopped."""
 
 import argparse
+import json
 import math
 import os
 import subprocess
@@ -89,6 +90,30 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
     scores = small["transfer"].main(command(folder, out, "--weights", after, "--before", before, "--student", student))
     assert math.isfinite(scores["loss"]) and 0 <= scores["accuracy"] <= 1
     assert load(out)["epochs"] == 2
+
+
+def test_the_closed_form_before_training(small, folder, tmp_path, capsys, monkeypatch):
+    models = small["transfer"].models  # of one depth, as a student deeper than its teacher cannot be fitted
+    monkeypatch.setattr(models, "vit_small", lambda **options: models.ViT(**options, dim=16, depth=12, heads=2))
+    torch.save(models.vit_small(img_size=16, patch_size=4, num_classes=3).state_dict(), tmp_path / "deep.pt")
+    ours = ("--weights", tmp_path / "deep.pt", "--student", "vision_tiny", "--fit", 16, "--epochs", 1)
+    assert math.isfinite(small["transfer"].main(command(folder, tmp_path / "out", *ours))["loss"])
+    assert "stream error" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--fit needs a student of one token per patch.*got vim_tiny"):
+        small["transfer"].main(command(folder, tmp_path / "vim", *ours[:2], "--student", "vim_tiny", "--fit", 16))
+
+
+def test_a_teacher_of_a_known_family(small, folder, tmp_path):
+    config = {
+        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 4,
+        "image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+    }  # fmt: skip
+    transformers = pytest.importorskip("transformers")
+    own = {key: value for key, value in config.items() if key != "model_type"}
+    torch.save(transformers.Dinov2Model(transformers.Dinov2Config(**own)).state_dict(), tmp_path / "dino.pt")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ours = ("--weights", tmp_path / "dino.pt", "--config", tmp_path / "config.json", "--student", "vision_tiny")
+    assert math.isfinite(small["transfer"].main(command(folder, tmp_path / "out", *ours))["loss"])
 
 
 def test_what_was_fine_tuned_can_teach(small, folder, teacher, tmp_path):

@@ -190,7 +190,7 @@ def made(start, *stages, probe=True, **options):
     return partial(judged, make=lambda bench: chained(bench, partial(start, **options), *stages), probe=probe)
 
 
-VARIED = {"count": 2000, "source": "varied", "probe": True}
+VARIED = {"count": 1000, "source": "varied"}
 RUNS = {
     "teacher": base,
     "speed": speed,
@@ -208,16 +208,16 @@ SMALL = {
     "attention start, closed": made(attention_start, count=1000),
     **{f"closed, seed {seed}": made(solved, count=1000, seed=seed) for seed in range(3)},
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
-    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=120), **GOOD),
+    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=60), count=1000),
     # as long as closed form and steps together
-    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=185)),
+    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),
     "varied": made(solved, **VARIED),
-    "varied, mlp": made(solved, **VARIED, fit={"mlp": True}),
+    "varied, 2,000": made(solved, **VARIED | {"count": 2000}),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
-    "closed, then forced": made(solved, partial(forced, seconds=120), partial(again, count=1000), count=1000),
-    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=120), **GOOD),
+    "closed, then forced": made(solved, partial(forced, seconds=60), partial(again, count=1000), count=1000),
+    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60), count=1000),
     "axes": made(half_width, basis="axes", count=1000),
     "neurons": made(half_width, basis="neurons", count=1000),
     "neurons alone": made(half_width, basis="neurons"),

@@ -28,11 +28,11 @@
 # `SHOW` to see them.
 
 # %%
-SIDE = 140
+SIDE = 112
 FIT = 256
 LABELLED = 300
-TEST = 300
-STEPS = 40
+TEST = 200
+STEPS = 24
 BATCH = 16
 LEARNING_RATE = 3e-4
 SHOW = False

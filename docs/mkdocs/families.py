@@ -28,7 +28,7 @@ def refusals() -> str:
     for kind, reason in refused().items():
         kinds[reason].append(kind)
     rows = [f"| {reason} | {', '.join(f'`{kind}`' for kind in sorted(found))} |" for reason, found in kinds.items()]
-    return "\n".join(["| what stands in the way | `config.model_type` |", "| --- | --- |", *rows]) + "\n"
+    return "\n".join(["| reason | `config.model_type` |", "| --- | --- |", *rows]) + "\n"
 
 
 def counts() -> str:
@@ -52,8 +52,9 @@ def _types(family: Family) -> str:
 
 def _summary(family: Family) -> str:
     text = family.read.__doc__ or sys.modules[family.read.__module__].__doc__ or ""
+    summary = text.splitlines()[0].removeprefix("Read ")
     # a summary names types and functions without the marks of Markdown
-    return text.splitlines()[0].replace("|", r"\|").replace("_", r"\_")
+    return (summary[0].upper() + summary[1:]).replace("|", r"\|").replace("_", r"\_")
 
 
 if __name__ == "__main__":

@@ -36,15 +36,15 @@ class Vim(Pretrained, nn.Module):
         patch_size: side of a patch in pixels.
         stride: distance between patches; `patch_size` by default.
         in_chans: channels of the image.
-        num_classes: outputs of the head; 0 leaves what it would read.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
         mixer: builds the mixer of a block from a width, of one direction or two; Vim's own with `d_state` by default.
         norm: builds a norm from a width.
-        class_tokens: where they stand: one in the "middle" or "first", one at "both" ends, whose mean is read, or
+        class_tokens: their positions: one in the "middle" or "first", one at "both" ends, whose mean is read, or
             "none".
-        pooling: what is read without a class token: the "mean" of the tokens, the "last" one, or of each class the
+        pooling: the head's input without a class token: the "mean" of the tokens, the "last" one, or of each class the
             "max" of its logits over the tokens.
         positions: a learned table of positions is added to the tokens.
         dropout: rate at which numbers of the tokens with their positions are dropped while training.
@@ -125,7 +125,7 @@ class Vim(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         tokens = self._embed(x)
         tokens = self.blocks(tokens, self._orders(tokens))
         if self.cls_positions:
@@ -136,7 +136,7 @@ class Vim(Pretrained, nn.Module):
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         tokens = self._embed(x)
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
@@ -145,17 +145,17 @@ class Vim(Pretrained, nn.Module):
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(x)
         return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         spared = ("pos_embed", *self._token_names(), "A_log", ".D", "dt_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         init_patches(self.patch_embed.proj)
         for table in (*(getattr(self, name) for name in self._token_names()), self.pos_embed):
@@ -184,29 +184,29 @@ class Vim(Pretrained, nn.Module):
 
 @register
 def vim_tiny(**options: Any) -> Vim:
-    """Vim-Ti: 24 blocks of width 192."""
+    """Build Vim-Ti: 24 blocks of width 192."""
     return Vim(dim=192, depth=24, **options)
 
 
 @register
 def vim_small(**options: Any) -> Vim:
-    """Vim-S: 24 blocks of width 384."""
+    """Build Vim-S: 24 blocks of width 384."""
     return Vim(dim=384, depth=24, **{"drop_path": 0.05, **options})
 
 
 @register
 def vim_base(**options: Any) -> Vim:
-    """Vim-B: 24 blocks of width 768."""
+    """Build Vim-B: 24 blocks of width 768."""
     return Vim(dim=768, depth=24, **options)
 
 
 @register
 def vim_tiny_stride8(**options: Any) -> Vim:
-    """Vim-Ti finetuned on patches that overlap by half."""
+    """Build Vim-Ti finetuned on patches that overlap by half."""
     return Vim(dim=192, depth=24, stride=8, **options)
 
 
 @register
 def vim_small_stride8(**options: Any) -> Vim:
-    """Vim-S finetuned on patches that overlap by half."""
+    """Build Vim-S finetuned on patches that overlap by half."""
     return Vim(dim=384, depth=24, stride=8, **options)

@@ -38,7 +38,7 @@ _DEFAULTS = {
     "use_double_cls_token": False,
     "use_middle_cls_token": True,
 }
-# rotated streams and layers in pairs are not built here; flipping at random is no property of a trained model
+# rotated streams and layers in pairs are not built here; flipping at random is not a property of a trained model
 _FIXED = {"if_rope": False, "if_rope_residual": False, "if_bidirectional": False, "flip_img_sequences_ratio": -1.0}
 # no influence on the numbers; `if_devide_out` is a slip of the official vim_base, which falls into its **kwargs
 _IGNORED = (
@@ -55,7 +55,7 @@ _POOLING: dict[str, Literal["mean", "last", "max"]] = {"mean": "mean", "none": "
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The Vim of the official constructor arguments.
+    """Build the Vim of the official constructor arguments.
 
     Raises:
         ValueError: an argument is not understood, or means no classifier.
@@ -97,7 +97,7 @@ def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes, or a position table of another square image."""
+    """Infer another number of classes, or a position table of another square image."""
     model = cast(Vim, model)
     told, embed = told_classes(model, state), model.patch_embed
     side = told_side(state.get("pos_embed"), len(model.cls_positions), model.patches)

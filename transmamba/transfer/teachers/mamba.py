@@ -41,7 +41,7 @@ def read_mamba(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_own(checkpoint: Checkpoint) -> Canonical:
-    """Return our own backbones unchanged: their names are canonical."""
+    """Read our own backbones unchanged: their names are canonical."""
     terms = {name: src(name) for name in checkpoint.stored}
     depth = max(int(hit[1]) for name in terms if (hit := re.match(r"blocks\.(\d+)\.", name))) + 1
     facts = Architecture(

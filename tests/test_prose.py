@@ -12,8 +12,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Files whose prose has not been revised yet; a folder covers everything below it. Delete a line once its files pass.
 NOT_YET_CLEAN = (
-    "docs",
-    "notebooks",
+    "docs/benchmarks.md",
+    "docs/howto/llama.md",
+    "docs/peers.md",
+    "docs/results.md",
+    "docs/start.md",
+    "notebooks/01_transfer.py",
     "transmamba/distill",
     "transmamba/nn",
     "transmamba/ops",
@@ -96,7 +100,7 @@ def paragraphs(text: str) -> Iterator[tuple[int, str]]:
     """Yield the paragraphs, headings, list items and table cells of a Markdown page, without its code."""
     text = re.sub(r"^ *```.*?^ *```", lambda m: "\n" * m[0].count("\n"), text, flags=re.MULTILINE | re.DOTALL)
     line = 1
-    for block in re.split(r"(\n\s*\n|\n(?=\s*[-*#|] |\s*\d+\. )|\|)", text):
+    for block in re.split(r"(\n\s*\n|\n(?=\s*(?:[-*|]|#+|\d+\.) )|\|)", text):
         yield line + len(block) - len(block.lstrip("\n")), block
         line += block.count("\n")
 
@@ -107,13 +111,17 @@ def texts(path: Path) -> Iterator[tuple[int, str]]:
     if path.suffix == ".md":
         yield from paragraphs(source)
         return
-    for line, text in [*strings(ast.parse(source)), *comments(source)]:
+    # strings of a notebook are its data, such as questions about pictures
+    messages = () if path.is_relative_to(ROOT / "notebooks") else strings(ast.parse(source))
+    for line, text in [*messages, *comments(source)]:
         # Args and Raises, cells and paragraphs are texts of their own
         yield from ((line + at - 1, part) for at, part in paragraphs(re.sub(r"^ *>>> .*\n.*", "", text, flags=re.M)))
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Yield the statements of a text: questions are left out, code becomes X."""
+    """Yield the statements of a text: headings and questions are left out, code becomes X."""
+    if text.lstrip().startswith("#"):
+        return
     text = re.sub(r"`[^`]*`|\{\}", "X", re.sub(r"``+.*?``+|\]\([^)]*\)", "X", text))
     for sentence in re.split(r"(?<=[.!?:])\s+", " ".join(text.split())):
         if not sentence.rstrip('")*').endswith("?"):

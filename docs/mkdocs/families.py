@@ -8,7 +8,7 @@ from pathlib import Path
 from transmamba.transfer.teachers import Family, families, refused
 
 PAGE = Path(__file__).parents[1] / "inheritance.md"
-# what stands between the two comments is generated
+# the text between the two comments is generated
 MARKED = re.compile(r"(?<=<!-- families -->\n\n).*?(?=\n<!-- end of families -->)", re.S)
 
 
@@ -16,7 +16,7 @@ def translated() -> str:
     """One row per family: models, how `config.model_type` names them, and what the translation has to do."""
     rows = [f"| {one.title} | `{one.name}` | {_types(one)} | {_summary(one)} |" for one in families().values()]
     head = [
-        "| models | family | `config.model_type`, where it has another name | exactly, of which |",
+        "| models | family | `config.model_type`, where it has another name | how it is stored |",
         "| --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *rows]) + "\n"

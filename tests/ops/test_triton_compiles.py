@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from transmamba.ops.backends import triton, triton_conv, triton_cross, triton_tiles
-from transmamba.ops.backends.cross_problem import CrossProblem
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.conv import triton as conv_triton
+from transmamba.ops.cross import triton as cross_triton
+from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.scan import triton
+from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.triton import tiles
 
 pytestmark = [
     pytest.mark.slow,
@@ -92,7 +95,7 @@ def stack_bytes(kernel, arguments: dict, warps: int, folder: Path) -> int:
 @pytest.mark.parametrize("programs", [1, 1056], ids=["one span", "many spans"])
 @pytest.mark.parametrize("name", SIZES)
 def test_scan_kernels_stay_in_registers(monkeypatch, tmp_path, name, programs):
-    monkeypatch.setattr(triton_tiles, "programs", lambda device: programs)
+    monkeypatch.setattr(tiles, "programs", lambda device: programs)
     p = problem(name)
 
     def run() -> None:
@@ -113,10 +116,10 @@ def test_cross_scan_kernels_stay_in_registers(monkeypatch, tmp_path):
     cross = CrossProblem(p.u, p.dt, p.A, p.B, p.C[:, :, :50], p.dt_bias, p.orders, reads, softplus=True)
 
     def run() -> None:
-        y, last, saved = triton_cross.forward(cross, True)
-        triton_cross.backward(cross, saved, y, last)
+        y, last, saved = cross_triton.forward(cross, True)
+        cross_triton.backward(cross, saved, y, last)
 
-    found = launches(monkeypatch, triton_cross, run)
+    found = launches(monkeypatch, cross_triton, run)
     assert len(found) == 2
     for launch in found:
         assert stack_bytes(*launch, tmp_path) <= 32, launch[0].__name__
@@ -129,7 +132,7 @@ def test_convolution_kernels_need_no_local_memory(monkeypatch, tmp_path, time_in
     arguments = (x, torch.empty(384, 4), torch.empty(384), True, False)
 
     def run() -> None:
-        triton_conv.conv_backward(*arguments, triton_conv.conv_forward(*arguments))
+        conv_triton.conv_backward(*arguments, conv_triton.conv_forward(*arguments))
 
-    for launch in launches(monkeypatch, triton_conv, run):
+    for launch in launches(monkeypatch, conv_triton, run):
         assert stack_bytes(*launch, tmp_path) == 0, launch[0].__name__

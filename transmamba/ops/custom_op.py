@@ -1,189 +1,159 @@
-"""Hand-written backends as two custom ops of `torch.library`, so that compile, export and autograd see one node.
+"""Custom ops of `torch.library` from a record of inputs, so that compile, export and autograd see one node.
 
-A backend module offers `CHUNK`, `forward(problem, save)` and `backward(problem, saved, grad_y, grad_last)`; fake,
-autograd and autocast rules are the same for all and stand here once.
+The record is a NamedTuple: tensors first, then flags. A backend is a module that offers
+
+    refuse(inputs)                                  reasons why it cannot run them
+    forward(inputs, save)                           outputs, and what its backward needs if `save`
+    backward(inputs, saved, *grad_outputs)          a record of gradients
+
+or the same without `save` and `saved`. The rules for fake tensors, autograd and autocast are the same for all.
 """
 
-import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import chunked, native, nvrtc, reference, triton
-from transmamba.ops.backends.plain import refuse_kernels
-from transmamba.ops.backends.problem import Problem, allocate, output_dtype
-from transmamba.ops.backends.second import differentiate_again
-
-KERNELS: dict[str, Any] = {"nvrtc": nvrtc, "triton": triton, "native": native, "chunked": chunked}  # fastest first
-_TENSORS = 10  # leading fields of Problem that are tensors
-_GRADIENTS = (0, 1, 2, 3, 4, 5, 6, 9)  # fields of Problem that have a gradient, in the order of `Gradients`
-
-
-def refuse_opaque(name: str, problem: Problem) -> list[str]:
-    """What the backend `name` itself objects to, and what no custom op can do."""
-    return KERNELS[name].refuse(problem) + refuse_kernels()
-
-
-def run_opaque(name: str, problem: Problem) -> tuple[Tensor, Tensor]:
-    """Outputs (b, 1|k, l, d) and last states (b, k, n, d) of the backend `name`."""
-    grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in problem)
-    # the number of chunks of what is saved would tie an exported program to lengths of one chunk, or of several
-    save = grad and not torch.compiler.is_exporting()
-    y, last_state, _ = torch.ops.transmamba.scan_forward.default(name, *problem, save)
-    return y, last_state
-
+from transmamba.ops.dispatch import Backend
+from transmamba.ops.plain import refuse_kernels, without_autocast
+from transmamba.ops.second import differentiate_again
 
 # a level below `torch.library.custom_op`, whose wrappers take time at every call
 _LIBRARY = torch.library.Library("transmamba", "FRAGMENT")
+_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
 
 
-def _define(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make the decorated function an op; its schema follows from its annotations."""
+class Operation(NamedTuple):
+    """What `define` needs to know of an operation."""
 
-    def define(function: Callable[..., Any]) -> Callable[..., Any]:
-        schema = torch.library.infer_schema(function, mutates_args=())
-        _LIBRARY.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
-        return function
-
-    return define
-
-
-def _without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Switch autocast off on the device, if it is on."""
-    # dynamo of older torches cannot trace is_autocast_available, and meta is the one device without autocast we meet
-    active = device.type != "meta" and torch.is_autocast_enabled(device.type)
-    return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
+    name: str  # the ops are {name}_forward and {name}_backward
+    inputs: type  # record of inputs, with a method `check`
+    gradients: type  # record of gradients, whose fields name those inputs that have one, in their order
+    grad_outputs: str  # schema of the gradients of the outputs: "Tensor grad_y", with `?` where None will do
+    outputs: Callable[..., Any]  # empty outputs from inputs, module of the backend and `save`
+    definition: Callable[[Any], tuple[Tensor, ...]]  # outputs in plain torch, for second derivatives
+    saves: bool = True
+    laid_out: Callable[[Tensor, str], Tensor] = lambda x, field: x.new_empty(x.shape)  # room for a gradient
 
 
-@_define("scan_forward")
-def _forward(
-    name: str,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    orders: Tensor | None,
-    segments: Tensor | None,
-    initial_state: Tensor | None,
-    softplus: bool,
-    step_parameters: bool,
-    merge: bool,
-    unrounded: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
-    problem = Problem(*tensors, softplus, step_parameters, merge, unrounded)
-    problem.check()
-    _check_orders(orders, u.shape[2])
-    with _without_autocast(u.device):
-        return KERNELS[name].forward(problem, save)
-
-
-def _check_orders(orders: Tensor | None, length: int) -> None:
-    # a kernel would follow a wrong token number out of its memory; on a GPU the look would cost a synchronisation
-    if orders is None or orders.device.type != "cpu" or orders.numel() == 0:
-        return
-    low, high = (int(x) for x in orders.aminmax())
-    if low < 0 or high >= length:
-        raise ValueError(f"orders must hold token numbers 0 to {length - 1}, got {low} to {high}")
-
-
-@torch.library.register_fake("transmamba::scan_forward", lib=_LIBRARY)
-def _(name: str, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, save = Problem(*args[:-1]), args[-1]
-    batch, directions, length, channels, state = problem.sizes
-    chunks = -(-length // KERNELS[name].CHUNK)
-    return (
-        allocate(problem.u, 1 if problem.merge else directions, output_dtype(problem)),
-        problem.A.new_empty(batch, directions, state, channels),
-        problem.A.new_empty((batch, directions, chunks, state, channels) if save else (0,)),
+def define(operation: Operation, modules: Mapping[str, Any]) -> tuple[Backend, ...]:
+    """Define the two ops of an operation, and return a `Backend` per module, in the order of `modules`."""
+    rules = _Rules(operation, modules)
+    types = operation.inputs.__annotations__
+    fields = ", ".join(f"{_TYPES[kind]} {field}" for field, kind in types.items())
+    results = "(Tensor, Tensor, Tensor)" if operation.saves else "Tensor"
+    save, saved = (", bool save", "Tensor saved, ") if operation.saves else ("", "")
+    forward, backward = f"{operation.name}_forward", f"{operation.name}_backward"
+    _define(f"{forward}(str name, {fields}{save}) -> {results}", rules.forward, rules.fake_forward)
+    _define(
+        f"{backward}(str name, {fields}, {saved}{operation.grad_outputs}) -> Tensor[]",
+        rules.backward,
+        rules.fake_backward,
     )
+    for name, differentiate, setup in (
+        (forward, rules.differentiate, rules.setup),
+        (backward, rules.differentiate_again, rules.setup_again),
+    ):
+        torch.library.register_autograd(f"transmamba::{name}", differentiate, setup_context=setup, lib=_LIBRARY)
+    run = _runner(getattr(torch.ops.transmamba, forward).default, operation.saves)
+    return tuple(Backend(name, partial(run, name), partial(_refuse, modules[name])) for name in modules)
 
 
-@_define("scan_backward")
-def _backward(
-    name: str,
-    u: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
-    orders: Tensor | None,
-    segments: Tensor | None,
-    initial_state: Tensor | None,
-    softplus: bool,
-    step_parameters: bool,
-    merge: bool,
-    unrounded: bool,
-    saved: Tensor,
-    grad_y: Tensor,
-    grad_last: Tensor | None,
-) -> list[Tensor]:
-    tensors = (u, dt, A, B, C, D, dt_bias, orders, segments, initial_state)
-    with _without_autocast(u.device):
-        problem = Problem(*tensors, softplus, step_parameters, merge, unrounded)
-        gradients = KERNELS[name].backward(problem, saved, grad_y, grad_last)
-    return [x for x in gradients if x is not None]
+def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"transmamba::{name}", fake, lib=_LIBRARY)
 
 
-@torch.library.register_fake("transmamba::scan_backward", lib=_LIBRARY)
-def _(name: str, *args: Any) -> list[Tensor]:
-    p = Problem(*args[: len(Problem._fields)])
-    rest = (p.A, p.B, p.C, p.D, p.dt_bias, p.initial_state)
-    return [allocate(p.u, p.u.shape[1]), allocate(p.dt, p.dt.shape[1])] + [
-        x.new_empty(x.shape) for x in rest if x is not None
-    ]
+def _refuse(module: Any, inputs: Any) -> list[str]:
+    return module.refuse(inputs) + refuse_kernels()
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.name, ctx.flags, ctx.save = inputs[0], inputs[1 + _TENSORS : -1], inputs[-1]
-    ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], output[2])
-    ctx.like_y = output[0].shape, output[0].dtype
+def _runner(forward: Any, saves: bool) -> Callable[[str, Any], Any]:
+    # a closure, and loops written out: the dynamo of older torches traces both
+    def run(name: str, inputs: Any) -> Any:
+        if not saves:
+            return forward(name, *inputs)
+        grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        # the number of chunks of what is saved would tie an exported program to lengths of one chunk, or of several
+        save = grad and not torch.compiler.is_exporting()
+        y, last_state, _ = forward(name, *inputs, save)
+        return y, last_state
+
+    return run
 
 
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
-    *tensors, saved = ctx.saved_tensors
-    if not ctx.save:
-        saved = torch.ops.transmamba.scan_forward.default(ctx.name, *tensors, *ctx.flags, True)[2]
-    if grad_y is None:
-        shape, dtype = ctx.like_y
-        grad_y = tensors[0].new_zeros(shape, dtype=dtype)
-    found = iter(torch.ops.transmamba.scan_backward.default(ctx.name, *tensors, *ctx.flags, saved, grad_y, grad_last))
-    grads: list[Tensor | None] = [None] * (len(tensors) + len(ctx.flags) + 2)
-    for i in _GRADIENTS:
-        grads[1 + i] = None if tensors[i] is None else next(found)
-    return tuple(grads)
+class _Rules:
+    """Kernels, fake kernels and derivatives of the two ops; arguments are a backend's name, the fields and the rest."""
 
+    def __init__(self, operation: Operation, modules: Mapping[str, Any]) -> None:
+        self.operation, self.modules = operation, modules
+        self.record, self.fields = operation.inputs, len(operation.inputs.__annotations__)
+        self.tensors = sum(kind is not bool for kind in operation.inputs.__annotations__.values())
+        wanted = operation.gradients.__annotations__
+        self.floating = [field in wanted for field in operation.inputs.__annotations__][: self.tensors]
+        self.needs_first = not operation.grad_outputs.startswith("Tensor?")
 
-torch.library.register_autograd("transmamba::scan_forward", _differentiate, setup_context=_setup_context, lib=_LIBRARY)
+    def forward(self, name: str, *arguments: Any) -> Any:
+        inputs = self.record(*arguments[: self.fields])
+        inputs.check()
+        with without_autocast(arguments[0].device):
+            return self.modules[name].forward(inputs, *arguments[self.fields :])
 
+    def fake_forward(self, name: str, *arguments: Any) -> Any:
+        return self.operation.outputs(
+            self.record(*arguments[: self.fields]), self.modules[name], *arguments[self.fields :]
+        )
 
-def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.flags = inputs[1 + _TENSORS : -3]
-    ctx.save_for_backward(*inputs[1 : 1 + _TENSORS], *inputs[-2:])
+    def backward(self, name: str, *arguments: Any) -> list[Tensor]:
+        inputs = self.record(*arguments[: self.fields])
+        with without_autocast(arguments[0].device):
+            gradients = self.modules[name].backward(inputs, *arguments[self.fields :])
+        return [x for x in gradients if x is not None]
 
+    def fake_backward(self, name: str, *arguments: Any) -> list[Tensor]:
+        named = zip(self.record.__annotations__, arguments, self.floating, strict=False)
+        return [self.operation.laid_out(x, field) for field, x, floating in named if floating and x is not None]
 
-def _differentiate_again(ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
-    *tensors, grad_y, grad_last = ctx.saved_tensors
+    def setup(self, ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.name, ctx.flags, ctx.save = inputs[0], inputs[1 + self.tensors : 1 + self.fields], inputs[-1]
+        y, saved = (output[0], output[-1:]) if self.operation.saves else (output, ())
+        ctx.save_for_backward(*inputs[1 : 1 + self.tensors], *saved)
+        ctx.like_y = y.shape, y.dtype
 
-    def run(tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-        with _without_autocast(grad_y.device):
-            return reference.run(Problem(*tensors, *ctx.flags))  # type: ignore[arg-type]
+    def differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors  # once: what a checkpoint recomputes is given only once
+        tensors, saved = kept[: self.tensors], kept[self.tensors :]
+        ops, name = torch.ops.transmamba, self.operation.name
+        if saved:
+            grads = grads[:-1]
+            if not ctx.save:
+                saved = getattr(ops, f"{name}_forward").default(ctx.name, *tensors, *ctx.flags, True)[-1:]
+        if grads[0] is None and self.needs_first:
+            shape, dtype = ctx.like_y
+            grads = (tensors[0].new_zeros(shape, dtype=dtype), *grads[1:])
+        found = iter(getattr(ops, f"{name}_backward").default(ctx.name, *tensors, *ctx.flags, *saved, *grads))
+        pairs = zip(tensors, self.floating, strict=True)
+        gradients = [next(found) if floating and x is not None else None for x, floating in pairs]
+        return (None, *gradients, *(None,) * (len(ctx.flags) + self.operation.saves))
 
-    inputs, outputs = differentiate_again(run, tensors, (grad_y, grad_last), cotangents)
-    return (None, *inputs, *(None,) * (len(ctx.flags) + 1), *outputs)
+    def setup_again(self, ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.flags = inputs[1 + self.tensors : 1 + self.fields]
+        ctx.save_for_backward(*inputs[1 : 1 + self.tensors], *inputs[1 + self.fields + self.operation.saves :])
 
+    def differentiate_again(self, ctx: Any, cotangents: list[Tensor | None]) -> tuple[Tensor | None, ...]:
+        kept = ctx.saved_tensors
+        tensors, grads = kept[: self.tensors], kept[self.tensors :]
 
-torch.library.register_autograd(
-    "transmamba::scan_backward", _differentiate_again, setup_context=_setup_second, lib=_LIBRARY
-)
+        def run(tensors: list[Tensor | None]) -> tuple[Tensor, ...]:
+            assert tensors[0] is not None
+            with without_autocast(tensors[0].device):
+                return self.operation.definition(self.record(*tensors, *ctx.flags))
+
+        inputs, outputs = differentiate_again(run, tensors, grads, cotangents)
+        return (None, *inputs, *(None,) * (len(ctx.flags) + self.operation.saves), *outputs)

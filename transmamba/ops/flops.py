@@ -10,9 +10,6 @@ from typing import Any
 
 import torch
 
-from transmamba.ops.backends import opaque as opaque  # defines the two ops
-from transmamba.ops.backends import opaque_cross as opaque_cross  # and their like
-
 
 def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
     """Operations of a scan, from the shapes of the fields of its `Problem`."""

@@ -1,5 +1,6 @@
 """Where only plain torch operations will do, and the loop of a recurrence in a form that ONNX has."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,13 @@ def exporting_to_onnx() -> bool:
     """Return whether `torch.onnx.export` is tracing."""
     # asked first, because importing torch.onnx takes long
     return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Switch autocast off on the device, if it is on."""
+    # dynamo of older torches cannot trace is_autocast_available, and meta is the one device without autocast we meet
+    active = device.type != "meta" and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if active else contextlib.nullcontext()
 
 
 def walk(step: Step, state: Tensor, inputs: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor | None]:

@@ -4,9 +4,9 @@ import torch.nn.functional as F
 
 from tests.golden import golden
 from transmamba.ops import causal_conv1d, conv_step, scan_order, scan_orders, use_backend
-from transmamba.ops.backends import convolution
-from transmamba.ops.backends.convolution import Convolver
-from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.conv import reference
+from transmamba.ops.conv.inputs import Convolution
+from transmamba.ops.dispatch import TABLE, Backend
 
 OPS = golden("ops_a")
 
@@ -107,7 +107,7 @@ def test_gradients_are_those_of_finite_differences():
 
 def accepting():
     c = Convolution(torch.zeros(1, 5, 3), torch.zeros(2, 3, 4))
-    return [each.name for each in convolution.CONVOLVERS if not each.refuse(c)]
+    return [each.name for each in TABLE["convolution"] if not each.refuse(c)]
 
 
 class TestTransforms:
@@ -153,7 +153,7 @@ class TestTransforms:
         torch.testing.assert_close(torch.func.vmap(gradient)(stacked), want)
 
 
-@pytest.mark.parametrize("backend", [name for name in accepting() if name in convolution.KERNELS])
+@pytest.mark.parametrize("backend", [name for name in accepting() if name in ("triton", "native")])
 @pytest.mark.parametrize("optional", [True, False])
 def test_opcheck(backend, optional):
     x, weight, bias, before = (torch.randn(*s) for s in [(2, 5, 3), (2, 3, 4), (2, 3), (2, 2, 3, 3)])
@@ -175,10 +175,10 @@ def test_a_preference_for_a_backend_reaches_convolutions_it_can_run(monkeypatch)
 
     def run(c):
         asked.append(c.weight.shape[2])
-        return convolution.run_plain(c)
+        return reference.run(c)
 
-    spy = Convolver("native", run, lambda c: ["too wide"] if c.weight.shape[2] > 4 else [])
-    monkeypatch.setattr(convolution, "CONVOLVERS", (spy, *convolution.CONVOLVERS[-2:]))
+    spy = Backend("native", run, lambda c: ["too wide"] if c.weight.shape[2] > 4 else [])
+    monkeypatch.setitem(TABLE, "convolution", (spy, *TABLE["convolution"][-2:]))
     x = torch.zeros(1, 5, 3)
     for name in ("chunked", "reference"):
         with use_backend(name):

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from transmamba.ops.backends.convolution import run_plain
-from transmamba.ops.backends.native import convolution as native
-from transmamba.ops.backends.native import library
-from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.conv import native
+from transmamba.ops.conv.reference import run
+from transmamba.ops.native import library
+from transmamba.ops.scan.inputs import Convolution
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the package was built without the native library")
 
@@ -54,7 +54,7 @@ def check(c, dtype, variant=None):
     got = {"y": y} | native.backward(c, grad_y, variant=variant)._asdict()
     wide = cast(c, torch.float64)
     leaves = {n: getattr(wide, n).clone().requires_grad_() for n in FLOATS if getattr(wide, n) is not None}
-    expected = run_plain(wide._replace(**leaves))
+    expected = run(wide._replace(**leaves))
     grads = torch.autograd.grad(expected, list(leaves.values()), grad_y.double(), materialize_grads=True)
     for name, want in {"y": expected.detach(), **dict(zip(leaves, grads, strict=True))}.items():
         like = y if name == "y" else getattr(c, name)

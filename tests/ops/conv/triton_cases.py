@@ -1,11 +1,10 @@
-"""The Triton convolution against torch's; collected by test_triton_conv.py, in a process of its own."""
+"""The Triton convolution against torch's; collected by test_triton.py, in a process of its own."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from transmamba.ops import causal_conv1d, scan_orders
-from transmamba.ops.backends import triton_conv
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -25,9 +24,9 @@ def inputs(batch=2, length=37, dim=5, width=4, with_bias=True, dtype=torch.float
 
 
 def compare(x, weight, bias, silu, reverse):
-    y = triton_conv.conv_forward(x, weight, bias, silu, reverse)
+    y = triton.conv_forward(x, weight, bias, silu, reverse)
     grad_y = torch.randn_like(y)
-    grads = triton_conv.conv_backward(x, weight, bias, silu, reverse, grad_y)
+    grads = triton.conv_backward(x, weight, bias, silu, reverse, grad_y)
     leaves = [v.double().requires_grad_() for v in (x, weight, bias) if v is not None]
     y_exact = exact(leaves[0], leaves[1], leaves[2] if bias is not None else None, silu, reverse)
     expected = (y_exact, *torch.autograd.grad(y_exact, leaves, grad_y.double()))
@@ -66,21 +65,21 @@ def test_several_blocks_of_channels_and_time():
 def test_takes_and_returns_the_layout_with_time_innermost():
     x, weight, bias = inputs()
     x = x.transpose(1, 2).contiguous().transpose(1, 2)
-    assert triton_conv.conv_forward(x, weight, bias, True, False).stride(1) == 1
+    assert triton.conv_forward(x, weight, bias, True, False).stride(1) == 1
     compare(x, weight, bias, True, False)
 
 
 def test_reverse_is_the_flipped_convolution_of_the_flipped_sequence():
     x, weight, bias = inputs()
-    flipped = triton_conv.conv_forward(x.flip(1), weight, bias, True, False).flip(1)
-    torch.testing.assert_close(triton_conv.conv_forward(x, weight, bias, True, True), flipped)
+    flipped = triton.conv_forward(x.flip(1), weight, bias, True, False).flip(1)
+    torch.testing.assert_close(triton.conv_forward(x, weight, bias, True, True), flipped)
 
 
 @pytest.mark.parametrize("sizes", [{"batch": 0}, {"length": 0}])
 def test_empty_sequences_have_empty_answers(sizes):
     x, weight, bias = inputs(**sizes)
-    y = triton_conv.conv_forward(x, weight, bias, True, False)
-    dx, dweight, dbias = triton_conv.conv_backward(x, weight, bias, True, False, y)
+    y = triton.conv_forward(x, weight, bias, True, False)
+    dx, dweight, dbias = triton.conv_backward(x, weight, bias, True, False, y)
     assert y.shape == dx.shape == x.shape and not dweight.any() and not dbias.any()
 
 
@@ -100,4 +99,4 @@ def test_the_public_convolution_gives_what_plain_torch_gives():
 
 def test_accepts_what_it_computes():
     x, weight, _ = inputs()
-    assert triton_conv.conv_refuse(x, weight) == []
+    assert triton.conv_refuse(x, weight) == []

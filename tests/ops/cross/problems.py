@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import cross_reference
-from transmamba.ops.backends.cross_problem import CrossGradients, CrossProblem
+from transmamba.ops.cross.inputs import CrossGradients, CrossProblem
 
 FLOATS = CrossGradients._fields
 
@@ -47,7 +46,7 @@ def gradients_of_outputs(p: CrossProblem) -> tuple[Tensor, Tensor]:
 def expected(p: CrossProblem, grad_y: Tensor | None, grad_last: Tensor | None) -> dict[str, Tensor]:
     """Outputs, last states and gradients of the reference, computed in float64."""
     leaves = {n: getattr(p, n).double().requires_grad_() for n in FLOATS if getattr(p, n) is not None}
-    y, last = cross_reference.run(p._replace(**leaves))
+    y, last = reference.run(p._replace(**leaves))
     outputs = [(x, g) for x, g in ((y, grad_y), (last, grad_last)) if g is not None]
     # a leaf that nothing depends on has a gradient of zero
     loss = sum((x * g.double()).sum() for x, g in outputs) + sum(0.0 * x.sum() for x in leaves.values())

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba.ops import FLOP_FORMULAS, cross_scan, multi_scan, read_state, scan_order, use_backend
-from transmamba.ops.backends import CROSS_BACKENDS
-from transmamba.ops.backends.cross_problem import CrossProblem
+from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.dispatch import TABLE
 
 LENGTH, QUERIES = 37, 11
 MASK = torch.arange(LENGTH) < torch.tensor([[30], [LENGTH]])
@@ -53,7 +53,7 @@ def run(tensors, **options):
 def accepting():
     x = torch.zeros(1, 1, 3, 2)
     problem = CrossProblem(x, x, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2, None, None, torch.zeros(1, 3))
-    return [b.name for b in CROSS_BACKENDS if b.name != "reference" and not b.refuse(problem)]
+    return [b.name for b in TABLE["cross scan"] if b.name != "reference" and not b.refuse(problem)]
 
 
 def definition(u, dt, A, B, C, dt_bias, index, reads):
@@ -281,7 +281,7 @@ def test_use_backend_decides_for_cross_scans_too():
 
 @pytest.mark.parametrize("backend", ["reference", *accepting()])
 class TestTransforms:
-    """compile, export, functorch and autocast see an opaque backend as one node."""
+    """compile, export, functorch and autocast see the custom op of a backend as one node."""
 
     @pytest.fixture
     def scan(self, backend):

@@ -1,10 +1,9 @@
-"""The Triton kernels of the cross scan against the reference; see triton_cases.py for how they run."""
+"""The Triton kernels of the cross scan against the reference; see those of the scan for how they run."""
 
 import pytest
 import torch
 
-from tests.ops.backends.cross_problems import compare, problem
-from transmamba.ops.backends import triton_cross
+from tests.ops.cross.problems import compare, problem
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -41,18 +40,18 @@ def seed():
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES.keys())
 def test_agrees_with_the_reference(options):
-    compare(small(**options), triton_cross, 3e-6, least=1.0)
+    compare(small(**options), triton, 3e-6, least=1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_loses_only_what_storing_loses(dtype):
-    compare(small(dtype=dtype, merge=True), triton_cross, TOLERANCE[dtype])
+    compare(small(dtype=dtype, merge=True), triton, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("missing", ["y", "last"])
 def test_either_gradient_may_be_missing(missing):
-    compare(small(), triton_cross, 3e-6, without_gradient=missing)
+    compare(small(), triton, 3e-6, without_gradient=missing)
 
 
 def test_accepts_what_it_computes():
-    assert triton_cross.refuse(small()) == []
+    assert triton.refuse(small()) == []

@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "scan.h"
+#include "scan/native/scan.h"
 
 typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
 extern "C" int64_t run_scan(const Scan *, int64_t backward, int64_t variant, int64_t threads, Team team);

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from transmamba.ops.backends.native import build, library
+from transmamba.ops.native import build, library
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 DRIVER = Path(__file__).with_name("arm.cpp")
@@ -25,7 +25,7 @@ pytestmark = [
 def numbers(compiler: list[str], shared: Path, run: list[str], folder: Path) -> torch.Tensor:
     """What the driver prints with that library: (scan, output, sum and norm)."""
     program = folder / f"{compiler[0]}.driver"
-    flags = ["-std=c++17", f"-I{build.HERE}", f"-Wl,-rpath,{shared.parent}"]
+    flags = ["-std=c++17", f"-I{build.SOURCES}", f"-Wl,-rpath,{shared.parent}"]
     subprocess.run([*compiler, *flags, str(DRIVER), str(shared), "-o", str(program)], check=True)
     lines = subprocess.run([*run, str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
     return torch.tensor([[float(x) for x in line.split()] for line in lines], dtype=torch.float64).unflatten(1, (-1, 2))

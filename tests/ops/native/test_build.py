@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from transmamba.ops.backends.native import build
+from transmamba.ops.native import build
 
 needs_compiler = pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
 

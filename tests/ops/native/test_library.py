@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ops.backends.native.problems import cast, computed, gradients_of_outputs, problem
+from tests.ops.scan.native.problems import cast, computed, gradients_of_outputs, problem
 from tests.shims import preload
-from transmamba.ops.backends import native
-from transmamba.ops.backends.native import library
+from transmamba.ops.native import library
+from transmamba.ops.scan import native
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the package was built without the native library")
 
@@ -75,8 +75,8 @@ def test_a_forked_worker_scans_after_its_parent_did(threads, in_parent):
 
 FEW_THREADS = """
 import ctypes, sys, torch
-from tests.ops.backends.native.problems import cast, computed, gradients_of_outputs, problem
-from transmamba.ops.backends.native import library
+from tests.ops.scan.native.problems import cast, computed, gradients_of_outputs, problem
+from transmamba.ops.native import library
 torch.manual_seed(0)
 p = cast(problem(5, 2, 41, 397, 5), torch.float32)
 grads = gradients_of_outputs(p)

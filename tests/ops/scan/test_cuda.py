@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from tests.ops.rounding import BY_BACKEND, HALVES, check
-from tests.ops.scans import inputs
-from transmamba.ops import backends, multi_scan, scan_order, selective_scan
-from transmamba.ops.backends import Backend, cuda
-from transmamba.ops.backends.problem import Problem
+from tests.ops.scan.scans import inputs
+from transmamba.ops import multi_scan, scan_order, selective_scan
+from transmamba.ops.dispatch import TABLE, Backend
+from transmamba.ops.scan import cuda
+from transmamba.ops.scan.inputs import Problem
 
 
 @pytest.fixture
@@ -32,8 +33,8 @@ def kernel(monkeypatch):
     monkeypatch.setitem(sys.modules, interface.__name__, interface)
     cuda.load.cache_clear()
     accepting = Backend("cuda", cuda.run, lambda problem: [])
-    others = tuple(b for b in backends.BACKENDS if b.name != "cuda")
-    monkeypatch.setattr(backends, "BACKENDS", (*others, accepting))
+    others = tuple(b for b in TABLE["scan"] if b.name != "cuda")
+    monkeypatch.setitem(TABLE, "scan", (*others, accepting))
     yield
     cuda.load.cache_clear()
 

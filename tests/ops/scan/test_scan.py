@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.ops.scans import assert_same, inputs, run
+from tests.ops.scan.scans import assert_same, inputs, run
 from transmamba.ops import multi_scan, scan_order, selective_scan
-from transmamba.ops.backends import BACKENDS
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.dispatch import TABLE
+from transmamba.ops.scan.inputs import Problem
 
 SEGMENTS = torch.arange(37) // 11
 MASK = torch.arange(37) < torch.tensor([[30], [37]])
@@ -28,7 +28,7 @@ CASES = {
 
 def accepting():
     problem = Problem(*(torch.zeros(1, 1, 3, 2),) * 2, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2)
-    return [b.name for b in BACKENDS if b.name != "reference" and not b.refuse(problem)]
+    return [b.name for b in TABLE["scan"] if b.name != "reference" and not b.refuse(problem)]
 
 
 def definition(u, dt, A, B, C, D, dt_bias, initial_state, index, *, softplus=True):
@@ -259,7 +259,7 @@ def test_token_numbers_out_of_range_never_reach_a_kernel(backend):
 
 
 class TestTransforms:
-    """compile, export, functorch and autocast see an opaque backend as one node."""
+    """compile, export, functorch and autocast see the custom op of a backend as one node."""
 
     @pytest.fixture(params=["reference", *accepting()])
     def scan(self, request):

@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.backends import choose_convolution
-from transmamba.ops.backends.problem import Convolution
+from transmamba.ops.conv import backends as backends  # fills the table
+from transmamba.ops.conv.inputs import Convolution
+from transmamba.ops.dispatch import choose
 from transmamba.ops.orders import ScanOrder, stack_orders
 
 
@@ -72,4 +73,4 @@ def causal_conv1d(
         None if initial_tokens is None else initial_tokens.to(x.dtype),
         activation == "silu",
     )
-    return choose_convolution(convolution, backend).run(convolution)
+    return choose("convolution", convolution, backend).run(convolution)

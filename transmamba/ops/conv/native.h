@@ -1,7 +1,7 @@
 // Depthwise causal convolution along orders: a few steps of all channels of a unit at a time, in the order's sequence.
 // Taps, their gradients and what is due to earlier tokens stay in registers while a vector of channels walks the steps.
 #pragma once
-#include "unit.h"
+#include "scan/native/unit.h"
 
 constexpr int64_t CONV_STEPS = 16;
 constexpr int WIDEST = 32;

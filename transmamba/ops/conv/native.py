@@ -1,12 +1,12 @@
-"""The causal convolution compiled for the CPU: each direction reads the tokens it visits where they lie (conv.h)."""
+"""The causal convolution compiled for the CPU: each direction reads the tokens it visits where they lie (native.h)."""
 
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.native.library import DTYPES, Conv, are_permutations, array, available, fresh, run
-from transmamba.ops.backends.problem import Convolution, ConvolutionGradients
+from transmamba.ops.conv.inputs import Convolution, ConvolutionGradients
+from transmamba.ops.native.library import DTYPES, Conv, are_permutations, array, available, fresh, run
 
-WIDEST = 32  # as in conv.h
+WIDEST = 32  # as in native.h
 
 
 def refuse(convolution: Convolution) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Convolution, ConvolutionGradients, allocate
-from transmamba.ops.backends.triton import launch, unmet
+from transmamba.ops.conv.inputs import Convolution, ConvolutionGradients
+from transmamba.ops.shapes import allocate
+from transmamba.ops.triton import launch, unmet
 
 TIME, WIDTH = 32, 32  # of a tile; WIDTH counts channels
 
@@ -26,7 +27,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
     """Outputs (b, l, d) in the dtype of x, in natural order."""
     y = _like(x)
     if x.numel():
-        from transmamba.ops.backends.triton_conv_kernels import conv_forward_kernel
+        from transmamba.ops.conv.triton_kernels import conv_forward_kernel
 
         arguments, grid = _arguments(x, weight, bias, silu, reverse)
         launch(conv_forward_kernel, grid, x.device, arguments | {"y": y, "y_at": y.stride()}, warps=4)
@@ -40,7 +41,7 @@ def conv_backward(
     dx = _like(x, None if rounded else torch.float32)
     if not x.numel():
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
-    from transmamba.ops.backends.triton_conv_kernels import conv_backward_kernel
+    from transmamba.ops.conv.triton_kernels import conv_backward_kernel
 
     arguments, grid = _arguments(x, weight, bias, silu, reverse)
     dweight = x.new_empty(*grid[:2], weight.shape[1], x.shape[2], dtype=torch.float32)

@@ -3,7 +3,7 @@
     dt = softplus(dt + dt_bias)
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t          y_q = C_q h_s(q)
 
-What runs it stands in `transmamba.ops.backends`.
+`backends.py` lists what runs it.
 """
 
 import torch
@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.backends import choose
-from transmamba.ops.backends.cross_problem import CrossProblem
-from transmamba.ops.backends.opaque import _without_autocast
-from transmamba.ops.backends.problem import count_directions
-from transmamba.ops.scan import Orders, _dtypes, _hide_padding, _order_table
+from transmamba.ops.cross import backends as backends  # fills the table
+from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.dispatch import choose
+from transmamba.ops.plain import without_autocast
+from transmamba.ops.scan.inputs import Orders, count_directions, dtypes, hide_padding, order_table
 
 
 @typed
@@ -72,10 +72,10 @@ def cross_scan(
         >>> cross_scan(u, u[:, None], -torch.ones(1, 2, 3), B, B[:, :, :4]).shape
         torch.Size([1, 1, 4, 2])
     """
-    act, compute = _dtypes(u, dt, B, C, A)
+    act, compute = dtypes(u, dt, B, C, A)
     tokens = u if u.dim() == 4 else u[:, None]
     if mask is not None:
-        tokens, dt, dt_bias = _hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
+        tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
     last_only = reads is None or not tokens.shape[2]
     problem = CrossProblem(
         tokens.to(act),
@@ -84,13 +84,13 @@ def cross_scan(
         B.to(act),
         (C[:, :, :0] if last_only else C).to(act),
         None if dt_bias is None else dt_bias.to(compute),
-        _order_table(orders, tokens.shape[2]),
+        order_table(orders, tokens.shape[2]),
         C.new_empty(len(C), 0, dtype=torch.long) if last_only or reads is None else reads.long(),
         softplus,
         merge,
     )
     _check_directions(problem, C.shape[1])
-    y, last = choose(problem, backend).run(problem)
+    y, last = choose("cross scan", problem, backend).run(problem)
     last = last.transpose(-1, -2)
     if last_only:
         y = read_state(C.to(act), last, merge=merge).to(u.dtype)
@@ -117,7 +117,7 @@ def read_state(
     """
     C = C.to(state.dtype).expand(-1, state.shape[1], -1, -1)
     form = "b direction query n, b direction inner n -> b " + ("query inner" if merge else "direction query inner")
-    with _without_autocast(state.device):
+    with without_autocast(state.device):
         return einsum(C, state, form)
 
 

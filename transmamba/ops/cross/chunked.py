@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.chunked import CHUNK as CHUNK
-from transmamba.ops.backends.chunked import Sums, Walk, through_inputs
-from transmamba.ops.backends.cross_problem import CrossGradients, CrossProblem
-from transmamba.ops.backends.problem import allocate
+from transmamba.ops.cross.inputs import CrossGradients, CrossProblem
+from transmamba.ops.scan.chunked import CHUNK as CHUNK
+from transmamba.ops.scan.chunked import Sums, Walk, through_inputs
+from transmamba.ops.shapes import allocate
 
 Places = tuple[Tensor, Tensor, Tensor, Tensor]  # step within the chunk, batch entry, direction, query
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Problem, _check, count_directions, count_sizes
+from transmamba.ops.scan.inputs import Problem, count_directions, count_sizes
+from transmamba.ops.shapes import check_range, check_shapes
 
 
 class CrossProblem(NamedTuple):
@@ -50,13 +51,17 @@ class CrossProblem(NamedTuple):
         return Problem(p.u, p.dt, p.A, p.B, idle, dt_bias=p.dt_bias, orders=p.orders, softplus=p.softplus)
 
     def check(self) -> None:
-        """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
+        """Check shapes, devices and token numbers, because kernels read raw pointers.
+
+        Raises:
+            ValueError: see `check_shapes` and `check_range`.
+        """
         self.context.check()
         (b, k, _, _, n), queries = self.sizes, self.C.shape[2]
         readers = _Readers(self.u, self.C, self.reads)
-        _check(
-            readers, (self.u.shape, (b, k, queries, n), (b, queries)), (self.u.shape, (b, 1, queries, n), (b, queries))
-        )
+        shapes = (self.u.shape, (b, k, queries, n), (b, queries))
+        check_shapes(readers, shapes, (self.u.shape, (b, 1, queries, n), (b, queries)))
+        check_range(self.reads, self.u.shape[2], "reads must hold context tokens")
 
     @property
     def steps(self) -> Tensor:

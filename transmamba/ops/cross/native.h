@@ -1,7 +1,7 @@
 // The cross scan: tokens of a context advance the states, and a query reads them right after its step, from registers.
 #pragma once
-#include "backward.h"
-#include "unit.h"
+#include "scan/native/backward.h"
+#include "scan/native/unit.h"
 
 // The queries of one batch element and direction in the order in which their steps come.
 struct Due {

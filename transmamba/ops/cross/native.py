@@ -1,12 +1,12 @@
-"""The cross scan compiled for the CPU: queries read a state while it stands in registers (cross.h)."""
+"""The cross scan compiled for the CPU: queries read a state while it stands in registers (native.h)."""
 
 from torch import Tensor
 
-from transmamba.ops.backends import native
-from transmamba.ops.backends.cross_problem import CrossGradients, CrossProblem, queue_of
-from transmamba.ops.backends.native import CHUNK as CHUNK
-from transmamba.ops.backends.native import describe, sum_buffer, sum_slots
-from transmamba.ops.backends.native.library import Array, Cross, array, fresh, run
+from transmamba.ops.cross.inputs import CrossGradients, CrossProblem, queue_of
+from transmamba.ops.native.library import Array, Cross, array, fresh, run
+from transmamba.ops.scan import native
+from transmamba.ops.scan.native import CHUNK as CHUNK
+from transmamba.ops.scan.native import describe, sum_buffer, sum_slots
 
 
 def refuse(problem: CrossProblem) -> list[str]:

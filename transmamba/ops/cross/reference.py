@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.backends.cross_problem import CrossProblem, steps_of
-from transmamba.ops.backends.plain import exporting_to_onnx, walk
-from transmamba.ops.backends.problem import count_sizes
+from transmamba.ops.cross.inputs import CrossProblem, steps_of
+from transmamba.ops.plain import exporting_to_onnx, walk
+from transmamba.ops.scan.inputs import count_sizes
 
 
 def refuse(problem: CrossProblem) -> list[str]:

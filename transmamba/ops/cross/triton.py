@@ -7,19 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from transmamba.ops.backends.cross_problem import CrossGradients, CrossProblem, queue_of
-from transmamba.ops.backends.triton import CHUNK as CHUNK
-from transmamba.ops.backends.triton import (
-    PART,
-    launch,
-    over_directions,
-    parts_of,
-    per_direction,
-    strides,
-    total,
-    unmet,
-)
-from transmamba.ops.backends.triton_tiles import ENTRIES, power
+from transmamba.ops.cross.inputs import CrossGradients, CrossProblem, queue_of
+from transmamba.ops.scan.parts import over_directions, parts_of, per_direction, strides, total
+from transmamba.ops.scan.triton import CHUNK as CHUNK
+from transmamba.ops.scan.triton import PART
+from transmamba.ops.scan.triton.tiles import ENTRIES, power
+from transmamba.ops.triton import launch, unmet
 
 
 def refuse(problem: CrossProblem) -> list[str]:
@@ -51,7 +44,7 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     last = p.A.new_empty(batch, directions, states, channels)
     saved = p.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
     if last.numel():
-        from transmamba.ops.backends.triton_cross_kernels import cross_forward
+        from transmamba.ops.cross.triton_kernels import cross_forward
 
         outputs = {"y": y, "y_at": strides(y), "last": last, "saved": saved if save else None}
         launch(cross_forward, grid, p.u.device, arguments | outputs)
@@ -71,7 +64,7 @@ def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_l
         None if p.dt_bias is None else p.A.new_empty(batch, directions, channels),
     )
     if parts.A.numel():
-        from transmamba.ops.backends.triton_cross_kernels import cross_backward
+        from transmamba.ops.cross.triton_kernels import cross_backward
 
         arguments |= dict(zip(("du", "ddt", "dA", "dB", "dC", "dbias"), parts, strict=True))
         arguments |= {"du_at": strides(parts.u), "ddt_at": strides(parts.dt), "saved": saved, "grad_y": grad_y}

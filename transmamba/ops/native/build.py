@@ -1,4 +1,4 @@
-"""Build hook of the package (see `[tool.hatch.build.hooks.custom]`): compiles the scan if there is a C++ compiler.
+"""Build hook of the package (see `[tool.hatch.build.hooks.custom]`): compiles the library if there is a C++ compiler.
 
 The library is plain C towards Python, so one wheel serves every Python and torch. Without a compiler, or if it fails,
 the package is built without the library and says so; the backend `native` then refuses, with the remedy.
@@ -18,7 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 LIBRARY = HERE / "libscan.so"
-FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread"]
+SOURCES = HERE.parent  # each operation has its own beside it
+FLAGS = [f"-I{SOURCES}", "-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread"]
 # decays and softplus never set errno or read the rounding mode; fused multiply-adds are wanted
 ARITHMETIC = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 VARIANTS = {

@@ -15,7 +15,7 @@
 #include <cpuid.h>
 #endif
 
-#include "scan.h"
+#include "scan/native/scan.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -4,12 +4,12 @@
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
-#include "scan.h"
+#include "scan/native/scan.h"
 
 namespace {
-#include "conv.h"
-#include "cross.h"
-#include "run.h"
+#include "conv/native.h"
+#include "cross/native.h"
+#include "scan/native/run.h"
 
 #if defined(__SSE2__)
 // Numbers below 1e-38 count as zero while a unit runs: a decaying state would otherwise slow every step after it.

@@ -3,7 +3,7 @@
     dt = softplus(delta + delta_bias)
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t          y_t = C_t h_t + D u_t          (Eqs. 1-2)
 
-What runs them stands in `transmamba.ops.backends`.
+`backends.py` lists what runs them.
 """
 
 from typing import Any
@@ -14,13 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.backends import choose
-from transmamba.ops.backends import explain as explain_problem
-from transmamba.ops.backends.problem import Problem, count_directions
-from transmamba.ops.inputs import Orders as Orders
-from transmamba.ops.inputs import _dtypes as _dtypes
-from transmamba.ops.inputs import _hide_padding as _hide_padding
-from transmamba.ops.inputs import _order_table as _order_table
+from transmamba.ops.dispatch import choose
+from transmamba.ops.dispatch import explain as explain_inputs
+from transmamba.ops.scan import backends as backends  # fills the table
+from transmamba.ops.scan.inputs import Orders, Problem, count_directions, dtypes, hide_padding, order_table
 
 
 @typed
@@ -160,7 +157,7 @@ def multi_scan(
     options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
     options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
     problem = _problem(u, dt, A, B, C, D, z, **options)
-    y, last_state = choose(problem, backend).run(problem)
+    y, last_state = choose("scan", problem, backend).run(problem)
     y = (y if z is None else _gate(y, z)).to(u.dtype)
     y = y if mask is None else y.masked_fill(~mask[:, None, :, None], 0.0)
     y = y[:, 0] if merge else y
@@ -218,7 +215,7 @@ def explain(
     """
     options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
     options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
-    return explain_problem(_problem(u, dt, A, B, C, D, z, **options))
+    return explain_inputs("scan", _problem(u, dt, A, B, C, D, z, **options))
 
 
 def _problem(
@@ -227,10 +224,10 @@ def _problem(
     """The arguments of `multi_scan` as backends receive them."""
     orders, mask, seq_idx = options["orders"], options["mask"], options["seq_idx"]
     dt_bias, initial_state, softplus = options["dt_bias"], options["initial_state"], options["softplus"]
-    act, compute = _dtypes(u, dt, B, C, A)
+    act, compute = dtypes(u, dt, B, C, A)
     tokens = u if u.dim() == 4 else u[:, None]
     if mask is not None:
-        tokens, dt, dt_bias = _hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
+        tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
     problem = Problem(
         tokens.to(act),
         dt.to(act),
@@ -239,7 +236,7 @@ def _problem(
         C.to(act),
         None if D is None else D.to(compute),
         None if dt_bias is None else dt_bias.to(compute),
-        _order_table(orders, u.shape[-2]),
+        order_table(orders, u.shape[-2]),
         None if seq_idx is None else seq_idx.long(),
         None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
         softplus,

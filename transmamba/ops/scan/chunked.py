@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
+from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.shapes import allocate
 
 CHUNK = 16
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.plain import refuse_kernels
-from transmamba.ops.backends.problem import Problem, output_dtype
+from transmamba.ops.plain import refuse_kernels
+from transmamba.ops.scan.inputs import Problem, output_dtype
 
 _MAX_STATE = 256
 

@@ -1,4 +1,4 @@
-"""The one form in which every backend receives a scan, and that of the convolution before it.
+"""The one form in which every backend receives a scan, and how arguments take it.
 
 K scans share a batch of tokens. Along direction k, step t visits token r = orders[k, t] and computes, per channel d,
 
@@ -16,9 +16,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-Shape = tuple[int, ...]
+from transmamba.ops.orders import ScanOrder, stack_orders
+from transmamba.ops.shapes import check_range, check_shapes
+
+Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
 
 
 class Problem(NamedTuple):
@@ -50,12 +54,17 @@ class Problem(NamedTuple):
         return count_sizes(self)
 
     def check(self) -> None:
-        """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
+        """Check shapes, devices and token numbers, because kernels read raw pointers.
+
+        Raises:
+            ValueError: see `check_shapes` and `check_range`.
+        """
         b, k, l, d, n = self.sizes  # noqa: E741
         tokens, inputs, vectors = (b, k, l, d), (b, k, l, n), (k, d)
         shapes = (tokens, tokens, (k, n, d), inputs, inputs, vectors, vectors, (k, l), (b, l), (b, k, n, d))
         shared = ((b, 1, l, d),) * 2 + ((1, n, d),) + ((b, 1, l, n),) * 2 + ((1, d),) * 2 + shapes[7:]
-        _check(self, shapes, shared)
+        check_shapes(self, shapes, shared)
+        check_range(self.orders, l, "orders must hold token numbers")
 
 
 # functions, because the dynamo of older torches cannot read properties of named tuples
@@ -91,57 +100,37 @@ class Gradients(NamedTuple):
     initial_state: Tensor | None
 
 
-class Convolution(NamedTuple):
-    """Depthwise causal convolutions of the same tokens, K directions.
+def hide_padding(
+    mask: Tensor, tokens: Tensor, dt: Tensor, dt_bias: Tensor | None, *, softplus: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return u, dt and dt_bias whose padded steps have size zero, which leaves the state as it is."""
+    padded = ~mask[:, None, :, None]
+    if dt_bias is not None and not softplus:
+        dt, dt_bias = dt + dt_bias[:, None], None
+    # softplus(-inf) is zero
+    return tokens.masked_fill(padded, 0.0), dt.masked_fill(padded, -torch.inf if softplus else 0.0), dt_bias
 
-    With r = orders[k], direction k computes y[r[t]] = act(bias + sum_j weight[j] x[r[t - width + 1 + j]]) from tokens
-    of the same sequence; act is the identity or SiLU. y is (b, k, l, d) in the dtype of x.
+
+def dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtype of the activations (u, dt, B, C) and that of the arithmetic."""
+    *activations, A = (x.dtype for x in inputs)
+    act = activations[0]
+    for dtype in activations[1:]:
+        act = torch.promote_types(act, dtype)
+    compute = torch.float64 if torch.float64 in (act, A) else torch.float32
+    return (compute if compute == torch.float64 else act), compute
+
+
+def order_table(orders: Orders | None, length: int) -> Tensor | None:
+    """Return the tokens visited at each step, (k, l) int64.
+
+    Raises:
+        ValueError: orders visit another number of tokens.
     """
-
-    x: Tensor  # (b, l, d)
-    weight: Tensor  # (k, d, width), any floating dtype
-    bias: Tensor | None = None  # (k, d)
-    orders: Tensor | None = None  # (k, l) int64: token visited at each step; None is 0, 1, 2, ...
-    inverses: Tensor | None = None  # (k, l) int64: step at which each token is visited
-    segments: Tensor | None = (
-        None  # (b, l) int64: what came before is forgotten where the value changes along the order
-    )
-    initial_tokens: Tensor | None = None  # (b, k, width - 1, d) in the dtype of x: visited before, oldest first
-    silu: bool = False
-
-    def check(self) -> None:
-        """Raise ValueError unless every tensor has its shape and all have one home: kernels follow pointers."""
-        (b, l, d), (k, _, width) = self.x.shape, self.weight.shape  # noqa: E741
-        shapes = ((b, l, d), (k, d, width), (k, d), (k, l), (k, l), (b, l), (b, k, width - 1, d))
-        _check(self, shapes, shapes)
-
-
-class ConvolutionGradients(NamedTuple):
-    """One entry per floating tensor of `Convolution`, with its shape and dtype; None for an input that is None."""
-
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    initial_tokens: Tensor | None
-
-
-def _check(fields: Any, shapes: Sequence[Shape], shared: Sequence[Shape]) -> None:
-    device = fields[0].device
-    for name, x, shape, other in zip(fields._fields, fields, shapes, shared, strict=False):
-        if not isinstance(x, Tensor):
-            continue
-        if x.shape != shape and x.shape != other:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {shape}, with a 1 for what directions share")
-        if x.device != device:
-            raise ValueError(f"{name} is on {x.device}, {fields._fields[0]} on {device}: move both to one device")
-
-
-def allocate(template: Tensor, directions: int, dtype: torch.dtype | None = None) -> Tensor:
-    """An empty (b, directions, l, d) tensor whose memory runs along the axis along which `template`'s does.
-
-    A scan called with (batch, dim, length) tensors thus answers in that layout without a copy.
-    """
-    batch, _, length, channels = template.shape
-    if template.stride(-2) == 1 and template.stride(-1) != 1:
-        return template.new_empty(batch, directions, channels, length, dtype=dtype).transpose(-1, -2)
-    return template.new_empty(batch, directions, length, channels, dtype=dtype)
+    if orders is None:
+        return None
+    if not isinstance(orders, Tensor):
+        return stack_orders(orders, length).index
+    if orders.shape[1] != length:
+        raise ValueError(f"orders visit {orders.shape[1]} tokens, there are {length}")
+    return orders.long()

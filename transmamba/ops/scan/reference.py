@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.backends.plain import exporting_to_onnx, walk
-from transmamba.ops.backends.problem import Problem, count_sizes
+from transmamba.ops.plain import exporting_to_onnx, walk
+from transmamba.ops.scan.inputs import Problem, count_sizes
 
 
 def refuse(problem: Problem) -> list[str]:

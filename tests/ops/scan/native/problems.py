@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends import native, reference
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.scan import native, reference
+from transmamba.ops.scan.inputs import Problem
 
 FLOATS = ("u", "dt", "A", "B", "C", "D", "dt_bias", "initial_state")
 # relative, in the 2-norm; half types pay one rounding of what they return

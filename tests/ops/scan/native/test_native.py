@@ -3,17 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.backends.native.problems import (
-    FLOATS,
-    cast,
-    check,
-    computed,
-    expected,
-    gradients_of_outputs,
-    problem,
-)
-from transmamba.ops.backends import native, reference
-from transmamba.ops.backends.native import library
+from tests.ops.scan.native.problems import FLOATS, cast, check, computed, expected, gradients_of_outputs, problem
+from transmamba.ops.native import library
+from transmamba.ops.scan import native, reference
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the package was built without the native library")
 

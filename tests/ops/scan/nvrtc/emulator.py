@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from transmamba.ops.backends.nvrtc import compiler
-from transmamba.ops.backends.nvrtc.variants import FLAGS, Variant
+from transmamba.ops.scan.nvrtc import compiler
+from transmamba.ops.scan.nvrtc.variants import FLAGS, Variant
 
 HERE = Path(__file__).parent
 KERNELS = {

@@ -5,8 +5,8 @@ import itertools
 import pytest
 
 from tests.benchmarks.sass import code, scan
-from transmamba.ops.backends.nvrtc import compiler
-from transmamba.ops.backends.nvrtc.variants import BACKWARD, FORWARD, Shape, Variant, power
+from transmamba.ops.scan.nvrtc import compiler
+from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, Shape, Variant, power
 
 missing = [compiler.library()[1]] if compiler.library()[0] is None else []
 missing += ["package triton, which ships nvdisasm, is not installed"] if code.tool("nvdisasm") is None else []

@@ -5,11 +5,11 @@ import functools
 import pytest
 import torch
 
-from tests.ops.backends.nvrtc import emulator
-from tests.ops.backends.triton_cases import FEATURES, error, exact, problem
 from tests.ops.rounding import BY_BACKEND, HALVES, check
-from transmamba.ops.backends import nvrtc
-from transmamba.ops.backends.problem import Gradients, Problem
+from tests.ops.scan.nvrtc import emulator
+from tests.ops.scan.triton.triton_cases import FEATURES, error, exact, problem
+from transmamba.ops.scan import nvrtc
+from transmamba.ops.scan.inputs import Gradients, Problem
 
 pytestmark = emulator.needs_compiler
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}

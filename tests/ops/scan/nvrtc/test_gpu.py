@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.ops.backends.nvrtc.test_emulated import compare
-from tests.ops.backends.triton_cases import FEATURES, problem
-from transmamba.ops.backends import nvrtc
+from tests.ops.scan.nvrtc.test_emulated import compare
+from tests.ops.scan.triton.triton_cases import FEATURES, problem
+from transmamba.ops.scan import nvrtc
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,12 +8,12 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from tests.ops.backends.triton_cases import problem
-from transmamba.ops.backends import nvrtc
-from transmamba.ops.backends.nvrtc import compiler, driver
-from transmamba.ops.backends.nvrtc.arguments import Arguments, Strided, strided
-from transmamba.ops.backends.nvrtc.driver import Launch
-from transmamba.ops.backends.nvrtc.variants import Shape, Variant
+from tests.ops.scan.triton.triton_cases import problem
+from transmamba.ops.scan import nvrtc
+from transmamba.ops.scan.nvrtc import compiler, driver
+from transmamba.ops.scan.nvrtc.arguments import Arguments, Strided, strided
+from transmamba.ops.scan.nvrtc.driver import Launch
+from transmamba.ops.scan.nvrtc.variants import Shape, Variant
 
 STREAM = 0x5EED
 

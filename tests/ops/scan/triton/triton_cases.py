@@ -7,8 +7,9 @@ is told by its environment.
 import pytest
 import torch
 
-from transmamba.ops.backends import reference, triton, triton_tiles
-from transmamba.ops.backends.problem import Gradients, Problem
+from transmamba.ops.scan import reference, triton
+from transmamba.ops.scan.inputs import Gradients, Problem
+from transmamba.ops.scan.triton import tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -129,18 +130,18 @@ def test_half_precision_loses_only_what_storing_loses(dtype, options):
     ],
 )
 def test_time_split_into_spans_changes_nothing(monkeypatch, options):
-    monkeypatch.setattr(triton_tiles, "programs", lambda device: 1000)
+    monkeypatch.setattr(tiles, "programs", lambda device: 1000)
     p = problem(**{"k": 1, "length": 67, "d": 3, "n": 2, **options})
-    assert triton_tiles.cut(p, triton.CHUNK).grid[2] > 1
+    assert tiles.cut(p, triton.CHUNK).grid[2] > 1
     compare(p)
 
 
 @pytest.mark.parametrize("programs", [1, 2, 1000])
 def test_blocks_of_channels_taken_in_turn_change_nothing(monkeypatch, programs):
-    monkeypatch.setattr(triton_tiles, "programs", lambda device: programs)
-    monkeypatch.setattr(triton_tiles, "ENTRIES", 8)
+    monkeypatch.setattr(tiles, "programs", lambda device: programs)
+    monkeypatch.setattr(tiles, "ENTRIES", 8)
     p = problem(length=5, d=7, n=4, k=1)
-    assert triton_tiles.cut(p, triton.CHUNK).turns == {1: 4, 2: 2, 1000: 1}[programs]
+    assert tiles.cut(p, triton.CHUNK).turns == {1: 4, 2: 2, 1000: 1}[programs]
     compare(p)
 
 

@@ -12,8 +12,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.native.library import DTYPES, Array, Scan, are_permutations, array, available, fresh, run
-from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
+from transmamba.ops.native.library import DTYPES, Array, Scan, are_permutations, array, available, fresh, run
+from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.shapes import allocate
 
 CHUNK = 32
 AnyScan = TypeVar("AnyScan", bound=Scan)

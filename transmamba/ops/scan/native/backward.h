@@ -1,6 +1,6 @@
 // Backward: chunks in reverse. Each recomputes its decays and states from the saved one, then sweeps back.
 #pragma once
-#include "single.h"
+#include "scan/native/single.h"
 
 template <class F, int G, int U> struct BackwardBlock {
   typedef Vec<F> V;

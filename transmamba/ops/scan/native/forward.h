@@ -1,6 +1,6 @@
 // Forward: states advance chunk by chunk; lanes are channels, time is sequential.
 #pragma once
-#include "single.h"
+#include "scan/native/single.h"
 
 // Writes rows of channels past the caches although they start anywhere in a cache line: what a chunk leaves of a row's last
 // line waits for the next chunk. A chunk is no shorter than a line.

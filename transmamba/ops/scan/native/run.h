@@ -1,6 +1,6 @@
 // Runs a unit: each group of directions the way that fits it.
 #pragma once
-#include "timewise.h"
+#include "scan/native/timewise.h"
 
 template <class F> static size_t forward_unit(const Scan &s, int64_t b, int64_t part, void *scratch) {
   Arena arena{(char *)scratch};

@@ -1,4 +1,4 @@
-// What Python hands to the library: a scan, as `Problem` in ../problem.py describes it, by pointers and strides.
+// What Python hands to the library: a scan, as `Problem` in ../inputs.py describes it, by pointers and strides.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -29,7 +29,7 @@ struct Scan {
   int64_t dB_part, dC_part;
 };
 
-// A cross scan, as `CrossProblem` in ../cross_problem.py describes it: the context, without C, D, segments, initial
+// A cross scan, as `CrossProblem` in ../../cross/inputs.py describes it: the context, without C, D, segments, initial
 // states and `together`; y, grad_y and dC have a row per query, in the compute dtype. y is added to, dC zero at entry.
 struct Cross : Scan {
   int64_t queries;
@@ -38,7 +38,7 @@ struct Cross : Scan {
   Array readout;               // C of the queries in the compute dtype, column stride 1
 };
 
-// A depthwise causal convolution, as `Convolution` in ../problem.py describes it.
+// A depthwise causal convolution, as `Convolution` in ../../conv/inputs.py describes it.
 struct Conv {
   int64_t batch, directions, length, channels, width;
   int64_t part;                // channels per unit of work; no result depends on it

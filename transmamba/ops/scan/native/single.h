@@ -1,7 +1,7 @@
 // One state and one direction: so little work per number that nothing is worth a tile. Both passes walk along whole rows of
 // channels, where possible the tensors' own: memory likes to be read that way. The number of channels is a multiple of W.
 #pragma once
-#include "unit.h"
+#include "scan/native/unit.h"
 
 // Inlined into a caller, the loops here would take registers from the caller's own.
 #define APART __attribute__((noinline)) static

@@ -1,8 +1,8 @@
 // Tiles: a few steps of a few channels, gathered along the order into the cache in the compute dtype, and back.
 // Layout, element type and order of the tensors end here; the recurrence sees dense rows of lanes.
 #pragma once
-#include "scan.h"
-#include "vector.h"
+#include "scan/native/scan.h"
+#include "native/vector.h"
 
 // Rows of a tensor that consecutive steps visit.
 struct Steps {

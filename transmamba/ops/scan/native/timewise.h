@@ -2,8 +2,8 @@
 // is read and written where it lies. A vector of steps is a prefix scan of (decay, input) in log2(W) rounds, which costs less
 // than bringing the channels of a step together.
 #pragma once
-#include "backward.h"
-#include "forward.h"
+#include "scan/native/backward.h"
+#include "scan/native/forward.h"
 
 // Steps whose intermediate results stay in the first cache; a multiple of every chunk and vector.
 constexpr int64_t SPAN = 1024;

@@ -1,7 +1,7 @@
 // A unit of work is one batch element and one part of the channels; it runs all directions, one group after another.
 // A group is one direction, or several that share dt and A step by step and so share their exponentials.
 #pragma once
-#include "tile.h"
+#include "scan/native/tile.h"
 
 // Vectors per block of channels, and states carried together in registers (forward, backward).
 #if defined(__AVX512F__)

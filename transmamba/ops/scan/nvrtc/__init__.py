@@ -11,19 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.backends.nvrtc import compiler, driver
-from transmamba.ops.backends.nvrtc.arguments import Arguments
-from transmamba.ops.backends.nvrtc.driver import Launch
-from transmamba.ops.backends.nvrtc.variants import (
-    CHUNK,
-    DTYPES,
-    MOST_STATES,
-    Variant,
-    spans_of,
-    variant_of,
-)
-from transmamba.ops.backends.problem import Gradients, Problem, allocate, output_dtype
-from transmamba.ops.backends.triton import over_directions, per_direction, restarts, total, untouched
+from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.nvrtc import compiler, driver
+from transmamba.ops.scan.nvrtc.arguments import Arguments
+from transmamba.ops.scan.nvrtc.driver import Launch
+from transmamba.ops.scan.nvrtc.variants import CHUNK, DTYPES, MOST_STATES, Variant, spans_of, variant_of
+from transmamba.ops.scan.parts import over_directions, per_direction, restarts, total, untouched
+from transmamba.ops.shapes import allocate
 
 CHAIN = 128  # threads of a block that composes spans, as in chain.h
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from transmamba.ops.backends.nvrtc.compiler import CompileError, cached_cubin
+from transmamba.ops.scan.nvrtc.compiler import CompileError, cached_cubin
 
 NAMES = ("libcuda.so.1", "nvcuda.dll")
 _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.scan.inputs import Problem
 
 CHUNK = 8  # steps between two saved states, as in steps.h
 MOST_STATES = 256

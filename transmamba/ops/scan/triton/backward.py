@@ -4,7 +4,7 @@
 import triton
 import triton.language as tl
 
-from transmamba.ops.backends.triton_steps import (
+from transmamba.ops.scan.triton.steps import (
     LOG2E,
     advance,
     decay_of,

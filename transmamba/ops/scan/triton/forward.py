@@ -4,15 +4,7 @@
 import triton
 import triton.language as tl
 
-from transmamba.ops.backends.triton_steps import (
-    advance,
-    load_constants,
-    load_row,
-    place,
-    read,
-    rows,
-    tile_masks,
-)
+from transmamba.ops.scan.triton.steps import advance, load_constants, load_row, place, read, rows, tile_masks
 
 
 @triton.jit

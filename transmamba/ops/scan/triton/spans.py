@@ -9,7 +9,7 @@ from the last span to the first.
 import triton
 import triton.language as tl
 
-from transmamba.ops.backends.triton_steps import decay_of, load_constants, place, read, rows, tile_masks
+from transmamba.ops.scan.triton.steps import decay_of, load_constants, place, read, rows, tile_masks
 
 
 @triton.jit

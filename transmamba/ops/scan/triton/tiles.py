@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.scan.inputs import Problem
 
 ENTRIES = 512  # states of a program; it is one warp, so that sums over channels do not leave a warp
 WARPS = 8  # programs that a multiprocessor holds at once

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from transmamba.ops import cross_scan, multi_scan, scan_orders
-from transmamba.ops.backends import BACKENDS, CROSS_BACKENDS, Backend, cuda, nvrtc, triton
-from transmamba.ops.backends.cross_problem import CrossProblem
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops import cross_scan, multi_scan, scan_orders, triton
+from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.dispatch import TABLE, Backend
+from transmamba.ops.scan import cuda, nvrtc
+from transmamba.ops.scan.inputs import Problem
 
 PACKAGES = (
     "torch",
@@ -108,7 +109,7 @@ def main() -> int:
     print("\n".join(versions()))
     healthy = True
     for device in devices():
-        for cross, table in ((False, BACKENDS), (True, CROSS_BACKENDS)):
+        for cross, table in ((False, TABLE["scan"]), (True, TABLE["cross scan"])):
             print(f"{'cross' if cross else 'selective'} scan on {device.type}, fastest first:")
             for backend in table:
                 good, line = examine(backend, device, cross=cross)

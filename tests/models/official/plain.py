@@ -119,6 +119,43 @@ def mamba2(p: State, at: str, x: Tensor, c: dict) -> Tensor:
     return linear(p, f"{at}out_proj", torch.cat([F.silu(z0) * x0, y], -1))
 
 
+def _turned(x: Tensor, c: dict) -> Tensor:
+    """A head (batch, token, channel), its first channels turned in pairs; angles are those of float32."""
+    width = c.get("rotary_emb_dim", 0)
+    y, apart = x.clone(), not c.get("rotary_emb_interleaved")
+    for i in range(width // 2):
+        frequency = 1 / torch.tensor(c.get("rotary_emb_base", 10000.0)) ** (torch.tensor(2.0 * i) / width)
+        angles = torch.arange(x.shape[1], dtype=torch.float32) * frequency
+        cos, sin = angles.cos().double(), angles.sin().double()
+        a, b = (i, i + width // 2) if apart else (2 * i, 2 * i + 1)
+        y[..., a], y[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., b] * cos + x[..., a] * sin
+    return y
+
+
+def attention(p: State, at: str, x: Tensor, c: dict) -> Tensor:
+    """The attention of mamba_ssm, head by head and token by token."""
+    heads, kv_heads = c["num_heads"], c.get("num_heads_kv", c["num_heads"])
+    size = c.get("head_dim", x.shape[2] // heads)
+    rows = linear(p, f"{at}in_proj", x)
+    count = size * (heads + 2 * kv_heads)
+    rows, (up, gate) = rows[..., :count], rows[..., count:].chunk(2, -1)
+    if f"{at}conv1d.weight" in p:
+        weight = p[f"{at}conv1d.weight"][:, 0]
+        seen = F.pad(rows, (0, 0, weight.shape[1] - 1, 0))
+        rows = sum(seen[:, j : j + x.shape[1]] * weight[:, j] for j in range(weight.shape[1])) + p[f"{at}conv1d.bias"]
+    parts = rows.split(size, -1)
+    outputs = []
+    for h in range(heads):
+        group = h * kv_heads // heads
+        q, k = _turned(parts[h], c), _turned(parts[heads + group], c)
+        v, scale = parts[heads + kv_heads + group], c.get("softmax_scale", size**-0.5)
+        for_each = [
+            (scale * (q[:, t : t + 1] @ k[:, : t + 1].mT)).softmax(-1) @ v[:, : t + 1] for t in range(x.shape[1])
+        ]
+        outputs.append(torch.cat(for_each, 1))
+    return linear(p, f"{at}out_proj", torch.cat([*outputs, up * F.silu(gate)], -1))
+
+
 def patches(p: State, at: str, x: Tensor, stride: int) -> Tensor:
     """Every patch by itself through the stem's weights."""
     weight = p[f"{at}.weight"]
@@ -197,7 +234,10 @@ def language_model(p: State, ids: Tensor, c: dict) -> Tensor:
     while f"backbone.layers.{i}.norm.weight" in p:
         at = f"backbone.layers.{i}."
         normed = norm(p, f"{at}norm", x, rms=rms)
-        x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
+        if i in c.get("attn_layer_idx", ()):
+            x = x + attention(p, f"{at}mixer.", normed, c["attn_cfg"])
+        else:
+            x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
         if f"{at}norm2.weight" in p:
             value, gate = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", x, rms=rms)).chunk(2, -1)
             x = x + linear(p, f"{at}mlp.fc2", value * F.silu(gate))

@@ -105,6 +105,25 @@ LM_VARIANTS = {
     "Mamba-2, norm before the gate": {"ssm_cfg": MAMBA2 | {"norm_before_gate": True, "D_has_hdim": True}},
     "Mamba-2, groups": {"ssm_cfg": MAMBA2 | {"ngroups": 2, "d_conv": 2, "conv_bias": False, "d_ssm": 8}},
 }
+HYBRID = {"ssm_cfg": MAMBA2, "attn_layer_idx": [1], "d_intermediate": 12}
+HYBRID_VARIANTS = {
+    "as released": {"num_heads": 2, "d_conv": 4, "qkv_proj_bias": False, "out_proj_bias": False, "rotary_emb_dim": 2},
+    "plain": {"num_heads": 2},
+    "an MLP beside the heads": {"num_heads": 4, "num_heads_kv": 2, "mlp_dim": 100, "softmax_scale": 0.3},
+    "wide heads, pairs side by side": {
+        "num_heads": 3,
+        "num_heads_kv": 1,
+        "head_dim": 6,
+        "d_conv": 3,
+        "rotary_emb_dim": 4,
+        "rotary_emb_base": 100.0,
+        "rotary_emb_interleaved": True,
+    },
+}
+LM_VARIANTS |= {
+    f"hybrid, {name}": HYBRID | {"attn_cfg": attn_cfg | {"causal": True}} for name, attn_cfg in HYBRID_VARIANTS.items()
+}
+LM_VARIANTS |= {"attention only": {"attn_layer_idx": [0, 1], "attn_cfg": {"num_heads": 2, "causal": True}}}
 CASES = {
     **{f"Vim, {name}": ("vim", VIM | c) for name, c in VIM_VARIANTS.items()},
     **{f"VideoMamba, {name}": ("videomamba", VIDEO | c) for name, c in VIDEO_VARIANTS.items()},
@@ -253,3 +272,36 @@ def _empty(arch):
     config = {"img_size": 32, "patch_size": 16, "embed_dims": width, "num_layers": 24, "num_classes": 1000} | own
     shape = shapes.plain_mamba(config | {"num_convs_patch_embed": 1, "layers_with_dwconv": (0,)})
     return {name: torch.zeros(size) for name, size in shape.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attn_cfg": {"num_heads": 2}}, "each token would attend to the one it is to predict, so no language model"),
+        ({"attn_cfg": {"causal": True}}, "attn_cfg has no num_heads: the official attention has no default for it"),
+        ({"attn_layer_idx": [1, 2]}, r"attn_layer_idx names layers \[2\]: expected 0 to 1"),
+        ({"attn_cfg": {"num_heads": 2, "causal": True, "window": 3}}, "window=3: unknown"),
+    ],
+)
+def test_attention_without_a_meaning_is_refused(change, message):
+    config = LM | HYBRID | {"attn_cfg": {"num_heads": 2, "causal": True}} | change
+    with pytest.raises(ValueError, match=message):
+        from_official("mamba_lm", config, {})
+
+
+def test_padding_and_packing_reach_no_text_of_a_hybrid():
+    config = LM | LM_VARIANTS["hybrid, wide heads, pairs side by side"]
+    state, _, ids = given("mamba_lm", config)
+    model = from_official("mamba_lm", config, state).eval()
+    alone = model(ids)
+    padded = torch.cat([torch.full((2, 3), 5), ids, torch.full((2, 2), 7)], 1)
+    mask = torch.zeros(2, 12, dtype=torch.bool)
+    mask[:, 3:10] = True
+    torch.testing.assert_close(model(padded, mask=mask)[:, 3:10], alone, rtol=1e-9, atol=1e-9)
+    logits, cache = model.prefill(padded[:, :8], mask=mask[:, :8])
+    torch.testing.assert_close(logits, alone[:, 4], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.step(ids[:, 5], cache)[0], alone[:, 5], rtol=1e-9, atol=1e-9)
+    more, _ = model.prefill(ids[:, 5:], cache=cache)
+    torch.testing.assert_close(more, alone[:, 6], rtol=1e-9, atol=1e-9)
+    packed = model(ids.view(1, 14), seq_idx=torch.arange(14)[None] // 7)
+    torch.testing.assert_close(packed.view(2, 7, -1), alone, rtol=1e-9, atol=1e-9)

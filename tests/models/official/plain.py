@@ -175,6 +175,53 @@ def layers(p: State, x: Tensor, mix, *, rms: bool, eps: float) -> Tensor:
     return norm(p, "norm_f", x, rms=rms, eps=eps)
 
 
+def angles(side: int, width: int, trained: int) -> Tensor:
+    """Angle of every cell and channel in Vim's rotation; float32, as it is kept."""
+    table = torch.zeros(side * side, width)
+    for cell in range(side * side):
+        for channel in range(width):
+            place = cell // side if channel < width // 2 else cell % side
+            pair = channel % (width // 2) // 2
+            table[cell, channel] = place / side * trained / 10000 ** (2 * pair / (width // 2))
+    return table
+
+
+def _turn(p: State, x: Tensor) -> Tensor:
+    """Every token but the first of an odd number, channel by channel."""
+    cos, sin = p["rope.freqs_cos"], p["rope.freqs_sin"]
+    y = x.clone()
+    for t in range(len(cos)):
+        for a in range(0, x.shape[2], 2):
+            token, b = t + x.shape[1] % 2, a + 1
+            y[:, token, a] = x[:, token, a] * cos[t, a] - x[:, token, b] * sin[t, a]
+            y[:, token, b] = x[:, token, b] * cos[t, b] + x[:, token, a] * sin[t, b]
+    return y
+
+
+def _vim_layers(p: State, x: Tensor, mix, c: dict) -> Tensor:
+    """Layers that carry output and sum of all before apart, one by one or two at a time."""
+    rms, eps = c.get("rms_norm", True), c.get("norm_epsilon", 1e-5)
+
+    def layer(i: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        residual = hidden if residual is None else residual + hidden
+        return mix(p, f"layers.{i}.mixer.", norm(p, f"layers.{i}.norm", residual, rms=rms, eps=eps)), residual
+
+    hidden, residual, paired = x, None, c.get("if_bidirectional", False)
+    for i in range(0, c["depth"], 1 + paired):
+        if c.get("if_rope"):
+            hidden = _turn(p, hidden)
+            if residual is not None and c.get("if_rope_residual"):
+                residual = _turn(p, residual)
+        if paired:
+            back = (hidden.flip(1), None if residual is None else residual.flip(1))
+            (hidden, residual), (more, other) = layer(i, hidden, residual), layer(i + 1, *back)
+            hidden, residual = hidden + more.flip(1), residual + other.flip(1)
+        else:
+            hidden, residual = layer(i, hidden, residual)
+    assert residual is not None
+    return norm(p, "norm_f", residual + hidden, rms=rms, eps=eps)
+
+
 def vim(p: State, x: Tensor, c: dict) -> Tensor:
     """Logits of Vim."""
     tokens = patches(p, "patch_embed.proj", x, c["stride"])
@@ -192,7 +239,7 @@ def vim(p: State, x: Tensor, c: dict) -> Tensor:
     def mix(p: State, at: str, x: Tensor) -> Tensor:
         return mamba(p, at, x, kind=kind, halve=c.get("if_divide_out", True))
 
-    y = layers(p, tokens, mix, rms=c.get("rms_norm", True), eps=c.get("norm_epsilon", 1e-5))
+    y = _vim_layers(p, tokens, mix, c)
     if places:
         return _head(p, sum(y[:, place] for place in places) / len(places))
     if c.get("final_pool_type") == "mean":

@@ -79,6 +79,8 @@ def vim(c: dict) -> Shapes:
     shapes: Shapes = {name: (1, 1, d) for name in tokens}
     shapes |= {"pos_embed": (1, count + len(tokens), d)} if c.get("if_abs_pos_embed", True) else {}
     shapes |= {"patch_embed.proj.weight": (d, 3, side, side), "patch_embed.proj.bias": (d,)}
+    if c.get("if_rope"):
+        shapes |= {f"rope.freqs_{name}": ((size // side) ** 2, d) for name in ("cos", "sin")}
     kind = "v1" if c.get("if_bimamba") else c.get("bimamba_type", "v2")
     gamma = c.get("init_layer_scale") is not None
     return shapes | _layers(c, mamba(d, kind, gamma, d_state=c.get("d_state", 16), **(c.get("ssm_cfg") or {})))

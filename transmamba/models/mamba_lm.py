@@ -18,13 +18,14 @@ from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
 from transmamba.models.tied import TiedHead
 from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
+from transmamba.nn.cache import ConvolvedCache
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import TrapezoidState, scan_order
 from transmamba.transfer.teachers.architecture import Architecture
 
-LayerCache = MixerCache | TrapezoidState | AttentionCache
+LayerCache = MixerCache | TrapezoidState | AttentionCache | ConvolvedCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 

@@ -39,8 +39,10 @@ class ViT(Pretrained, nn.Module):
         mixer: builds a mixer from a width, attention of `heads` heads by default; or one builder per block.
         block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
             another MLP or other norms; or one builder per block.
-        orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none. The
-            other tokens come first in an order, and last in one whose name ends in "reverse" or "backward".
+        orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none.
+        prefix_scan: where an order visits the other tokens: at both "ends", which is first in an order, and last in one
+            whose name ends in "reverse" or "backward"; or "first", "middle" (between the halves of the patches) or
+            "last" in each. The tokens themselves keep their places.
         class_token: whether there is one.
         registers: number of register tokens.
         position_table: add a learned table of positions.
@@ -83,6 +85,7 @@ class ViT(Pretrained, nn.Module):
         mixer: Builders | None = None,
         block: Builders | None = None,
         orders: Sequence[str | Sequence[int]] | None = None,
+        prefix_scan: Literal["ends", "first", "middle", "last"] = "ends",
         class_token: bool = True,
         registers: int = 0,
         position_table: bool = True,
@@ -103,7 +106,7 @@ class ViT(Pretrained, nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)
         self.order_specs = None if orders is None else tuple(orders)
-        self.prefix, self.pool = class_token + bool(distilled) + registers, pool
+        self.prefix, self.prefix_scan, self.pool = class_token + bool(distilled) + registers, prefix_scan, pool
         self._orders(None)  # a wrong order fails here, not at the first forward
         if not class_token and (distilled or pool == "token"):
             raise ValueError("without class token there is no distillation token, and the head reads pool='mean'")
@@ -199,7 +202,16 @@ class ViT(Pretrained, nn.Module):
         if self.order_specs is None:
             return None
         orders = scan_orders(self.order_specs, self.grid, device)
-        return [_with_prefix(order, self.prefix, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
+        return [self._with_prefix(order, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
+
+    def _with_prefix(self, order: ScanOrder, spec: str | Sequence[int]) -> ScanOrder:
+        """Bring the tokens before the patches into an order of the patches."""
+        first, patches = torch.arange(self.prefix, device=order.index.device), order.index + self.prefix
+        backward = isinstance(spec, str) and spec.endswith(("reverse", "backward"))
+        at_ends = len(patches) if backward else 0
+        place = {"ends": at_ends, "first": 0, "middle": len(patches) // 2, "last": len(patches)}[self.prefix_scan]
+        index = torch.cat([patches[:place], first.flip(0) if backward else first, patches[place:]])
+        return ScanOrder(index, index.argsort())
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)
@@ -215,14 +227,6 @@ class ViT(Pretrained, nn.Module):
             return self.norm_pre(tokens + table)
         none = table.new_zeros(1, self.prefix - placed, table.shape[2])
         return self.norm_pre(tokens + torch.cat([table[:, :placed], none, table[:, placed:]], 1))
-
-
-def _with_prefix(order: ScanOrder, prefix: int, spec: str | Sequence[int]) -> ScanOrder:
-    """Bring the tokens before the patches into an order of the patches."""
-    first = torch.arange(prefix, device=order.index.device)
-    backward = isinstance(spec, str) and spec.endswith(("reverse", "backward"))
-    index = torch.cat([order.index + prefix, first.flip(0)] if backward else [first, order.index + prefix])
-    return ScanOrder(index, index.argsort())
 
 
 def init_transformer(module: nn.Module) -> None:

@@ -50,7 +50,7 @@ class Backbone(Protocol):
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Names of parameters that an optimiser should not shrink, or patterns of names such as "*.A_log"."""
         ...
 
     def reset_parameters(self) -> None:

@@ -31,7 +31,9 @@ def check_target(name: str, tensor: Tensor) -> None:
             " initialise, then subclone"
         )
     if tensor.is_quantized or tensor.dtype not in NUMBERS:
-        raise TypeError(f"student tensor {name} is {tensor.dtype}: expected floating or complex numbers")
+        raise TypeError(
+            f"student tensor {name} is {tensor.dtype}: expected float16, bfloat16, float32, float64 or complex"
+        )
 
 
 def check_kind(teacher: str, complex_teacher: bool, name: str, tensor: Tensor) -> None:

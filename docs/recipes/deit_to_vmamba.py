@@ -13,6 +13,8 @@ from transmamba.distill import FrozenTeacher, LayerCalibrators, MultiDirectional
 from transmamba.models.vmamba import ORDERS
 from transmamba.ops import permute_tokens, scan_orders
 
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+
 
 class Transfer(nn.Module):
     """Student and calibrators; the teacher stands beside them."""
@@ -25,32 +27,24 @@ class Transfer(nn.Module):
         self.distill, self.total = MultiDirectionalDistill(order="raster", reduction="mean"), TransMambaLoss.v1(0.9)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The loss; every layer on the teacher's grid."""
+        """The loss; every layer in natural order on the teacher's grid."""
         features, scans = self.student.forward_features(images, directions=True), {}
-        for k, (name, layers) in enumerate(zip(ORDERS, features.directions, strict=True)):
-            orders = [scan_orders(ORDERS, grid, images.device)[k].undo() for grid in features.grids]
-            natural = [permute_tokens(x, order) for x, order in zip(layers, orders, strict=True)]
-            pairs = zip(natural, features.grids, strict=True)
-            scans[name] = self.bridge[k]([resize_tokens(x, grid, self.grid) for x, grid in pairs])
-        teacher = self.teacher(images)
-        task = F.cross_entropy(self.student.head(features.last.mean(1)), labels)
+        orders = [scan_orders(ORDERS, grid, images.device) for grid in features.grids]
+        for k, layers in enumerate(features.directions):
+            shares = zip(layers, orders, features.grids, strict=True)
+            natural = [resize_tokens(permute_tokens(x, order[k].undo()), grid, self.grid) for x, order, grid in shares]
+            scans[ORDERS[k]] = self.bridge[k](natural)
+        task, teacher = F.cross_entropy(self.student.head(features.last.mean(1)), labels), self.teacher(images)
         return self.total(task, self.distill(scans, teacher.last[:, len(teacher.extra) :]))
 
 
-def train(
-    teacher: models.ViT,
-    student: models.VMamba,
-    batches: Callable[[int], Iterable[tuple[Tensor, Tensor]]],
-    steps: int,
-    file: Path,
-) -> nn.Module:
+def train(teacher: models.ViT, student: models.VMamba, batches: Batches, steps: int, file: Path) -> nn.Module:
     """Train for `steps` steps of the micro-batches `batches(step)`, going on from `file`; return the average."""
     report = subclone(teacher, student, transfer.magnitude_importance, layer_map="uniform")
     module = Transfer(student, teacher, next(iter(batches(0)))[0][:1])
-    groups = transfer.param_groups(student, report.inherited, lr=5e-4)
-    optimizer = torch.optim.AdamW([*groups, {"params": module.bridge.parameters()}], lr=5e-4)
+    groups = [*transfer.param_groups(student, report.inherited, lr=5e-4), {"params": module.bridge.parameters()}]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    parts = {"module": module, "average": average, "optimizer": optimizer}
+    parts = {"module": module, "average": average, "optimizer": torch.optim.AdamW(groups, lr=5e-4)}
     saved = torch.load(file) if file.exists() else {"steps": 0}
     for name in parts.keys() & saved.keys():
         parts[name].load_state_dict(saved[name])
@@ -60,6 +54,6 @@ def train(
             with torch.autocast(images.device.type, torch.bfloat16):
                 loss = module(images, labels) / len(micro)
             loss.backward()
-        optimizer.step(), optimizer.zero_grad(), average.update_parameters(module)
-        torch.save({"steps": step + 1, **{name: part.state_dict() for name, part in parts.items()}}, file)
+        parts["optimizer"].step(), parts["optimizer"].zero_grad(), average.update_parameters(module)
+        torch.save({"steps": step + 1} | {name: part.state_dict() for name, part in parts.items()}, file)
     return average.module.student

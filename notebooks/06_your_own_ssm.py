@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 import transmamba as tm
 from transmamba.models import BlockStack, Features
 from transmamba.models.stack import reset_children
+from transmamba.nn.embed import draw_position
 from transmamba.ops import permute_tokens, scan_orders
 
 # %% [markdown]
@@ -138,6 +139,7 @@ class SpiralNet(nn.Module):
 
     def reset_parameters(self):
         reset_children(self)
+        draw_position(self.pos_embed)  # what the model itself owns
 
 
 print("a backbone:", isinstance(SpiralNet(48, 4), tm.models.Backbone))

@@ -50,7 +50,7 @@ class Backbone(Protocol):
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink, or patterns such as "*.A_log"."""
         ...
 
     def reset_parameters(self) -> None:

@@ -21,7 +21,7 @@ from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.student import Student, Table
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Translated, translate, translate_for
-from transmamba.transfer.tensors import check_target
+from transmamba.transfer.tensors import check_kind, check_target
 from transmamba.transfer.write import Write, plan_write
 
 # the part of a composite teacher that a student reads
@@ -101,7 +101,7 @@ def subclone(
         >>> report.kept, bool((student.weight == teacher.weight[:, [0, 2]]).all())
         ({'input': (0, 2)}, True)
     """
-    target = _floating(student)
+    target = _numbers(student)
     ours = Student(student, target)
     if plan is None:
         source = Source(translate_for(KINDS.get(ours.reads or ""), teacher, family))
@@ -148,7 +148,7 @@ def plan_for(
         >>> plan_for(ViT(**size, heads=3), VisionMamba(**size))["blocks.{i}.mlp.fc1.weight"]
         ('blocks.{i}.mlp.up.weight', 'hidden.{i} residual')
     """
-    target = _floating(student)
+    target = _numbers(student)
     ours = Student(student, target)
     translated = translate_for(KINDS.get(ours.reads or ""), teacher, family)
     table = table_for(ours, translated, layer_map)
@@ -174,6 +174,7 @@ def prepare(
     for copy in copies:
         check_target(copy.student, target[copy.student])
         source.check(copy.teacher)
+        check_kind(source.label(copy.teacher), source.is_complex(copy.teacher), copy.student, target[copy.student])
     geometry = choose(measure(copies, source, target), copies, source, importance, grow=grow)
     writes, skipped = [], {**found.beyond, **found.absent, **reasons}
     for copy in copies:
@@ -277,8 +278,10 @@ def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[s
     return copied, sliced
 
 
-def _floating(student: Weights) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in named_tensors(student).items() if tensor.is_floating_point()}
+def _numbers(student: Weights) -> dict[str, Tensor]:
+    """The student's tensors of real or complex numbers."""
+    tensors = named_tensors(student).items()
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:

@@ -17,7 +17,8 @@ class SubcloneReport:
         skipped: student name -> reason.
         kept: axis name -> the teacher's neurons that stay, for axes that became narrower.
         layers: student layer -> teacher layer.
-        fraction: share of the student's numbers that was initialised, tied tensors counted once.
+        fraction: share of the student's numbers that was initialised; tied tensors count once, and so does a complex
+            number, as in `numel()`.
         family: the teacher's family; None if a plan was given for stored names.
         differs: facts of the teacher that the student does not share, such as an activation.
         unused: teacher tensors that nothing was taken from.

@@ -1,7 +1,7 @@
 """The Mamba-3 mixer (single input, single output): no convolution, trapezoidal rule, rotating states."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +65,8 @@ class Mamba3Mixer(nn.Module):
         >>> Mamba3Mixer(8, 4, head_dim=4)(torch.zeros(2, 7, 8)).shape
         torch.Size([2, 7, 8])
     """
+
+    D: nn.Parameter
 
     @typed
     def __init__(
@@ -179,7 +181,8 @@ class Mamba3Mixer(nn.Module):
         z, projected = self._project(x)
         parts = []
         for branch, order in zip([self, *self.others], orders_of(self.directions, orders, x, seq_idx), strict=True):
-            *inputs, gate, real, segments = visit(order, *self._inputs(branch, projected), z, mask, seq_idx)
+            inputs = cast(ScanInputs, tuple(visit(order, *self._inputs(branch, projected))))
+            gate, real, segments = visit(order, z, mask, seq_idx)
             y, _ = trapezoidal_scan(*inputs, branch.D, gate, mask=real, seq_idx=segments)
             parts.append((y if order is None else permute_tokens(y, order.undo(), 1)).flatten(2))
         return parts

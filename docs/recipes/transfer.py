@@ -1,4 +1,4 @@
-"""From an image Transformer into a vision Mamba, with the paper's settings: `python docs/recipes/transfer.py --help`."""
+"""From an image Transformer into a vision Mamba, with the settings of the paper: `docs/recipes/transfer.py --help`."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
-"""From an image Transformer into a vision Mamba, the paper's way: `torchrun docs/recipes/transfer.py --help`."""
+"""From an image Transformer into a vision Mamba, with the settings of the paper: `docs/recipes/transfer.py --help`."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,40 +36,39 @@ def read(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in saved.items()}
 
 
-def known_teacher(weights: Path, config: Path) -> models.ViT:
-    """A Transformer of any family that `models.from_transformer` knows, by its tensors and its `config.json`."""
-    state: Any = transfer.open_safetensors(weights) if weights.suffix == ".safetensors" else read(weights)
-    teacher = models.from_transformer(state, config=json.loads(config.read_text()))
-    if not isinstance(teacher, models.ViT):
-        raise ValueError(f"{config} describes a {type(teacher).__name__}: expected an image Transformer")
-    return teacher
+def read_teacher(args: argparse.Namespace, classes: int) -> models.ViT:
+    """A checkpoint of the ViT that `--teacher` names; or, from a folder of transformers, whatever it holds."""
+    if args.weights.is_dir():
+        teacher = models.from_transformer(transfer.open_safetensors(args.weights))
+        if not isinstance(teacher, models.ViT):
+            raise ValueError(f"{args.weights} holds a {type(teacher).__name__}: expected an image model")
+        return teacher
+    vit = build(args.teacher, classes, args)
+    vit.load_state_dict(read(args.weights))
+    return vit
 
 
-def solve_readouts(
-    teacher: models.ViT, student: nn.Module, kept: Sequence[int] | None, args: argparse.Namespace
-) -> transfer.FitReport:
-    """Solve the output projections of mixers and MLPs on the first batches of `--fit` images, without labels."""
-    if not isinstance(student, models.VisionMamba):
-        raise ValueError(f"--fit needs a student of one token per patch, such as vision_tiny, got {args.student}")
-    loader = images.make_loader(args.data, args.size, args.batch, train=True, rank=0, world=1, workers=args.workers)
-    batches = [x for _, (x, _) in zip(range(-(-args.fit // args.batch)), loader, strict=False)]
-    width = teacher.norm.weight.numel()
-    projection = None if kept is None else torch.eye(width)[list(kept)]
-    return transfer.fit_layers(
-        teacher, student, batches, projection=projection, tokens=lambda x: x[:, teacher.prefix :], mlp=True
-    )
+def solve(teacher: models.ViT, student: nn.Module, kept: Sequence[int] | None, data: Any, count: int) -> None:
+    """The closed-form start: solve the student's readouts against the kept part of the teacher's stream."""
+    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    batches = [torch.stack([data[i][0] for i in picked[start : start + 64]]) for start in range(0, len(picked), 64)]
+    projection = None if kept is None else torch.eye(teacher.patch_embed.proj.out_channels)[list(kept)]
+    extra = len(student.forward_features(batches[0][:1]).extra)
+    tokens = None if extra == teacher.prefix else lambda x: x[:, teacher.prefix :]
+    print(transfer.fit_layers(teacher, student, batches, projection=projection, tokens=tokens, progress=False))
 
 
 def inherit(
-    teacher: nn.Module, student: nn.Module, before: Path | None, layer_map: Any = None
+    teacher: nn.Module, student: nn.Module, before: Path | None, closed_form: int = 0
 ) -> transfer.SubcloneReport:
     """Keep what moved least while the teacher was fine-tuned (the paper); without `before`, what is largest."""
     importance: Any = transfer.magnitude_importance
     if before is not None:
         old = {name: value for name, value in read(before).items() if not name.startswith("head")}
         importance = transfer.stability_importance(old, teacher)
-    # a VMamba may be deeper than its teacher, whose first layers would not reach its last stage
-    layer_map = layer_map or ("uniform" if isinstance(student, models.VMamba) else "early")
+    # a VMamba may be deeper than its teacher, whose first layers would not reach its last stage; a solved student
+    # follows the teacher to its end
+    layer_map: Any = "uniform" if isinstance(student, models.VMamba) or closed_form else "early"
     return subclone(teacher, student, importance, layer_map=layer_map)
 
 
@@ -97,7 +95,7 @@ class Transfer(nn.Module):
         with torch.no_grad():
             probe = student.eval().forward_features(torch.zeros(1, 3, args.size, args.size), directions=True)
         dims = [layer.shape[-1] for layer in probe.directions[0]]
-        width = teacher.norm.weight.numel()
+        width = teacher.patch_embed.proj.out_channels
         self.bridges = nn.ModuleList(LayerCalibrators(dims, width, pad=pad) for _ in probe.directions)
         # for a cosine per token, natural order on both sides gives the value of scan order on both sides
         self.distill = MultiDirectionalDistill(AdaptiveLayerDistill(tau=args.tau), order="raster")
@@ -117,11 +115,10 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and train."""
     parser = loop.arguments("Transfer a fine-tuned DeiT into a vision Mamba.")
     parser.add_argument("--teacher", default="vit_small", help="vit_tiny, vit_small or vit_base")
-    parser.add_argument("--weights", type=Path, required=True, help="the teacher, fine-tuned on the same classes")
-    parser.add_argument("--config", type=Path, help="config.json of the teacher, for any family of from_transformer")
     parser.add_argument(
-        "--fit", type=int, default=0, help="ours, not the paper's: images to solve the readouts on before training"
-    )
+        "--weights", type=Path, required=True,
+        help="checkpoint of the teacher, fine-tuned on the same classes; or folder of any image model of transformers",
+    )  # fmt: skip
     parser.add_argument("--before", type=Path, help="the teacher before fine-tuning, for the paper's importance")
     parser.add_argument(
         "--student", default="vision_tiny", help="vision_tiny, plain_mamba_tiny, vim_tiny, vmamba_v0_tiny, ..."
@@ -130,19 +127,19 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument(
         "--tau", type=float, default=1.0, help="temperature of the layer weights; the paper has no value"
     )
+    parser.add_argument(
+        "--closed-form", type=int, default=0, metavar="N", help="solve the readouts on N training images, no labels"
+    )
     args = parser.parse_args(given)
     torch.manual_seed(args.seed)
-    classes = len(images.ClassFolders(args.data / "train", images.to_tensor).classes)
-    if args.config is not None:
-        teacher: Any = known_teacher(args.weights, args.config)
-    else:
-        teacher = build(args.teacher, classes, args)
-        teacher.load_state_dict(read(args.weights))
+    data = images.ClassFolders(args.data / "train", images.plain_val(args.size))
+    classes = len(data.classes)
+    teacher = read_teacher(args, classes)
     teacher.eval().requires_grad_(False)
     student = build(args.student, classes, args)
-    report = inherit(teacher, student, args.before, layer_map="uniform" if args.fit else None)
-    if args.fit:
-        print(solve_readouts(teacher, student, report.kept.get("residual"), args))
+    report = inherit(teacher, student, args.before, args.closed_form)
+    if args.closed_form:
+        solve(teacher, student, report.kept.get("residual"), data, args.closed_form)
     module = Transfer(student, teacher, report.kept.get("residual", "right"), args)
     groups = transfer.param_groups(student, report.inherited, lr=args.lr, weight_decay=0.05)
     groups.append({"name": "bridges", "params": list(module.bridges.parameters()), "weight_decay": 0.05})
@@ -150,7 +147,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     def prepare(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, soft = images.mix(x, labels, classes)
         with torch.no_grad():
-            return x, soft, drop_tokens(teacher.to(x.device).forward_features(x).last, teacher.prefix)
+            return x, soft, teacher.to(x.device).forward_features(x).last[:, teacher.prefix :]
 
     return loop.Run(module, student, groups, prepare, args).fit()
 

@@ -20,7 +20,6 @@ import torch.nn.functional as F
 import transmamba as tm
 from tests.benchmarks import vision_data
 from tests.benchmarks.vision_data import PATCH, normalised
-from tests.benchmarks.vision_students import project_stem
 from transmamba import distill, transfer
 
 SIDE, DIM, DEPTH, BATCH, TRAIN, RATE = 56, 96, 6, 32, 1500, 1e-3
@@ -109,7 +108,7 @@ class Setting:
         kept = tm.subclone(self.teacher, student, transfer.magnitude_importance, **options).kept["residual"]
         if start == "subclone":
             return student, kept
-        project_stem(self.teacher, student, self.axes)
+        transfer.project_start(self.teacher, student, self.axes)
         options = {"projection": self.axes, "tokens": lambda x: x[:, 1:], "mlp": True, "progress": False}
         transfer.fit_layers(self.teacher, student.eval(), self.batches, **options)
         return student, "right"

@@ -142,28 +142,10 @@ def half_width(bench, basis, count=0, dim=192, depth=6, seed=0):
     projection = torch.eye(384)[list(report.kept["residual"])]
     if basis == "axes":
         projection = transfer.principal_axes(bench.teacher, bench.batches(count), dim)
-        project_stem(bench.teacher, student, projection)
+        transfer.project_start(bench.teacher, student, projection)
     if count:
         solve(bench, student, count, projection=projection, tokens=lambda x: x[:, 1:], mlp=True)
     return student
-
-
-@torch.no_grad()
-def project_stem(teacher, student, projection):
-    """Bring patches, positions and the MLPs' first matrices into the coordinates of a projection."""
-    old, new = teacher.patch_embed.proj, student.patch_embed.proj
-    new.weight.copy_((projection @ old.weight.flatten(1)).view_as(new.weight))
-    new.bias.copy_(projection @ old.bias)
-    student.pos_embed.copy_(teacher.pos_embed[:, 1:] @ projection.T)
-    ratio = len(teacher.blocks) // len(student.blocks)
-    for layer, block in enumerate(student.blocks):
-        source = teacher.blocks[ratio * (layer + 1) - 1]
-        kept = source.mlp.fc2.weight.norm(dim=0).topk(block.mlp.fc1.out_features).indices
-        weight = source.mlp.fc1.weight[kept]
-        block.mlp.fc1.weight.copy_(weight * source.norm2.weight @ projection.T)
-        block.mlp.fc1.bias.copy_(source.mlp.fc1.bias[kept] + weight @ source.norm2.bias)
-        for norm in (block.norm1, block.norm2):
-            norm.reset_parameters()
 
 
 def chained(bench, start, *stages):

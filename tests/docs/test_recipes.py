@@ -1,7 +1,6 @@
 """The recipes train on class folders of tiny images, and go on exactly where they stopped."""
 
 import argparse
-import json
 import math
 import os
 import subprocess
@@ -92,28 +91,29 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
     assert load(out)["epochs"] == 2
 
 
-def test_the_closed_form_before_training(small, folder, tmp_path, capsys, monkeypatch):
-    models = small["transfer"].models  # of one depth, as a student deeper than its teacher cannot be fitted
-    monkeypatch.setattr(models, "vit_small", lambda **options: models.ViT(**options, dim=16, depth=12, heads=2))
-    torch.save(models.vit_small(img_size=16, patch_size=4, num_classes=3).state_dict(), tmp_path / "deep.pt")
-    ours = ("--weights", tmp_path / "deep.pt", "--student", "vision_tiny", "--fit", 16, "--epochs", 1)
-    assert math.isfinite(small["transfer"].main(command(folder, tmp_path / "out", *ours))["loss"])
-    assert "stream error" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--fit needs a student of one token per patch.*got vim_tiny"):
-        small["transfer"].main(command(folder, tmp_path / "vim", *ours[:2], "--student", "vim_tiny", "--fit", 16))
-
-
-def test_a_teacher_of_a_known_family(small, folder, tmp_path):
-    config = {
-        "model_type": "dinov2", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 4,
-        "image_size": 16, "patch_size": 4, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
-    }  # fmt: skip
+@pytest.mark.parametrize(("width", "student"), [(16, "vision_tiny"), (12, "vision_tiny"), (16, "vim_tiny")])
+def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder, tmp_path, capsys, width, student):
     transformers = pytest.importorskip("transformers")
-    own = {key: value for key, value in config.items() if key != "model_type"}
-    torch.save(transformers.Dinov2Model(transformers.Dinov2Config(**own)).state_dict(), tmp_path / "dino.pt")
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    ours = ("--weights", tmp_path / "dino.pt", "--config", tmp_path / "config.json", "--student", "vision_tiny")
-    assert math.isfinite(small["transfer"].main(command(folder, tmp_path / "out", *ours))["loss"])
+    config = transformers.Dinov2Config(
+        hidden_size=width, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=16, patch_size=4
+    )
+    torch.manual_seed(0)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    ours = ("--weights", tmp_path / "dino", "--student", student)
+    out = tmp_path / "out"
+    closed = ("--closed-form", 16) if student == "vision_tiny" else ()
+    scores = small["transfer"].main(command(folder, out, *ours, *closed))
+    assert math.isfinite(scores["loss"]) and load(out)["epochs"] == 2
+    printed = capsys.readouterr().out
+    assert ("stream error" in printed) == bool(closed)
+
+
+def test_a_language_model_is_refused(small, folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="holds a MambaLM: expected an image model"):
+        small["transfer"].main(command(folder, tmp_path / "out", "--weights", tmp_path / "text"))
 
 
 def test_what_was_fine_tuned_can_teach(small, folder, teacher, tmp_path):

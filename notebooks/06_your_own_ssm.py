@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 import transmamba as tm
 from transmamba.models import BlockStack, Features
 from transmamba.models.stack import reset_children
+from transmamba.nn.embed import draw_position
 from transmamba.ops import permute_tokens, scan_orders
 
 # %% [markdown]
@@ -48,7 +49,7 @@ def spiral(rows, columns):
     grid, walk = [[row * columns + column for column in range(columns)] for row in range(rows)], []
     while grid:
         walk += grid.pop(0)
-        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn what is left
+        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn the rest
     return walk
 
 
@@ -62,7 +63,7 @@ axis.set(xticks=range(4), yticks=range(4), title="the order of 16 tokens")
 # %% [markdown]
 # ## A new recurrence
 #
-# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: what is kept depends on the token.
+# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: the share that is kept depends on the token.
 
 
 # %%
@@ -77,8 +78,8 @@ def leaky_average(u_scan, keep_scan):
 # %% [markdown]
 # ## A mixer
 #
-# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also shows what each direction contributed, in
-# natural token order; the contributions add up to the output. That is all that directional distillation needs.
+# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also gives the contribution of each direction, in
+# natural token order; the contributions add up to the output. Directional distillation needs nothing else.
 
 
 # %%
@@ -138,6 +139,7 @@ class SpiralNet(nn.Module):
 
     def reset_parameters(self):
         reset_children(self)
+        draw_position(self.pos_embed)  # what the model itself owns
 
 
 print("a backbone:", isinstance(SpiralNet(48, 4), tm.models.Backbone))

@@ -25,6 +25,7 @@ from transmamba.distill.directional import DirectionalDetails as DirectionalDeta
 from transmamba.distill.directional import MultiDirectionalDistill as MultiDirectionalDistill
 from transmamba.distill.features import TappedFeatures as TappedFeatures
 from transmamba.distill.features import tap as tap
+from transmamba.distill.frozen import FrozenTeacher as FrozenTeacher
 from transmamba.distill.hidden import HiddenLogitsDistill as HiddenLogitsDistill
 from transmamba.distill.image_text import align_image_text as align_image_text
 from transmamba.distill.image_text import check_vocabularies as check_vocabularies

@@ -31,7 +31,7 @@ class ViT(Pretrained, nn.Module):
         img_size: rows and columns of the image in pixels, or one number for both.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
-        num_classes: outputs of the head; 0 leaves what it would read as it is.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         dim: width of the tokens.
         depth: number of blocks.
         heads: attention heads.
@@ -54,7 +54,7 @@ class ViT(Pretrained, nn.Module):
         norm_eps: their epsilon.
         norm_bias: whether they have a bias; an RMSNorm has none.
         final_norm: a norm after the last block.
-        pool: what the head reads: the class token, or the mean of the patches.
+        pool: input of the head: the class token, or the mean of the patches.
         fc_norm: a norm of that.
 
     Raises:
@@ -179,7 +179,7 @@ class ViT(Pretrained, nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         if self.pos_embed is not None:
             draw_position(self.pos_embed)
@@ -230,7 +230,7 @@ class ViT(Pretrained, nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """The original ViT's start: Xavier-uniform linear weights, biases zero."""
+    """Initialise as the original ViT does: Xavier-uniform linear weights, biases zero."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -239,17 +239,17 @@ def init_transformer(module: nn.Module) -> None:
 
 @register
 def vit_tiny(**options: object) -> ViT:
-    """ViT-Ti / DeiT-Ti: 12 blocks of width 192, 3 heads."""
+    """Build ViT-Ti / DeiT-Ti: 12 blocks of width 192, 3 heads."""
     return ViT(dim=192, depth=12, heads=3, **options)  # type: ignore[arg-type]
 
 
 @register
 def vit_small(**options: object) -> ViT:
-    """ViT-S / DeiT-S: 12 blocks of width 384, 6 heads."""
+    """Build ViT-S / DeiT-S: 12 blocks of width 384, 6 heads."""
     return ViT(dim=384, depth=12, heads=6, **options)  # type: ignore[arg-type]
 
 
 @register
 def vit_base(**options: object) -> ViT:
-    """ViT-B / DeiT-B: 12 blocks of width 768, 12 heads."""
+    """Build ViT-B / DeiT-B: 12 blocks of width 768, 12 heads."""
     return ViT(dim=768, depth=12, heads=12, **options)  # type: ignore[arg-type]

@@ -242,6 +242,12 @@ def tap(s):
     return Call(_tapped, {"patterns": s.choice("*", ["0"]), "point": "output", "frozen": False, "select": None})
 
 
+def FrozenTeacher(s):
+    return Call(distill.FrozenTeacher, {"model": nn.Linear(s["dim"], 3), "method": "forward"}, {
+        "input": s.normal("batch dim"),
+    })  # fmt: skip
+
+
 def top_logits(s):
     return Call(distill.top_logits, {
         "hidden": s.normal("batch token dim"), "head": s.normal("7 dim"), "count": s["classes"], "temperature": 2.0,

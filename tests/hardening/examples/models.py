@@ -18,7 +18,9 @@ def _backbone(s, **options):
 
 
 def VisionMamba(s):
-    options = {"depth": 2, "orders": ("forward", "backward"), "mlp": s.choice(True, False), "d_state": s["state"]}
+    mixers = {"d_state": s["state"], "mixer": None}, {"d_state": None, "mixer": partial(tnn.MambaMixer, directions=2)}
+    options = {"depth": 2, "orders": ("forward", "backward"), "mlp": s.choice(True, False), "mlp_ratio": 2.0}
+    options |= s.choice(*mixers)
     return Call(models.VisionMamba, _backbone(s, **options), _image(s))
 
 

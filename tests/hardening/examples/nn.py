@@ -132,7 +132,7 @@ def CrossMamba(s):
          "readout": s.choice("final", "progress"), "bidirectional": s.choice(True, False),
          "residual": s.choice(True, False)},
         {"query": s.normal("batch length dim"), "context": s.normal("batch past context"),
-         "context_mask": s.choice(None, s.mask("batch past"))},
+         "context_mask": s.choice(None, s.mask("batch past")), "query_mask": s.choice(None, s.mask("batch length"))},
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def CrossMambaBlock(s):
         {"query_dim": s["dim"], "context_dim": s["context"], "mixer": s.choice(None, mixer),
          "mlp": s.choice(True, False), "mlp_ratio": 2.0, "norm": nn.LayerNorm, "drop_path": 0.1},
         {"x": s.normal("batch length dim"), "context": s.normal("batch past context"),
-         "context_mask": s.choice(None, s.mask("batch past"))},
+         "context_mask": s.choice(None, s.mask("batch past")), "query_mask": s.choice(None, s.mask("batch length"))},
     )  # fmt: skip
 
 

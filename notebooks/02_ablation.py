@@ -187,7 +187,7 @@ for number, (raw, clean) in enumerate(zip(layers, centred, strict=True)):
 # Three readings of "the feature of a layer": the residual **stream** after the block, both directions in it; each
 # direction's **share** of the mixer output, which is the paper's equations taken literally; or the block's **input
 # plus the share** of one direction, the stream as if the mixer scanned only that way. The last is the third change: a
-# teacher's feature is a stream too, while a mixer output is only what one layer adds.
+# teacher's feature is a stream too, while a mixer output is only the addition of one layer.
 
 
 # %%
@@ -206,8 +206,8 @@ def input_and_shares(model, x, features):
 
 
 # %% [markdown]
-# The loss: calibrators bring each layer to the teacher's width, `MultiDirectionalDistill` compares. An inherited
-# student tells its calibrators where its channels came from (`pad=report.kept["residual"]`).
+# The loss: calibrators bring each layer to the teacher's width, `MultiDirectionalDistill` compares. The calibrators of
+# an inherited student get the teacher positions of its channels (`pad=report.kept["residual"]`).
 
 
 # %%
@@ -321,7 +321,7 @@ axis.grid(alpha=0.3)
 #
 # * **Inheritance decides.** An inherited student passes the end of a run from scratch within a third of its steps.
 # * **From scratch, features help, if they are the right ones.** Last feature and all layers are alike. The directions'
-#   shares of the mixer output, which are what the paper's equations say, give most of the gain away again. The tuned
+#   shares of the mixer output, which the paper's equations compare, give most of the gain away again. The tuned
 #   form, with the block's input added, centred targets and matched depth, is the best one from scratch.
 # * **On top of inheritance there is little left to gain** in so few steps: a point or two, at a higher price per step.
 # * **The amount of data hardly matters yet.** Half of the images do as well as all of them; a quarter, seen eight

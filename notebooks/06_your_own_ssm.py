@@ -49,7 +49,7 @@ def spiral(rows, columns):
     grid, walk = [[row * columns + column for column in range(columns)] for row in range(rows)], []
     while grid:
         walk += grid.pop(0)
-        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn what is left
+        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn the rest
     return walk
 
 
@@ -63,7 +63,7 @@ axis.set(xticks=range(4), yticks=range(4), title="the order of 16 tokens")
 # %% [markdown]
 # ## A new recurrence
 #
-# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: what is kept depends on the token.
+# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: the share that is kept depends on the token.
 
 
 # %%
@@ -78,8 +78,8 @@ def leaky_average(u_scan, keep_scan):
 # %% [markdown]
 # ## A mixer
 #
-# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also shows what each direction contributed, in
-# natural token order; the contributions add up to the output. That is all that directional distillation needs.
+# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also gives the contribution of each direction, in
+# natural token order; the contributions add up to the output. Directional distillation needs nothing else.
 
 
 # %%

@@ -161,7 +161,7 @@ print(*({LAZY!r} & (set(sys.modules) - before)))"""
 def test_files_and_functions_stay_small(path):
     source = path.read_text()
     assert len(source.splitlines()) <= 300
-    if path.stem in ("triton_forward", "triton_backward", "triton_cross_kernels"):
+    if "triton.jit" in source:
         return  # a kernel is one function, and what it calls is inlined anyway
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):

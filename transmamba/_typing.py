@@ -109,7 +109,7 @@ def _jit(name: str, way: str) -> str:
 
 
 def _form(call: tuple[Any, ...]) -> Any:
-    """What the check sees of a call, as something to look up; None if it sees more than can be compared."""
+    """Return the part of a call that the check depends on, as a key for lookup; None if it cannot be compared."""
     form = _form_of(call)
     try:
         hash(form)
@@ -134,7 +134,7 @@ def check_sizes(**sizes: int | None) -> None:
     """Refuse sizes below 1; None stands for a default.
 
     Raises:
-        TypeError: a size is no whole number.
+        TypeError: a size is not a whole number.
         ValueError: a size is not between 1 and 2**31 - 1.
     """
     for name, size in sizes.items():
@@ -147,10 +147,10 @@ def check_sizes(**sizes: int | None) -> None:
 
 
 def scaled_size(size: int, ratio: float, name: str) -> int:
-    """`size` times `ratio`, rounded down.
+    """Multiply `size` by `ratio`, rounded down.
 
     Raises:
-        ValueError: that is no size.
+        ValueError: the result is not a size.
     """
     if not 1 <= size * ratio <= LARGEST:
         raise ValueError(f"{name}={ratio} of a width of {size} leaves no channel, or too many")

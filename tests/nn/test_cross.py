@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from transmamba.nn import CrossMamba
 from transmamba.ops import selective_scan, use_backend
-from transmamba.ops.backends.native import library
+from transmamba.ops.native import library
 
 READOUTS = ("final", "aligned", "progress")
 

@@ -39,11 +39,14 @@ from transmamba.distill.processes import ends_process as ends_process
 from transmamba.distill.published import MixingMatrixDistill as MixingMatrixDistill
 from transmamba.distill.published import OFADistill as OFADistill
 from transmamba.distill.published import OfficialRepoLoss as OfficialRepoLoss
+from transmamba.distill.relation import TokenRelationDistill as TokenRelationDistill
 from transmamba.distill.sample import TokenSample as TokenSample
 from transmamba.distill.sample import sample_tokens as sample_tokens
 from transmamba.distill.sparse import SparseLogits as SparseLogits
 from transmamba.distill.sparse import SparseLogitsDistill as SparseLogitsDistill
 from transmamba.distill.sparse import top_logits as top_logits
+from transmamba.distill.store import FeatureStore as FeatureStore
+from transmamba.distill.store import fingerprint as fingerprint
 from transmamba.distill.text import AlignedText as AlignedText
 from transmamba.distill.text import align_text as align_text
 from transmamba.distill.total import TransMambaLoss as TransMambaLoss

@@ -117,7 +117,7 @@ class AudioEncoder(Pretrained, nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         draw_position(self.pos_embed)
 

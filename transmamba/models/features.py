@@ -1,4 +1,4 @@
-"""What a backbone is, and what it shows of its inside."""
+"""The `Backbone` protocol, and `Features`, the record of intermediate tokens."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,14 +13,14 @@ class Features(NamedTuple):
     """Tokens from inside a backbone; every tensor is `(batch, token, dim)`.
 
     Attributes:
-        last: the stream after the final norm, what the head reads.
+        last: the stream after the final norm, which is the head's input.
         layers: the residual stream after each block, second residual included, before the final norm.
         grid: rows and columns (or frames, rows, columns) of the patch tokens.
         directions: `directions[k][i]` is the share of direction k in the mixer output of block i, its tokens in the
             order in which k visits them; empty unless asked for. Brought back to natural order, the shares of a block
             add up to its mixer output (less the bias of the output projection).
         orders: the scan order of each direction; of the last layer where `grids` differ.
-        extra: positions of the tokens that are no patches (class, distillation, register tokens).
+        extra: positions of the tokens other than patches (class, distillation, register tokens).
         grids: the grid of every layer, where it is not `grid` for all of them.
     """
 
@@ -38,23 +38,23 @@ class Backbone(Protocol):
     """Any module with these methods is a backbone; nothing has to be inherited or registered."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Compute the logits."""
         ...
 
     def forward_features(self, x: Tensor, directions: bool = False) -> Features:
-        """Tokens of the last and of every layer, and of every direction if asked for."""
+        """Return the tokens of the last and of every layer, and of every direction if asked for."""
         ...
 
     def forward_intermediates(self, x: Tensor, indices: int | list[int] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         ...
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink, or patterns of names such as "*.A_log"."""
+        """Return the names of parameters that an optimiser should not shrink, or patterns such as "*.A_log"."""
         ...
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, as after a start on the meta device."""
+        """Draw the initial values again, for instance after a start on the meta device."""
         ...
 
 

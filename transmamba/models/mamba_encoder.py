@@ -69,7 +69,7 @@ class MambaEncoder(Pretrained, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The tokens. True in `mask` marks a real one; the others influence none of them.
+        """Encode tokens. True in `mask` marks a real token; padding does not influence the others.
 
         Raises:
             ValueError: there are more tokens than positions, or `type_ids` and no table for them.
@@ -85,7 +85,7 @@ class MambaEncoder(Pretrained, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         orders = scan_orders(ORDERS, ids.shape[1], ids.device)
         streams = self.blocks.streams(self._embed(ids, type_ids), orders, mask, directions=directions)
         last = self.norm(streams.layers[-1])
@@ -94,16 +94,16 @@ class MambaEncoder(Pretrained, nn.Module):
     def forward_intermediates(
         self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(ids)
         return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)
         self._init_weights()
 

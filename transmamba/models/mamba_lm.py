@@ -18,13 +18,14 @@ from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
 from transmamba.models.tied import TiedHead
 from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
+from transmamba.nn.cache import ConvolvedCache
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import TrapezoidState, scan_order
 from transmamba.transfer.teachers.architecture import Architecture
 
-LayerCache = MixerCache | TrapezoidState | AttentionCache
+LayerCache = MixerCache | TrapezoidState | AttentionCache | ConvolvedCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 
@@ -42,7 +43,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
             builder per block.
         d_intermediate: hidden width of an MLP in every block, up to a multiple of 128; none by default.
         tied: embedding and head are one matrix.
-        vocab_multiple: what the number of rows is a multiple of.
+        vocab_multiple: number of which the rows are a multiple.
         norm_eps: added to the mean square or variance in every norm.
         block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
             another MLP or other norms; or one builder per block.
@@ -124,7 +125,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
                 projection.weight /= math.sqrt(len(branches) * len(self.blocks))
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)
         if self.pos_embed is not None:
             draw_position(self.pos_embed)
@@ -137,7 +138,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token vocabulary"]:
-        """Logits of the token after each token.
+        """Compute the logits of the token after each token.
 
         Args:
             ids: tokens.
@@ -155,7 +156,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
-        """Tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
+        """Return the tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
         x = self._place(self._embed(ids), mask, seq_idx)
         streams = self.blocks.streams(x, None, mask, seq_idx, directions=directions)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
@@ -164,7 +165,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
     def forward_intermediates(
         self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(ids)
         return features.last, select_layers(features.layers, indices)
 
@@ -178,7 +179,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         return read_architecture(self, "decoder", tied=self.tied, logit_softcap=self.logit_softcap)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias", "pos_embed"))}
 
     @typed
@@ -188,7 +189,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
-        """Logits after the last real token, going on from `cache` if there is one, and the cache after it."""
+        """Read a prompt, after `cache` if given; return the logits after its last real token, and the new cache."""
         before, seen = self._split(cache, ids)
         x, caches = self._place(self._embed(ids), mask, seen=seen), []
         for block, layer in zip(self.blocks, before, strict=True):
@@ -219,14 +220,14 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         pad_token: int = 0,
         **sampling: Any,
     ) -> Int[Tensor, "batch longer"]:
-        """The prompts, continued.
+        """Continue the prompts; the result starts with them.
 
         Args:
             ids: prompts; shorter ones are padded on the left.
             max_new_tokens: tokens to add at most.
             mask: True marks a real token of a prompt.
             stop_tokens: each ends its sequence.
-            pad_token: what fills up a sequence that has ended.
+            pad_token: token that fills up a sequence that has ended.
             sampling: `temperature`, `top_k`, `top_p` and `generator` of `next_token`; greedy by default.
         """
         logits, cache = self.prefill(ids, mask)
@@ -265,7 +266,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _split(self, cache: Cache | None, ids: Tensor) -> tuple[Sequence[Any], Tensor]:
-        """Caches of the blocks, and the number of real tokens before, (batch,), if positions need it."""
+        """Return the caches of the blocks, and the number of earlier real tokens, (batch,), if positions need it."""
         none = ids.new_zeros(len(ids))
         if not cache:
             return [None] * len(self.blocks), none

@@ -1,4 +1,4 @@
-"""Blocks one after the other: what every backbone does between its stem and its head."""
+"""A stack of blocks: the part of every backbone between its stem and its head."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from transmamba.ops import ScanOrder, permute_tokens
 
 
 class Streams(NamedTuple):
-    """What came out of each block: the stream after it, and by direction (in scan order) its mixer output."""
+    """Outputs of the blocks: the stream after each, and by direction (in scan order) its mixer output."""
 
     layers: tuple[Tensor, ...]
     directions: tuple[tuple[Tensor, ...], ...]
@@ -30,11 +30,11 @@ class BlockStack(nn.ModuleList):
     recompute = False
 
     def __iter__(self) -> Iterator[Any]:
-        """The blocks."""
+        """Iterate over the blocks."""
         return super().__iter__()
 
     def forward(self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any) -> Tensor:
-        """The stream after the last block."""
+        """Return the stream after the last block."""
         for block in self:
             tokens = self._run(block, tokens, orders, *context)
         return tokens
@@ -42,7 +42,7 @@ class BlockStack(nn.ModuleList):
     def streams(
         self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any, directions: bool = False
     ) -> Streams:
-        """The stream after each block, and with `directions` each direction's share of every mixer output."""
+        """Return the stream after each block, and with `directions` each direction's share of every mixer output."""
         layers, shares = [], []
         for block in self:
             if directions:
@@ -99,12 +99,12 @@ def output_layer(mixer: Any) -> nn.Linear | None:
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Rates from zero at the first block to `rate` at the last."""
+    """Return rates from zero at the first block to `rate` at the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def reset_children(model: nn.Module) -> None:
-    """Draw the initial values of everything inside `model` anew, the innermost modules first.
+    """Draw the initial values of everything inside `model` again, the innermost modules first.
 
     What `model` itself owns, such as a position table, is left to its own `reset_parameters`.
 

@@ -151,7 +151,7 @@ class TransformerEncoder(Pretrained, nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)
         self._init_weights()
 

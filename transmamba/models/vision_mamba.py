@@ -88,13 +88,13 @@ class VisionMamba(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         orders = scan_orders(self.order_specs, self.grid, x.device)
         return self.head(self.norm(self.blocks(self._embed(x), orders)).mean(1))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         orders = scan_orders(self.order_specs, self.grid, x.device)
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders))
@@ -102,16 +102,16 @@ class VisionMamba(Pretrained, nn.Module):
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
         features = self.forward_features(x)
         return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         draw_position(self.pos_embed)
         init_linear(self.head)

@@ -50,13 +50,13 @@ class VMambaBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block."""
+        """Return the stream after the block."""
         return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, grid)))
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """The stream after the block, and the mixer's output split by direction in natural token order."""
+        """Return the stream after the block, and the mixer's output split by direction, in natural token order."""
         mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
         return self._feed_forward(x + self.drop_path(mixed)), parts
 
@@ -67,7 +67,7 @@ class VMambaBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid, and what leads to the next, coarser one."""
+    """Blocks on one grid, and the module that leads to the next, coarser one."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class VMamba(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         tokens, grid = _tokens(self._embed(x))
         for stage in self.stages:
             tokens = stage.blocks(tokens, scan_orders(self.orders, grid, x.device), grid)
@@ -146,7 +146,7 @@ class VMamba(Pretrained, nn.Module):
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output.
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output.
 
         Width and grid change from stage to stage; `Features.grids` has the grid of each layer.
         """
@@ -168,7 +168,7 @@ class VMamba(Pretrained, nn.Module):
     def forward_intermediates(
         self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
     ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token2 dim2"]]]:
-        """The final tokens and the stream after the chosen stages: None all, n the last n, or a list."""
+        """Return the final tokens and the stream after the chosen stages: None all, n the last n, or a list."""
         features, ends, last = self.forward_features(x), [], -1
         for stage in self.stages:
             last += len(stage.blocks)
@@ -176,7 +176,7 @@ class VMamba(Pretrained, nn.Module):
         return features.last, select_layers(ends, indices)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
 
     def _embed(self, x: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class VMamba(Pretrained, nn.Module):
         return image if self.pos_embed is None else image + self.pos_embed
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -209,7 +209,7 @@ def _map(tokens: Tensor, grid: Grid) -> Tensor:
 @register
 @typed
 def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, **options: Any) -> VMamba:
-    """The first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
+    """Build the first VMamba: gated mixers and no MLPs, patches without overlap, patch merging."""
     return VMamba(
         dims,
         depths,
@@ -225,7 +225,7 @@ def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, 
 def vmamba_v2(
     dims: Sequence[int], depths: Sequence[int], *, d_state: int = 1, expand: float = 2.0, **options: Any
 ) -> VMamba:
-    """The released VMamba: mixers without gate, one state per channel, MLPs, overlapping patches, convolutions."""
+    """Build the released VMamba: ungated mixers, one state per channel, MLPs, overlapping patches and convolutions."""
     mixer = partial(Scan2dMixer, d_state=d_state, expand=expand, conv_bias=False, gated=False)
     return VMamba(
         dims,
@@ -238,7 +238,7 @@ def vmamba_v2(
 
 
 def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
-    """Two convolutions that each halve the image; `dim` is at least 2."""
+    """Build two convolutions that each halve the image; `dim` is at least 2."""
     return nn.Sequential(
         ConvNorm(in_chans, dim // 2, kernel_size=3, stride=2),
         nn.GELU(),
@@ -248,53 +248,53 @@ def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
 
 @register
 def vmamba_v0_tiny(**options: Any) -> VMamba:
-    """VMamba-T of the first version."""
+    """Build VMamba-T of the first version."""
     return vmamba_v0((96, 192, 384, 768), (2, 2, 9, 2), **{"drop_path": 0.2, **options})
 
 
 @register
 def vmamba_v0_small(**options: Any) -> VMamba:
-    """VMamba-S of the first version."""
+    """Build VMamba-S of the first version."""
     return vmamba_v0((96, 192, 384, 768), (2, 2, 27, 2), **{"drop_path": 0.3, **options})
 
 
 @register
 def vmamba_v0_base(**options: Any) -> VMamba:
-    """VMamba-B of the first version."""
+    """Build VMamba-B of the first version."""
     return vmamba_v0((128, 256, 512, 1024), (2, 2, 27, 2), **{"drop_path": 0.6, **options})
 
 
 @register
 def vmamba_tiny_s2l5(**options: Any) -> VMamba:
-    """VMamba-T, 5 blocks in the third stage."""
+    """Build VMamba-T, 5 blocks in the third stage."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 5, 2), expand=2.0, **{"drop_path": 0.2, **options})
 
 
 @register
 def vmamba_tiny_s1l8(**options: Any) -> VMamba:
-    """VMamba-T, 8 narrow blocks in the third stage: the published one."""
+    """Build VMamba-T, 8 narrow blocks in the third stage: the published one."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 8, 2), expand=1.0, **{"drop_path": 0.2, **options})
 
 
 @register
 def vmamba_small_s2l15(**options: Any) -> VMamba:
-    """VMamba-S, 15 blocks in the third stage: the published one."""
+    """Build VMamba-S, 15 blocks in the third stage: the published one."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.3, **options})
 
 
 @register
 def vmamba_small_s1l20(**options: Any) -> VMamba:
-    """VMamba-S, 20 narrow blocks in the third stage."""
+    """Build VMamba-S, 20 narrow blocks in the third stage."""
     return vmamba_v2((96, 192, 384, 768), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.3, **options})
 
 
 @register
 def vmamba_base_s2l15(**options: Any) -> VMamba:
-    """VMamba-B, 15 blocks in the third stage: the published one."""
+    """Build VMamba-B, 15 blocks in the third stage: the published one."""
     return vmamba_v2((128, 256, 512, 1024), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.6, **options})
 
 
 @register
 def vmamba_base_s1l20(**options: Any) -> VMamba:
-    """VMamba-B, 20 narrow blocks in the third stage."""
+    """Build VMamba-B, 20 narrow blocks in the third stage."""
     return vmamba_v2((128, 256, 512, 1024), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.5, **options})

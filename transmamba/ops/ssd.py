@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import check_sizes, typed
-from transmamba.ops.backends.opaque import _without_autocast
-from transmamba.ops.backends.plain import exporting_to_onnx, walk
+from transmamba.ops.plain import exporting_to_onnx, walk, without_autocast
 from transmamba.ops.step import selective_step
 
 Limits = tuple[float, float]
@@ -75,7 +74,7 @@ def ssd_scan(
     """
     _check_groups(B.shape[2], x.shape[2])
     compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         steps = _step_sizes(dt.to(compute), dt_bias, dt_softplus, dt_limit)
         inputs = x.to(compute)
         if mask is not None:

@@ -1,4 +1,4 @@
-"""Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
+"""Inherit weights: match a teacher's tensors to a student's by name. Nothing here imports a loss or a model."""
 
 from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.attention_weights import AttentionInit

@@ -55,7 +55,7 @@ def subclone(
 ) -> SubcloneReport:
     """Initialise the student from the teacher's most important neurons, in place.
 
-    The teacher is translated into canonical form first (`translate`), so that every tensor is known by what it does:
+    The teacher is translated into canonical form first (`translate`), so that every tensor is known by its role:
     LayerScale, multipliers and offsets are folded into the weights. An MLP is inherited whole or not at all.
 
     Each axis name of the plan has one set of neurons, shared by all tensors on that axis: one for the whole residual
@@ -64,7 +64,7 @@ def subclone(
     Everything is checked before the first number is written.
 
     Args:
-        teacher: a module, a state dict, `open_safetensors(...)`, or what `translate` returned.
+        teacher: a module, a state dict, `open_safetensors(...)`, or the result of `translate`.
         student: a module or a state dict; written in its own dtype, on its own device.
         importance: higher is kept. Scores by teacher tensor name, one per weight (or 1 along an axis); scores by axis
             name, one per neuron; or a function (name, tensor) -> scores such as `magnitude_importance`.
@@ -79,7 +79,7 @@ def subclone(
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.
-        grow: let a wider student keep the initialisation of what the teacher does not have.
+        grow: let a wider student keep the initialisation of neurons that the teacher does not have.
         partial: accept that less than half of the tensors of the student's blocks have a counterpart.
         ssm_from: where the SSM parameters come from, after all the rest: another Mamba (the paper's recipe for language
             and video), or the teacher's own attention, `AttentionInit(heads=..., length=...)`. By default they keep
@@ -91,7 +91,8 @@ def subclone(
         TypeError: a tensor is quantised or sharded.
 
     Reference:
-        TransMamba, arXiv 2502.15130, section on weight subcloning. What the paper leaves open: docs/decisions.md.
+        TransMamba, arXiv 2502.15130, section on weight subcloning. For details that the paper leaves open see
+        docs/decisions.md.
 
     Example:
         >>> teacher, student = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
@@ -167,7 +168,7 @@ def prepare(
     grow: bool = False,
     refused: Mapping[str, str] | None = None,
 ) -> Prepared:
-    """Check a transfer, and list what it will write."""
+    """Check a transfer, and list its writes."""
     reasons = {**(refused or {}), **left}
     copies = [copy for copy in found.copies if copy.student not in reasons]
     for copy in copies:
@@ -218,7 +219,7 @@ def _add_ssm(
 
 
 def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values that the norm before each mixer will have after the planned writes."""
+    """Return the values that the norm before each mixer will have after the planned writes."""
     norms = {name: tensor.detach() for name, tensor in target.items() if ".norm1." in name}
     norms.update(
         {write.student: torch.cat(list(write.blocks())) for write in writes if write.student in norms and write.whole}
@@ -262,7 +263,7 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, tab
 
 
 def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
-    """Tell tensors that hold every number of one stored tensor from those of which something was changed."""
+    """Split off the tensors that hold every number of one stored tensor from those with changed values."""
     parts: dict[str, list[Write]] = {}
     for write in writes:
         parts.setdefault(write.student, []).append(write)
@@ -284,5 +285,5 @@ def _numbers(student: Weights) -> dict[str, Tensor]:
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:
-    """Equal for two names of one tensor."""
+    """Return a key that is equal for two names of one tensor."""
     return (tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor), *tensor.shape)

@@ -1,4 +1,4 @@
-"""Optimiser groups after a transfer: what was inherited, what is new, what must not decay."""
+"""Optimiser groups after a transfer: inherited parameters, new ones, and those without weight decay."""
 
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -21,16 +21,16 @@ def param_groups(
     inherited_lr: float | None = None,
     weight_decay: float = 0.05,
 ) -> list[dict[str, Any]]:
-    """Groups "inherited", "inherited_no_decay", "new" and "new_no_decay" for any torch optimiser.
+    """Return the groups "inherited", "inherited_no_decay", "new" and "new_no_decay" for any torch optimiser.
 
-    One-dimensional parameters, `NO_DECAY` and what the model's `no_weight_decay()` names do not decay; its entries may
-    be patterns, such as "*.mixer.log_decay". Frozen parameters are in no group, tied ones in one.
+    One-dimensional parameters, those in `NO_DECAY` and those that the model's `no_weight_decay()` names do not decay; its
+    entries may be patterns, such as "*.mixer.log_decay". Frozen parameters are in no group, tied ones in one.
 
     Args:
         student: the model that was initialised.
         inherited: names of its inherited parameters: `report.inherited`.
-        lr: learning rate of what is new.
-        inherited_lr: learning rate of what is inherited; `lr` by default.
+        lr: learning rate of the new parameters.
+        inherited_lr: learning rate of the inherited parameters; `lr` by default.
         weight_decay: decay of matrices.
 
     Raises:

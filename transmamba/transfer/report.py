@@ -1,4 +1,4 @@
-"""What a transfer did."""
+"""The report of a transfer."""
 
 import re
 from collections import Counter
@@ -13,7 +13,7 @@ class SubcloneReport:
 
     Attributes:
         copied: student name -> teacher name, where every number was taken over unchanged.
-        sliced: student name -> teacher name and what was done, where neurons were chosen, rows resized or values made.
+        sliced: student name -> teacher name and the change, where neurons were chosen, rows resized or values made.
         skipped: student name -> reason.
         kept: axis name -> the teacher's neurons that stay, for axes that became narrower.
         layers: student layer -> teacher layer.
@@ -40,13 +40,13 @@ class SubcloneReport:
         return frozenset(self.copied) | frozenset(self.sliced)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, fit for JSON."""
+        """Return plain dictionaries, lists and numbers, fit for JSON."""
         plain = asdict(self)
         lists = {"differs": list(self.differs), "unused": list(self.unused)}
         return plain | lists | {"kept": {name: list(kept) for name, kept in self.kept.items()}}
 
     def __str__(self) -> str:
-        """A table; tensors that differ in layer numbers alone share a line. `to_dict` has them apart."""
+        """Format a table; tensors that differ only in layer numbers share a line. `to_dict` lists them one by one."""
         kinds = (("copied", self.copied), ("sliced", self.sliced), ("skipped", self.skipped))
         rows = Counter(
             (_any_layer(name), kind, _any_layer(text)) for kind, names in kinds for name, text in names.items()

@@ -9,7 +9,7 @@ from transmamba._checkpoint import NUMBER_CODES, NUMBERS, LazyTensors
 
 
 def check_source(name: str, weights: Mapping[str, Tensor]) -> None:
-    """Raises TypeError or ValueError unless a teacher's tensor has plain floating numbers; a file's header suffices."""
+    """Raise TypeError or ValueError unless a teacher's tensor has plain floating numbers; a file's header suffices."""
     if isinstance(weights, LazyTensors):
         if weights.dtype(name) not in NUMBER_CODES:
             raise TypeError(_quantised(name, weights.dtype(name)))
@@ -23,7 +23,7 @@ def check_source(name: str, weights: Mapping[str, Tensor]) -> None:
 
 
 def check_target(name: str, tensor: Tensor) -> None:
-    """Raises TypeError or ValueError unless a student's tensor can be written in place."""
+    """Raise TypeError or ValueError unless a student's tensor can be written in place."""
     _refuse_sharded("student", name, tensor)
     if tensor.is_meta:
         raise ValueError(

@@ -11,17 +11,8 @@ import functools
 from typing import NamedTuple
 
 from tests.benchmarks.sass import code, simulation
-from transmamba.ops.backends.nvrtc import compiler
-from transmamba.ops.backends.nvrtc.variants import (
-    BACKWARD,
-    CHUNK,
-    FORWARD,
-    MOST_WARPS,
-    Shape,
-    Variant,
-    power,
-    spans_of,
-)
+from transmamba.ops.scan.nvrtc import compiler
+from transmamba.ops.scan.nvrtc.variants import BACKWARD, CHUNK, FORWARD, MOST_WARPS, Shape, Variant, power, spans_of
 
 SUMMED = 8  # tokens of a pass of `sum_directions`
 BFLOAT16, CAPABILITY, MULTIPROCESSORS = 1, "90", 132

@@ -90,10 +90,10 @@ _OLD_NAMES = (
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The VMamba of the official constructor arguments.
+    """Build the VMamba of the official constructor arguments.
 
     Raises:
-        ValueError: an argument is not understood, or what it asks for is not built here.
+        ValueError: an argument is unknown, or its value is not supported here.
     """
     args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
     if any(name.endswith("running_mean") for name in state):
@@ -132,7 +132,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple[str, ...]]:
-    """What builds the mixer of a block, and the orders it scans."""
+    """Return a builder of a block's mixer, and the orders that the mixer scans."""
     given = args["forward_type"]
     found = _FORWARD.fullmatch(given)
     if not found or found["scan"] not in _SCANS or found["norm"] not in (None, *_NORMS):
@@ -159,7 +159,7 @@ def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
-    """Whether the MLPs are: the newer official code takes the argument and ignores it."""
+    """Check whether the MLPs are gated: the newer official code takes the argument and ignores it."""
     first, second = (state.get(f"layers.0.blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
@@ -173,17 +173,17 @@ def _stem(args: Mapping[str, Any], dim: int) -> nn.Module:
 
 
 def official_name(name: str) -> str:
-    """`stages.0.blocks.1.mixer.ssm.dt_bias` -> `layers.0.blocks.1.op.dt_projs_bias`, and so on."""
+    """Map `stages.0.blocks.1.mixer.ssm.dt_bias` to `layers.0.blocks.1.op.dt_projs_bias`, and so on."""
     return _substitute(_NAMES, name)
 
 
 def official_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """The directions of A_log and D are one after the other along the channels."""
+    """Join the directions of A_log and D, which lie one after the other along the channels."""
     return (shape[0] * shape[1], *shape[2:]) if name.endswith((".A_log", ".D")) else tuple(shape)
 
 
 def modernise(state: State) -> State:
-    """Names of other releases; linear layers kept as convolutions of one pixel."""
+    """Update names of other releases; flatten linear layers that were kept as convolutions of one pixel."""
     merged = {name.removesuffix("2.weight") for name in state if name.endswith(".downsample.2.weight")}
     for part in merged:  # patch merging as a list of modules
         moved = {f"{part}1.weight": "norm.weight", f"{part}1.bias": "norm.bias", f"{part}2.weight": "reduction.weight"}
@@ -201,12 +201,12 @@ def modernise(state: State) -> State:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes."""
+    """Infer another number of classes."""
     return told_classes(model, state, "classifier.head")
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Only the head can differ."""
+    """Replace the head, the only part that can differ."""
     return fresh_head(state, target)
 
 

@@ -45,9 +45,10 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @functools.cache
     def checked() -> Callable[P, R]:
         # on the first call, because this takes longer than importing the module
-        from beartype import beartype
+        from beartype import BeartypeConf, beartype
 
-        return jaxtyped(function, typechecker=beartype)
+        # a whole number is a float, as for every type checker and for torch: weight_decay=0
+        return jaxtyped(function, typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
 
     passed: set[Any] = set()
 

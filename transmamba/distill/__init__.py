@@ -15,6 +15,12 @@ from transmamba.distill.align import resize_tokens as resize_tokens
 from transmamba.distill.baselines import LastFeatureDistill as LastFeatureDistill
 from transmamba.distill.baselines import LayerwiseDistill as LayerwiseDistill
 from transmamba.distill.baselines import LogitsDistill as LogitsDistill
+from transmamba.distill.bridge import DirectionBridge as DirectionBridge
+from transmamba.distill.bridge import Layout as Layout
+from transmamba.distill.bridge import Sides as Sides
+from transmamba.distill.bridge import Tokens as Tokens
+from transmamba.distill.bridge import check_layouts as check_layouts
+from transmamba.distill.bridge import natural_shares as natural_shares
 from transmamba.distill.calibrate import FeatureCalibrator as FeatureCalibrator
 from transmamba.distill.calibrate import LayerCalibrators as LayerCalibrators
 from transmamba.distill.contrastive import ContrastiveLoss as ContrastiveLoss

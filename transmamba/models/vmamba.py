@@ -181,10 +181,11 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
         """Channels, reduction and module name of each stage, by timm's keys."""
         shrinks = [self.patch_embed, *(stage.downsample for stage in self.stages[:-1])]
         reductions = accumulate(map(_stride, shrinks), operator.mul)
-        pairs = zip(self.stages, reductions, strict=True)
+        widths = [next(iter(stage.blocks)).norm1.weight.numel() for stage in self.stages]
+        pairs = zip(widths, reductions, strict=True)
         return [
-            {"num_chs": stage.blocks[0].norm1.weight.numel(), "reduction": reduction, "module": f"stages.{i}"}
-            for i, (stage, reduction) in enumerate(pairs)
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (width, reduction) in enumerate(pairs)
         ]
 
     def no_weight_decay(self) -> set[str]:

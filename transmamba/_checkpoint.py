@@ -14,6 +14,8 @@ Weights = nn.Module | Mapping[str, Tensor]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATING_CODES = ("F16", "BF16", "F32", "F64")  # the same formats in the header of a safetensors file
+NUMBERS = (*FLOATING, torch.complex64, torch.complex128)
+NUMBER_CODES = (*FLOATING_CODES, "C64")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict", "model", "module", "model_ema")
 PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.")

@@ -172,6 +172,20 @@ def test_a_student_in_a_format_too_small_to_write():
         subclone({"weight": torch.ones(3, 2)}, student, {}, plan={"weight": ("weight", "hidden residual")})
 
 
+def test_a_complex_teacher_tensor_for_a_real_one():
+    message = r"teacher tensor w is complex, student tensor w is torch\.float32: exclude the tensor, or give"
+    teacher, student = {"w": torch.ones(3, 2, dtype=torch.cfloat)}, {"w": torch.zeros(3, 2)}
+    with pytest.raises(TypeError, match=message):
+        subclone(teacher, student, magnitude_importance, plan={"w": ("w", "hidden residual")})
+    assert not student["w"].any()
+
+
+def test_scores_that_are_complex():
+    teacher, student = {"w": torch.ones(3, 2, dtype=torch.cfloat)}, {"w": torch.zeros(2, 2, dtype=torch.cfloat)}
+    with pytest.raises(TypeError, match="importance of w is complex, and neurons are ranked: give its absolute value"):
+        subclone(teacher, student, lambda name, w: w, plan={"w": ("w", "hidden residual")})
+
+
 def test_a_plan_without_axes():
     message = "plan for scale: no axes; exclude scalars"
     with pytest.raises(ValueError, match=message):

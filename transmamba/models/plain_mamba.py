@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
 from transmamba.models.vision_mamba import SNAKES
@@ -83,7 +83,7 @@ class PlainMambaBlock(nn.Module):
 
 
 @register
-class PlainMamba(Pretrained, nn.Module):
+class PlainMamba(Pretrained, FeatureMethods, nn.Module):
     """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
 
     The image may have another size than `img_size`: the position table is resized on the way.
@@ -167,7 +167,7 @@ class PlainMamba(Pretrained, nn.Module):
         tokens, grid = self._embed(x)
         orders = scan_orders(SNAKES, grid, x.device)
         tokens = self.blocks(tokens, orders, moves_between(orders, grid), grid)
-        return self.head(self.norm(tokens).mean(1))
+        return self.forward_head(self.norm(tokens))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -177,12 +177,9 @@ class PlainMamba(Pretrained, nn.Module):
         layers, shares = self.blocks.streams(tokens, orders, moves_between(orders, grid), grid, directions=directions)
         return Features(self.norm(layers[-1]), layers, grid, shares, tuple(orders))
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and the pixels along the side of a patch."""
+        return self.patch_embed.projection.out_channels, 2 * self.patch_embed.side
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

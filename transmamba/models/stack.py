@@ -104,11 +104,24 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 
 
 def reset_children(model: nn.Module) -> None:
-    """Draw the initial values of everything inside `model` again, the innermost modules first."""
+    """Draw the initial values of everything inside `model` again, the innermost modules first.
+
+    What `model` itself owns, such as a position table, is left to its own `reset_parameters`.
+
+    Raises:
+        TypeError: a module inside owns parameters and has no `reset_parameters`.
+    """
 
     def reset(module: Any) -> None:
-        if module is not model and hasattr(module, "reset_parameters"):
+        if module is model:
+            return
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif owned := [name for name, _ in module.named_parameters(recurse=False)]:
+            raise TypeError(
+                f"{type(module).__name__} owns {', '.join(owned)} and has no reset_parameters: give it one that draws"
+                " them, or they would keep their values here and stay empty after to_empty"
+            )
 
     model.apply(reset)
 

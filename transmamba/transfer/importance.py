@@ -24,6 +24,10 @@ def magnitude_importance(name: str, weight: Tensor) -> Tensor:
     return weight.abs()
 
 
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def first_importance(name: str, weight: Tensor) -> Tensor:
     """Give all weights one score, so that ties keep the first neurons: the baseline that cuts tensors at the front."""
     return torch.zeros(()).expand(weight.shape)
@@ -65,14 +69,14 @@ def stability_importance(
     old, new = named_tensors(before), named_tensors(after)
     scores = {}
     for name in old:
-        if name not in new or not old[name].is_floating_point():
+        if name not in new or not _is_number(old[name]):
             continue
         if old[name].shape != new[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(old[name].shape)} before the fine-tuning and {tuple(new[name].shape)} after:"
                 " expected one model at two times"
             )
-        if not new[name].is_floating_point():
+        if not _is_number(new[name]):
             raise TypeError(f"{name} is {old[name].dtype} before the fine-tuning and {new[name].dtype} after")
         change = (new[name].detach() - old[name].detach().to(new[name].device)).abs()
         if measure == "relative":
@@ -151,8 +155,8 @@ def taylor_importance(
     Reference:
         Importance estimation for pruning, arXiv 1906.10771.
     """
-    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad and p.is_floating_point()}
-    scores = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad}
+    scores = {name: torch.zeros_like(p.detach().abs()) for name, p in parameters.items()}
     reached: set[str] = set()
     if not parameters:
         raise ValueError("no parameter of the teacher requires a gradient: call teacher.requires_grad_(True) first")
@@ -162,7 +166,8 @@ def taylor_importance(
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 if gradient is not None:
                     reached.add(name)
-                    scores[name] += (parameter.detach() * gradient).abs()
+                    # the gradient of a complex number points along its conjugate
+                    scores[name] += (parameter.detach().conj() * gradient).real.abs()
     if not reached:
         raise ValueError("the loss depends on no parameter of the teacher")
     return {name: scores[name] for name in parameters if name in reached}

@@ -153,6 +153,8 @@ def _element_scores(copy: Copy, teacher: Source, importance: Importance) -> Tens
             f"importance of {label} has shape {tuple(score.shape)}, the tensor {shape}: expected one score per"
             " weight, or 1 on the axes along which the score is constant"
         )
+    if score.is_complex():
+        raise TypeError(f"importance of {label} is complex, and neurons are ranked: give its absolute value")
     _refuse_non_finite(label, score)
     return score.detach().cpu().reshape(align(tuple(score.shape), copy.teacher_axes, label))
 

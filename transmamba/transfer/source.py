@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import Weights, named_tensors, shape_of
+from transmamba._checkpoint import LazyTensors, Weights, named_tensors, shape_of
 from transmamba.transfer.teachers import Translated
 from transmamba.transfer.tensors import check_source
 
@@ -49,6 +49,16 @@ class Source(Mapping[str, Tensor]):
         if name in self._zeros:
             return self.shape(self._zeros[name])[:1]
         return self._tensors.shape(name) if isinstance(self._tensors, Translated) else shape_of(self._tensors, name)
+
+    def is_complex(self, name: str) -> bool:
+        """Whether a tensor has complex numbers, without reading it."""
+        if name in self._zeros:
+            return False
+        stored = self._tensors if self.translated is None else self.translated.weights
+        names = (name,) if self.translated is None else self.translated.sources(name)
+        if isinstance(stored, LazyTensors):
+            return any(stored.dtype(part) == "C64" for part in names)
+        return any(stored[part].is_complex() for part in names)
 
     def label(self, name: str) -> str:
         """Return the stored name, to be shown to people."""

@@ -119,6 +119,43 @@ def mamba2(p: State, at: str, x: Tensor, c: dict) -> Tensor:
     return linear(p, f"{at}out_proj", torch.cat([F.silu(z0) * x0, y], -1))
 
 
+def _turned(x: Tensor, c: dict) -> Tensor:
+    """A head (batch, token, channel), its first channels turned in pairs; angles are those of float32."""
+    width = c.get("rotary_emb_dim", 0)
+    y, apart = x.clone(), not c.get("rotary_emb_interleaved")
+    for i in range(width // 2):
+        frequency = 1 / torch.tensor(c.get("rotary_emb_base", 10000.0)) ** (torch.tensor(2.0 * i) / width)
+        angles = torch.arange(x.shape[1], dtype=torch.float32) * frequency
+        cos, sin = angles.cos().double(), angles.sin().double()
+        a, b = (i, i + width // 2) if apart else (2 * i, 2 * i + 1)
+        y[..., a], y[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., b] * cos + x[..., a] * sin
+    return y
+
+
+def attention(p: State, at: str, x: Tensor, c: dict) -> Tensor:
+    """The attention of mamba_ssm, head by head and token by token."""
+    heads, kv_heads = c["num_heads"], c.get("num_heads_kv", c["num_heads"])
+    size = c.get("head_dim", x.shape[2] // heads)
+    rows = linear(p, f"{at}in_proj", x)
+    count = size * (heads + 2 * kv_heads)
+    rows, (up, gate) = rows[..., :count], rows[..., count:].chunk(2, -1)
+    if f"{at}conv1d.weight" in p:
+        weight = p[f"{at}conv1d.weight"][:, 0]
+        seen = F.pad(rows, (0, 0, weight.shape[1] - 1, 0))
+        rows = sum(seen[:, j : j + x.shape[1]] * weight[:, j] for j in range(weight.shape[1])) + p[f"{at}conv1d.bias"]
+    parts = rows.split(size, -1)
+    outputs = []
+    for h in range(heads):
+        group = h * kv_heads // heads
+        q, k = _turned(parts[h], c), _turned(parts[heads + group], c)
+        v, scale = parts[heads + kv_heads + group], c.get("softmax_scale", size**-0.5)
+        for_each = [
+            (scale * (q[:, t : t + 1] @ k[:, : t + 1].mT)).softmax(-1) @ v[:, : t + 1] for t in range(x.shape[1])
+        ]
+        outputs.append(torch.cat(for_each, 1))
+    return linear(p, f"{at}out_proj", torch.cat([*outputs, up * F.silu(gate)], -1))
+
+
 def patches(p: State, at: str, x: Tensor, stride: int) -> Tensor:
     """Every patch by itself through the stem's weights."""
     weight = p[f"{at}.weight"]
@@ -138,6 +175,53 @@ def layers(p: State, x: Tensor, mix, *, rms: bool, eps: float) -> Tensor:
     return norm(p, "norm_f", x, rms=rms, eps=eps)
 
 
+def angles(side: int, width: int, trained: int) -> Tensor:
+    """Angle of every cell and channel in Vim's rotation; float32, as it is kept."""
+    table = torch.zeros(side * side, width)
+    for cell in range(side * side):
+        for channel in range(width):
+            place = cell // side if channel < width // 2 else cell % side
+            pair = channel % (width // 2) // 2
+            table[cell, channel] = place / side * trained / 10000 ** (2 * pair / (width // 2))
+    return table
+
+
+def _turn(p: State, x: Tensor) -> Tensor:
+    """Every token but the first of an odd number, channel by channel."""
+    cos, sin = p["rope.freqs_cos"], p["rope.freqs_sin"]
+    y = x.clone()
+    for t in range(len(cos)):
+        for a in range(0, x.shape[2], 2):
+            token, b = t + x.shape[1] % 2, a + 1
+            y[:, token, a] = x[:, token, a] * cos[t, a] - x[:, token, b] * sin[t, a]
+            y[:, token, b] = x[:, token, b] * cos[t, b] + x[:, token, a] * sin[t, b]
+    return y
+
+
+def _vim_layers(p: State, x: Tensor, mix, c: dict) -> Tensor:
+    """Layers that carry output and sum of all before apart, one by one or two at a time."""
+    rms, eps = c.get("rms_norm", True), c.get("norm_epsilon", 1e-5)
+
+    def layer(i: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        residual = hidden if residual is None else residual + hidden
+        return mix(p, f"layers.{i}.mixer.", norm(p, f"layers.{i}.norm", residual, rms=rms, eps=eps)), residual
+
+    hidden, residual, paired = x, None, c.get("if_bidirectional", False)
+    for i in range(0, c["depth"], 1 + paired):
+        if c.get("if_rope"):
+            hidden = _turn(p, hidden)
+            if residual is not None and c.get("if_rope_residual"):
+                residual = _turn(p, residual)
+        if paired:
+            back = (hidden.flip(1), None if residual is None else residual.flip(1))
+            (hidden, residual), (more, other) = layer(i, hidden, residual), layer(i + 1, *back)
+            hidden, residual = hidden + more.flip(1), residual + other.flip(1)
+        else:
+            hidden, residual = layer(i, hidden, residual)
+    assert residual is not None
+    return norm(p, "norm_f", residual + hidden, rms=rms, eps=eps)
+
+
 def vim(p: State, x: Tensor, c: dict) -> Tensor:
     """Logits of Vim."""
     tokens = patches(p, "patch_embed.proj", x, c["stride"])
@@ -155,7 +239,7 @@ def vim(p: State, x: Tensor, c: dict) -> Tensor:
     def mix(p: State, at: str, x: Tensor) -> Tensor:
         return mamba(p, at, x, kind=kind, halve=c.get("if_divide_out", True))
 
-    y = layers(p, tokens, mix, rms=c.get("rms_norm", True), eps=c.get("norm_epsilon", 1e-5))
+    y = _vim_layers(p, tokens, mix, c)
     if places:
         return _head(p, sum(y[:, place] for place in places) / len(places))
     if c.get("final_pool_type") == "mean":
@@ -197,7 +281,10 @@ def language_model(p: State, ids: Tensor, c: dict) -> Tensor:
     while f"backbone.layers.{i}.norm.weight" in p:
         at = f"backbone.layers.{i}."
         normed = norm(p, f"{at}norm", x, rms=rms)
-        x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
+        if i in c.get("attn_layer_idx", ()):
+            x = x + attention(p, f"{at}mixer.", normed, c["attn_cfg"])
+        else:
+            x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
         if f"{at}norm2.weight" in p:
             value, gate = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", x, rms=rms)).chunk(2, -1)
             x = x + linear(p, f"{at}mlp.fc2", value * F.silu(gate))

@@ -48,6 +48,19 @@ def mamba2(d: int, **c) -> Shapes:
     return shapes | linear("out_proj", d, inner, c.get("bias", False))
 
 
+def attention(d: int, **c) -> Shapes:
+    """The attention of mamba_ssm."""
+    head_dim, heads, hidden = (
+        c.get("head_dim", d // c["num_heads"]),
+        c["num_heads"],
+        -(-c.get("mlp_dim", 0) // 256) * 256,
+    )
+    width = head_dim * (heads + 2 * c.get("num_heads_kv", heads))
+    shapes = linear("in_proj", width + hidden, d, c.get("qkv_proj_bias", True))
+    shapes |= linear("out_proj", d, head_dim * heads + hidden // 2, c.get("out_proj_bias", True))
+    return shapes | ({"conv1d.weight": (width, 1, c["d_conv"]), "conv1d.bias": (width,)} if c.get("d_conv") else {})
+
+
 def _layers(c: dict, mixer: Shapes) -> Shapes:
     d, rms = c["embed_dim"], c.get("rms_norm", True)
     shapes = norm("norm_f", d, rms)
@@ -66,6 +79,8 @@ def vim(c: dict) -> Shapes:
     shapes: Shapes = {name: (1, 1, d) for name in tokens}
     shapes |= {"pos_embed": (1, count + len(tokens), d)} if c.get("if_abs_pos_embed", True) else {}
     shapes |= {"patch_embed.proj.weight": (d, 3, side, side), "patch_embed.proj.bias": (d,)}
+    if c.get("if_rope"):
+        shapes |= {f"rope.freqs_{name}": ((size // side) ** 2, d) for name in ("cos", "sin")}
     kind = "v1" if c.get("if_bimamba") else c.get("bimamba_type", "v2")
     gamma = c.get("init_layer_scale") is not None
     return shapes | _layers(c, mamba(d, kind, gamma, d_state=c.get("d_state", 16), **(c.get("ssm_cfg") or {})))
@@ -96,7 +111,9 @@ def language_model(c: dict) -> Shapes:
     hidden = -(-c.get("d_intermediate", 0) // 128) * 128
     for i in range(c["n_layer"]):
         at = f"backbone.layers.{i}."
-        shapes |= norm(f"{at}norm", d, rms) | prefixed(f"{at}mixer.", (mamba2 if two else mamba)(d, **ssm_cfg))
+        mixer = (mamba2 if two else mamba)(d, **ssm_cfg)
+        mixer = attention(d, **c["attn_cfg"]) if i in c.get("attn_layer_idx", ()) else mixer
+        shapes |= norm(f"{at}norm", d, rms) | prefixed(f"{at}mixer.", mixer)
         if hidden:
             shapes |= norm(f"{at}norm2", d, rms) | linear(f"{at}mlp.fc1", 2 * hidden, d, False)
             shapes |= linear(f"{at}mlp.fc2", d, hidden, False)

@@ -59,7 +59,12 @@ def read_norm(rms_norm: bool, eps: float) -> Callable[[int], nn.Module]:
 
 def official_name(name: str) -> str:
     """Map `blocks.0.mixer.branches.1.ssm.A_log` to `layers.0.mixer.A_b_log`, and so on."""
+    name = re.sub(r"^blocks\.(\d+)\.(there|back)\.", _of_pair, name)
     name = re.sub(r"^norm\.", "norm_f.", name).replace(".mixer.mixer.", ".mixer.")
     name = re.sub(r"^blocks\.(\d+)\.", r"layers.\1.", name).replace(".norm1.", ".norm.")
     name = name.replace("mixer.back_A_log", "mixer.A_b_log")
     return _BRANCH.sub(lambda found: "mixer." + _LEAVES[found[2]].format(b="_b" if found[1] == "1" else ""), name)
+
+
+def _of_pair(found: re.Match[str]) -> str:
+    return f"blocks.{2 * int(found[1]) + (found[2] == 'back')}."

@@ -57,6 +57,7 @@ def read_config(
     defaults: Mapping[str, Any],
     fixed: Mapping[str, Any] | None = None,
     ignored: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Return the official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
 
@@ -65,16 +66,23 @@ def read_config(
         defaults: every argument that is understood, with its official default.
         fixed: arguments that have to have this value, because nothing else is built here.
         ignored: arguments without influence on the numbers.
+        reasons: why a fixed argument has no other value, for the message.
 
     Raises:
         ValueError: an argument is unknown, or a fixed one has another value; the message lists all of them.
     """
     fixed = fixed or {}
     wrong = [
-        f"{name}={value!r}: expected {fixed[name]!r}" if name in fixed else f"{name}={value!r}: unknown"
+        f"{name}={value!r}: expected {fixed[name]!r}{_because(name, reasons or {})}"
+        if name in fixed
+        else f"{name}={value!r}: unknown"
         for name, value in config.items()
         if name not in defaults and name not in ignored and not (name in fixed and value == fixed[name])
     ]
     if wrong:
         raise ValueError("cannot build from these official arguments: " + "; ".join(wrong))
     return {name: config.get(name, default) for name, default in defaults.items()}
+
+
+def _because(name: str, reasons: Mapping[str, str]) -> str:
+    return f", because {reasons[name]}" if name in reasons else ""

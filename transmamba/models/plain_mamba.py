@@ -21,7 +21,6 @@ from transmamba.nn.snake import SnakeMixer, moves_between
 from transmamba.nn.stem import ConvStem
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
-from transmamba.ops.resize import interpolate_grid
 
 
 class LocalConv(nn.Module):
@@ -205,14 +204,8 @@ class PlainMamba(Pretrained, nn.Module):
         grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
-            tokens = tokens + self.resize_positions(self.pos_embed, self.grid, grid)
+            tokens = tokens + resize_position(self.pos_embed, self.grid, grid, mode=self.resizing)
         return self.dropout(tokens), grid
-
-    def resize_positions(self, table: Tensor, grid: Grid, new_grid: Grid) -> Tensor:
-        """Return a table of positions (1, position, dim) for another grid, resized as this model does it."""
-        if self.resizing == "bicubic" or grid == new_grid:
-            return resize_position(table, grid, new_grid)
-        return interpolate_grid(table, grid, new_grid, "linear", antialias=False)
 
 
 @register

@@ -12,6 +12,7 @@ from transmamba.models.official.adapting import fresh_head, told_classes, told_s
 from transmamba.models.official.family import Family, read_config
 from transmamba.models.plain_mamba import PlainMamba
 from transmamba.nn import RMSNorm, ScaledMixer, SnakeMixer
+from transmamba.nn.position import resize_position
 
 Builder = Callable[[int], nn.Module]
 _DEFAULTS = {
@@ -152,7 +153,10 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position table."""
     source, target = cast(PlainMamba, source), cast(PlainMamba, target)
     if target.pos_embed is not None:
-        state = {**state, "pos_embed": target.resize_positions(state["pos_embed"], source.grid, target.grid)}
+        state = {
+            **state,
+            "pos_embed": resize_position(state["pos_embed"], source.grid, target.grid, mode=target.resizing),
+        }
     return fresh_head(state, target)
 
 

@@ -27,13 +27,14 @@ class Transfer(nn.Module):
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss; every layer in natural order on the teacher's grid."""
         features = self.student.forward_features(images, directions=True)
+        sides = self.bridge(features, self.teacher(images))
         task = F.cross_entropy(self.student.forward_head(features), labels)
-        return self.total(task, self.distill(*self.bridge(features, self.teacher(images))))
+        return self.total(task, self.distill(sides.student, sides.teacher))
 
 
 def train(teacher: models.ViT, student: models.VMamba, batches: Batches, steps: int, file: Path) -> nn.Module:
     """Train for `steps` steps of the micro-batches `batches(step)`, going on from `file`; return the average."""
-    report = subclone(teacher, student, transfer.magnitude_importance, layer_map="uniform")
+    report = subclone(teacher, student, transfer.magnitude_importance)
     module = Transfer(student, teacher, next(iter(batches(0)))[0][:1], report.pads(student))
     groups = [*transfer.param_groups(student, report.inherited, lr=5e-4), {"params": module.bridge.parameters()}]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.999))

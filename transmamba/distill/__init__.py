@@ -2,12 +2,14 @@
 
 The way of a feature: `tap` reads it out of a model, `align_tokens` and `LayerCalibrators` bring both sides to the same
 tokens and width (`dry_run` shows what would happen), `AdaptiveLayerDistill` (one token order) or `BidirectionalDistill`
-and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. What to compare with
-is in `baselines` and `published`. Texts and videos meet in `contrastive`.
+and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. For a student of
+ours, `DirectionBridge` does all that comes before the comparison. What to compare with is in `baselines` and
+`published`. Texts and videos meet in `contrastive`.
 """
 
 from transmamba.distill.adaptive import AdaptiveDetails as AdaptiveDetails
 from transmamba.distill.adaptive import AdaptiveLayerDistill as AdaptiveLayerDistill
+from transmamba.distill.align import align_layers as align_layers
 from transmamba.distill.align import align_tokens as align_tokens
 from transmamba.distill.align import drop_tokens as drop_tokens
 from transmamba.distill.align import flatten_map as flatten_map

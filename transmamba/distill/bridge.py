@@ -17,8 +17,15 @@ from transmamba.ops.orders import Grid, ScanOrder, permute_tokens
 class Layout(Protocol):
     """Where tokens stand: `models.Features` says so of its own."""
 
-    grid: Grid
-    extra: tuple[int, ...]
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns, or frames, rows and columns, of the patches."""
+        ...
+
+    @property
+    def extra(self) -> tuple[int, ...]:
+        """Positions of the tokens other than patches."""
+        ...
 
 
 class Tokens(NamedTuple):

@@ -19,7 +19,7 @@ from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, re
 from transmamba.models.vmamba_block import VMambaBlock
 from transmamba.nn.scan2d import Scan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging
-from transmamba.ops import scan_orders
+from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
 
 ORDERS = ("raster", "column", "raster_reverse", "column_reverse")

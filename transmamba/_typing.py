@@ -141,7 +141,8 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is None:
             continue
-        if isinstance(size, bool) or not isinstance(size, int):
+        # a size that torch.export keeps open is a SymInt
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
             raise TypeError(f"{name} must be a whole number, got {size!r}")
         if not 1 <= size <= LARGEST:
             raise ValueError(f"{name} must be {'at least 1' if size < 1 else f'at most {LARGEST}'}, got {size}")

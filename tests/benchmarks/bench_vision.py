@@ -10,9 +10,11 @@ CPU seconds of one process with one thread.
 """
 
 import json
+import resource
 import sys
 import time
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -34,6 +36,7 @@ from tests.benchmarks.vision_students import (
     solved,
 )
 from transmamba.models import ViT
+from transmamba.nn import MambaMixer
 
 FIT, BATCH = 1000, 32
 
@@ -150,6 +153,32 @@ def judged(bench, make, probe=True):
     return {"seconds": seconds, "stages": log, **bench.scores(student, probe)}
 
 
+def forward_cost(side, mamba):
+    """Return seconds of one image, and by how many MB it raises the peak of the process."""
+    torch.set_num_threads(1)
+    mixer = {"mixer": partial(MambaMixer, directions=2)} if mamba else {}
+    model = ViT(side, 14, dim=384, depth=12, heads=6, **mixer).eval()
+    image, times = torch.zeros(1, 3, side, side), []
+    with torch.no_grad():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            begin = time.process_time()
+            model(image)
+            times.append(time.process_time() - begin)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return [round(min(times), 3), round((peak - before) / 1024)]
+
+
+def speed(bench):
+    """Attention and two-direction mixers by the size of the image, each in a process of its own."""
+    cases = [(side, mamba) for side in (112, 224, 448, 896) for mamba in (False, True)]
+    found = {}
+    for side, mamba in cases:
+        with get_context("spawn").Pool(1) as pool:
+            found[f"{side} {'mamba' if mamba else 'attention'}"] = pool.apply(forward_cost, (side, mamba))
+    return {"speed": found}
+
+
 def base(bench):
     """The teacher, and how common the most common class is."""
     share = 100 * (bench.labels == 0).float().mean().item()
@@ -161,9 +190,10 @@ def made(start, *stages, probe=True, **options):
     return partial(judged, make=lambda bench: chained(bench, partial(start, **options), *stages), probe=probe)
 
 
-VARIED = {"count": 2000, "source": "varied", "probe": True}
+VARIED = {"count": 1000, "source": "varied"}
 RUNS = {
     "teacher": base,
+    "speed": speed,
     "closed, 2 directions": made(solved),
     "mlp": made(solved, fit={"mlp": True}),
     "4 directions": made(solved, directions=4),
@@ -178,16 +208,16 @@ SMALL = {
     "attention start, closed": made(attention_start, count=1000),
     **{f"closed, seed {seed}": made(solved, count=1000, seed=seed) for seed in range(3)},
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
-    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=120), **GOOD),
+    "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=60), count=1000),
     # as long as closed form and steps together
-    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=185)),
+    "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),
     "varied": made(solved, **VARIED),
-    "varied, mlp": made(solved, **VARIED, fit={"mlp": True}),
+    "varied, 2,000": made(solved, **VARIED | {"count": 2000}),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
-    "closed, then forced": made(solved, partial(forced, seconds=120), partial(again, count=1000), count=1000),
-    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=120), **GOOD),
+    "closed, then forced": made(solved, partial(forced, seconds=60), partial(again, count=1000), count=1000),
+    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60), count=1000),
     "axes": made(half_width, basis="axes", count=1000),
     "neurons": made(half_width, basis="neurons", count=1000),
     "neurons alone": made(half_width, basis="neurons"),
@@ -203,16 +233,36 @@ def run(folder, names):
     benches = {}
     for name in names or RUNS:
         side = 56 if name.startswith("56") else 112
-        bench = benches.setdefault(side, Bench(folder, side))
+        if side not in benches:
+            benches[side] = Bench(folder, side)
+        bench = benches[side]
         if name not in bench.done():
             begin = time.process_time()
             values = RUNS[name](bench)
             bench.add(name, **values, cpu=time.process_time() - begin)
 
 
+def tables(folder):
+    """Print the tables of docs/results.md: probe, share of the teacher's gain, cosines, seconds."""
+    found = Bench(folder).done()
+    print("| | probe | of the gain | cosine, layers 3, 6, 9, 12 | after the norm | other kinds | CPU s |")
+    print("| --- | --: | --: | --: | --: | --: | --: |")
+    for name, line in found.items():
+        if line.get("probe") is None and "cosines" not in line:
+            continue
+        base = found["56: teacher" if name.startswith("56") else "teacher"]
+        gain = (
+            "" if line.get("probe") is None else (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
+        )
+        layers = [f"{line['cosines'][i]:.2f}" for i in (2, 5, 8, 11, 12)] if "cosines" in line else [""] * 5
+        cells = [f"{line['probe']:.1f}" if gain != "" else "", f"{gain:.0%}" if gain != "" else ""]
+        cells += [" ".join(layers[:4]), layers[4], f"{line['other']:.2f}" if "other" in line else ""]
+        print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command, place, *rest = sys.argv[1:]
     Path(place).mkdir(parents=True, exist_ok=True)
-    commands = {"cache": vision_data.cache, "run": partial(run, names=rest)}
+    commands = {"cache": vision_data.cache, "run": partial(run, names=rest), "tables": tables}
     commands[command](Path(place))

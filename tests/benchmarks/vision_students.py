@@ -20,22 +20,13 @@ MIXERS = {
 }
 
 
-def with_class_token(place, names, count):
-    """Return orders of all tokens with the class token first, in the middle or last in each."""
-    patches = torch.arange(1, count + 1)
-    at = {"first": 0, "middle": count // 2, "last": count}[place]
-    walks = {"forward": patches, "backward": patches.flip(0)}
-    return [[*walks[name][:at].tolist(), 0, *walks[name][at:].tolist()] for name in names]
-
-
 def new_student(bench, directions=2, mixer="mamba", seed=0, token="ends", **options):
-    """Return the teacher with mixers of random start; `token="ends"`: first in forward, last in backward orders."""
+    """Return the teacher with mixers of random start."""
     torch.manual_seed(seed)
-    build = partial(MIXERS[mixer], directions=directions, **{"bias": True, **options})
-    orders = ORDERS[directions]
-    if token != "ends":
-        orders = with_class_token(token, orders, bench.teacher.pos_embed.shape[1] - 1)
-    return replace_mixers(bench.teacher, dict.fromkeys(LAYERS, build), orders=orders).eval()
+    bias = {} if mixer == "mamba3" else {"bias": True}  # which has none
+    build = partial(MIXERS[mixer], directions=directions, **bias, **options)
+    scans = {"orders": ORDERS[directions], "prefix_scan": token}
+    return replace_mixers(bench.teacher, dict.fromkeys(LAYERS, build), **scans).eval()
 
 
 def solve(bench, student, count, source="photographs", **fit):
@@ -151,28 +142,10 @@ def half_width(bench, basis, count=0, dim=192, depth=6, seed=0):
     projection = torch.eye(384)[list(report.kept["residual"])]
     if basis == "axes":
         projection = transfer.principal_axes(bench.teacher, bench.batches(count), dim)
-        project_stem(bench.teacher, student, projection)
+        transfer.project_start(bench.teacher, student, projection)
     if count:
         solve(bench, student, count, projection=projection, tokens=lambda x: x[:, 1:], mlp=True)
     return student
-
-
-@torch.no_grad()
-def project_stem(teacher, student, projection):
-    """Bring patches, positions and the MLPs' first matrices into the coordinates of a projection."""
-    old, new = teacher.patch_embed.proj, student.patch_embed.proj
-    new.weight.copy_((projection @ old.weight.flatten(1)).view_as(new.weight))
-    new.bias.copy_(projection @ old.bias)
-    student.pos_embed.copy_(teacher.pos_embed[:, 1:] @ projection.T)
-    ratio = len(teacher.blocks) // len(student.blocks)
-    for layer, block in enumerate(student.blocks):
-        source = teacher.blocks[ratio * (layer + 1) - 1]
-        kept = source.mlp.fc2.weight.norm(dim=0).topk(block.mlp.fc1.out_features).indices
-        weight = source.mlp.fc1.weight[kept]
-        block.mlp.fc1.weight.copy_(weight * source.norm2.weight @ projection.T)
-        block.mlp.fc1.bias.copy_(source.mlp.fc1.bias[kept] + weight @ source.norm2.bias)
-        for norm in (block.norm1, block.norm2):
-            norm.reset_parameters()
 
 
 def chained(bench, start, *stages):

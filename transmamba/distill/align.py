@@ -227,7 +227,9 @@ def align_layers(
     if options.get("resize") == "teacher" and len({tuple(grid) for grid in student_grids or ()}) > 1:
         raise ValueError("the grids of the layers differ, and there is one teacher for all: choose resize='student'")
     grids: Sequence[Sequence[int] | None] = student_grids or [None] * len(student)
-    pairs = [align_tokens(layer, teacher, student_grid=grid, **options) for layer, grid in zip(student, grids, strict=True)]
+    pairs = [
+        align_tokens(layer, teacher, student_grid=grid, **options) for layer, grid in zip(student, grids, strict=True)
+    ]
     return [layer for layer, _ in pairs], pairs[0][1]
 
 

@@ -39,6 +39,7 @@ class TokenRelationDistill(nn.Module):
 
     Raises:
         ValueError: `resize` is unknown, or `chunk` is below 1.
+        TypeError: `process_group` is none.
 
     Reference:
         After the activation matching of ViT-Linearizer, arXiv 2504.00037. Ours: the mean over pairs of different
@@ -56,6 +57,8 @@ class TokenRelationDistill(nn.Module):
         check_sizes(chunk=chunk)
         if resize not in (None, "features", "relation"):
             raise ValueError(f"unknown resize {resize!r}: expected features, relation or None")
+        if not isinstance(process_group, ProcessGroup | None):
+            raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}")
         self.resize, self.chunk, self.process_group = resize, chunk, process_group
 
     @typed

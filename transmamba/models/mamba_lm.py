@@ -112,8 +112,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        if self.tied:
-            self.head.weight = self.embedding.weight
+        self.tie_weights()
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)

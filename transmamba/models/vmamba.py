@@ -11,62 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import check_sizes, scaled_size, typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
-from transmamba.nn import DropPath, GatedMlp, Mlp
-from transmamba.nn.activation import Activation
+from transmamba.models.vmamba_block import VMambaBlock
 from transmamba.nn.scan2d import Scan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
 
 ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
-
-
-class VMambaBlock(nn.Module):
-    """x + mixer(norm1(x)), then, if `mlp_ratio` is positive, x + mlp(norm2(x))."""
-
-    def __init__(
-        self,
-        dim: int,
-        mixer: Scan2dMixer,
-        *,
-        mlp_ratio: float = 4.0,
-        activation: Activation = "gelu",
-        gated: bool = False,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.mlp: Mlp | GatedMlp | None = None
-        if mlp_ratio > 0:
-            build = partial(GatedMlp, multiple=1, bias=True) if gated else Mlp
-            self.mlp = build(dim, scaled_size(dim, mlp_ratio, "mlp_ratio"), activation=activation)
-        self.drop_path = DropPath(drop_path)
-
-    @typed
-    def forward(
-        self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
-    ) -> Float[Tensor, "batch token dim"]:
-        """Return the stream after the block."""
-        return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, grid)))
-
-    def forward_directions(
-        self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
-    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the stream after the block, and the mixer's output split by direction, in natural token order."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
-        return self._feed_forward(x + self.drop_path(mixed)), parts
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        if self.norm2 is None or self.mlp is None:
-            return x
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Stage(nn.Module):
@@ -93,6 +49,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
         grid: rows and columns of a learned table of positions that is added to the stem's map; none by default.
         num_classes: outputs of the head.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
+        norm: builds the norm after the last stage from a width.
 
     Raises:
         ValueError: there is not one width and depth per stage, a number is out of range, or a map does not fit `grid`.
@@ -119,6 +76,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
         grid: Grid | None = None,
         num_classes: int = 1000,
         drop_path: float = 0.0,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes)
@@ -133,7 +91,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
             Stage([block(dim, next(rates)) for _ in range(depth)], downsample(dim, wider) if wider else None)
             for dim, depth, wider in zip(dims, depths, [*dims[1:], None], strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1])
+        self.norm = norm(dims[-1])
         self.head = nn.Linear(dims[-1], num_classes)
         self.reset_parameters()
 

@@ -23,8 +23,8 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Return the groups "inherited", "inherited_no_decay", "new" and "new_no_decay" for any torch optimiser.
 
-    One-dimensional parameters, those in `NO_DECAY` and those that the model's `no_weight_decay()` names do not decay; its
-    entries may be patterns, such as "*.mixer.log_decay". Frozen parameters are in no group, tied ones in one.
+    One-dimensional parameters, those in `NO_DECAY` and those that the model's `no_weight_decay()` names do not decay;
+    its entries may be patterns, such as "*.mixer.log_decay". Frozen parameters are in no group, tied ones in one.
 
     Args:
         student: the model that was initialised.

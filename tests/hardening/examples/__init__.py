@@ -37,5 +37,6 @@ EXEMPT = {
     **dict.fromkeys(["transfer.magnitude_importance", "transfer.first_importance", "transfer.random_importance"],
                     "scores for subclone, which checks them"),
     "transfer.Translated": "made by transfer.translate",
+    "distill.FeatureStore": "reads files: tests/distill/test_store.py",
     "distill.ends_process": "ends the process: tests/distill/test_processes.py",
 }  # fmt: skip

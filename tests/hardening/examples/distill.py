@@ -290,3 +290,15 @@ def SparseLogitsDistill(s):
     return Call(distill.SparseLogitsDistill, {
         "temperature": 2.0, "tail": s.choice("bucket", "renormalise"), "chunk": s["chunk"],
     }, {"student": s.normal("batch token width"), "head": s.normal("7 width"), "teacher": teacher})  # fmt: skip
+
+
+def TokenRelationDistill(s):
+    layers = [s.normal("batch length dim"), s.normal("batch length width")]
+    return Call(distill.TokenRelationDistill, {"resize": None, "chunk": s["chunk"], "process_group": None}, {
+        "student": layers, "teacher": s.normal("batch length context"), "mask": s.choice(None, s.mask("batch length")),
+        "orders": None, "grids": None,
+    })  # fmt: skip
+
+
+def fingerprint(s):
+    return Call(distill.fingerprint, {"teacher": nn.Linear(s["dim"], s["width"])})

@@ -45,7 +45,7 @@ def Vim(s):
 
 def ViT(s):
     scans = {"mixer": [partial(tnn.MambaMixer, directions=2), partial(tnn.Attention, heads=1)],
-             "orders": ("forward", "backward")}  # fmt: skip
+             "orders": ("forward", "backward"), "prefix_scan": s.choice("ends", "middle", "last")}  # fmt: skip
     options = s.choice(scans, {"block": partial(tnn.TransformerBlock, hidden_dim=3, placement="post")})
     parts = {"registers": s.choice(0, 2), "position_table": True, "prefix_positions": s.choice(None, 1),
              "class_token": True, "patch_bias": True, "norm_pre": s.choice(True, False), "norm": "layer",

@@ -29,6 +29,7 @@ static int flags;
 #define PAIRED (flags & 16)
 #define MERGED (flags & 32)
 #define FULL (flags & 64)
+#define ONE (flags & 128)
 
 namespace fibers {
 enum State { READY, WARP, BLOCK, DONE };
@@ -149,6 +150,7 @@ static inline u32 pack(float a, float b) { return half_of(a) | half_of(b) << 16;
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "shared.h"
 #include "chain.h"
 
 template <class Shared, class Body> static int over(int threads, const int* grid, u32 seed, Body body) {
@@ -197,6 +199,11 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
 #elif KIND == 3
   return over<SingleShared<WARPS>>(THREADS, grid, seed, [&](SingleShared<WARPS>& m, int x, int y, int z, int t) {
     single_backward_block<WARPS>(*p, m, x, y, z, grid[0], t);
+  });
+#elif KIND == 4
+  typedef SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> Shared;
+  return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
+    shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(*p, m, x, y, z, t);
   });
 #endif
 }

@@ -1,5 +1,5 @@
 // What all scans share: arguments, rows of tensors, the step size, sums over lanes.
-// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL; see variants.py).
+// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL, ONE; see variants.py).
 
 #if DTYPE == 0
 typedef float Element;

@@ -135,7 +135,7 @@ class SpiralNet(tm.models.FeatureMethods, nn.Module):
 
     def reset_parameters(self):
         reset_children(self)
-        draw_position(self.pos_embed)  # what the model itself owns
+        draw_position(self.pos_embed)  # the model's own parameters
 
 
 print("a backbone:", isinstance(SpiralNet(48, 4), tm.models.Backbone))

@@ -121,7 +121,7 @@ print(f"{sum(p.numel() for p in teacher.parameters()):,} weights, {len(teacher.b
 # ## All attention goes
 #
 # The new mixers scan forward and backward. Everything else, MLPs, norms, patches, stays the teacher's. `fit_layers`
-# solves the readouts; R2 is the share of what a layer has to add that its readout explains.
+# solves the readouts; R2 is the share of a layer's target that its readout explains.
 
 
 # %%
@@ -259,7 +259,7 @@ print(f"{'most common class':26s}  {majority:8.1f}  {0:11.0%}")
 # %% [markdown]
 # ## How to read this
 #
-# One seed and a test set of a few hundred photographs: a difference of two points between probes is no difference. The
-# records, with seeds, other mixers and other kinds of pictures, are in `docs/results.md`. What holds there as well:
-# the closed form alone keeps most of what the probe needs, in the time of a few gradient steps; and it belongs to the
-# pictures it was fitted on. On pictures of quite another kind the cosine is low.
+# One seed and a test set of a few hundred photographs: a difference of two points between probes proves nothing. The
+# records, with seeds, other mixers and other kinds of pictures, are in `docs/results.md`. Two findings hold there as
+# well. The closed form alone keeps most of the information for the probe, in the time of a few gradient steps; and it
+# belongs to the pictures it was fitted on. On pictures of quite another kind the cosine is low.

@@ -23,6 +23,9 @@ NOT_YET_CLEAN = (
     "transmamba/ops",
 )
 
+# The docstring of a check is the property that it checks, printed where it fails.
+PROPERTIES = frozenset({ROOT / "transmamba/testing.py"})
+
 # A function's summary opens with one of these, so that it states an action. Add a verb here if you need another one.
 VERBS = frozenset(
     """
@@ -148,11 +151,12 @@ def is_property(node: ast.AST) -> bool:
 def bad_summaries(path: Path) -> list[str]:
     """List the docstrings of a module whose summary opens with a question word, or is not an action."""
     found = []
+    verbless = path in PROPERTIES
     for node, line, text in docstrings(ast.parse(path.read_text())):
         first = text.split()[0].rstrip(",.:;")
         if QUESTION_WORD.match(text):
             found.append(f"{path.relative_to(ROOT)}:{line}: opens with {first}: {text.splitlines()[0]}")
-        elif isinstance(node, ast.FunctionDef) and not is_property(node) and first not in VERBS:
+        elif isinstance(node, ast.FunctionDef) and not (verbless or is_property(node) or first in VERBS):
             found.append(f"{path.relative_to(ROOT)}:{line}: {first!r} is not in VERBS: {text.splitlines()[0]}")
     return found
 

@@ -90,7 +90,7 @@ class FeatureMethods:
     """
 
     def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
-        """Compute what `forward` returns from what `forward_features` returns, or from its `last`.
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
 
         Args:
             features: of this model.
@@ -121,7 +121,7 @@ class FeatureMethods:
             context: other arguments of `forward_features`, such as the mask of a text.
 
         Raises:
-            ValueError: a layer or a format does not exist, or the tokens are no map.
+            ValueError: a layer or a format does not exist, or the tokens are not a map.
         """
         if output_fmt not in ("NLC", "NCHW"):
             raise ValueError(f"unknown output_fmt {output_fmt!r}: expected NLC or NCHW")

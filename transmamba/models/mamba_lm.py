@@ -162,7 +162,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
         return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
 
     def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
-        """Compute the logits of what `forward_features` returns; with `pre_logits`, return the head's input."""
+        """Compute the logits from the result of `forward_features`; with `pre_logits`, return the head's input."""
         last = features if isinstance(features, Tensor) else features.last
         return last if pre_logits else self._logits(last)
 

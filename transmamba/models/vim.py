@@ -51,7 +51,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         dropout: rate at which numbers of the tokens with their positions are dropped while training.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
-        turns: what is turned by the places of the tokens before it goes on, see `vim_layers.GridRotation`: the "stream"
+        turns: tokens that are rotated by their places before they go on, see `vim_layers.GridRotation`: the "stream"
             before every block, or the tokens of the stem and then the "output" of every block but the last.
         turned_grid: side of the grid to which the angles are scaled.
         paired: the blocks stand in pairs that read the same stream from both ends.
@@ -144,7 +144,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         return self.forward_head(self.norm(tokens))
 
     def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
-        """Compute what `forward` returns from what `forward_features` returns, or from its `last`.
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
 
         Args:
             features: of this model.
@@ -154,7 +154,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         return logits.amax(1) if logits.dim() == 3 and not pre_logits else logits
 
     def pool_tokens(self, last: Tensor) -> Tensor:
-        """Return the class token, the mean of two, or without one what `pooling` says; all tokens for "max"."""
+        """Return the class token, the mean of two, or without one the tokens by `pooling`; all tokens for "max"."""
         if self.cls_positions:
             return last[:, list(self.cls_positions)].mean(1)
         if self.pooling == "max":

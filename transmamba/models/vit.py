@@ -140,7 +140,7 @@ class ViT(Pretrained, FeatureMethods, nn.Module):
         return self.forward_head(tokens)
 
     def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
-        """Compute what `forward` returns from what `forward_features` returns, or from its `last`.
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
 
         Args:
             features: of this model.

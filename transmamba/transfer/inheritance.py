@@ -285,7 +285,7 @@ def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[s
 
 
 def _numbers(student: Weights) -> dict[str, Tensor]:
-    """The student's tensors of real or complex numbers."""
+    """Return the student's tensors of real or complex numbers."""
     tensors = named_tensors(student).items()
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 

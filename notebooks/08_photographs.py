@@ -31,10 +31,10 @@
 SIDE = 112
 FIT = 256
 LABELLED = 300
-TEST = 200
-STEPS = 24
+TEST = 300
+STEPS = 20
 BATCH = 16
-LEARNING_RATE = 3e-4
+RATES = {"closed form": 3e-5, "random mixers": 3e-4}
 SHOW = False
 
 # %%
@@ -151,7 +151,7 @@ def tokens(model, images):
 
 
 def cosine(model):
-    theirs, ours = teacher_tokens[-64:], tokens(model, judged[-64:])
+    theirs, ours = teacher_tokens[-32:], tokens(model, judged[-32:])
     mean = theirs.mean((0, 1))
     return F.cosine_similarity(theirs - mean, ours - mean, dim=-1).mean().item()
 
@@ -175,14 +175,15 @@ for name, value in accuracies.items():
 # ## Gradient steps
 #
 # The whole student learns to give the teacher's stream after every block: squared error of all layers. Once from the
-# closed form, once from random mixers.
+# closed form, once from random mixers. A student that is nearly right wants a tenth of the learning rate: at the rate
+# of the other one the first steps undo the closed form.
 
 
 # %%
 def train(student, curve, name):
     distill, generator = tm.distill.LayerwiseDistill("mse"), torch.Generator().manual_seed(0)
-    optimizer = torch.optim.AdamW(student.parameters(), LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+    optimizer = torch.optim.AdamW(student.parameters(), RATES[name], weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATES[name], total_steps=STEPS)
     seconds = curve[-1][0]
     for step in tqdm(range(1, STEPS + 1), desc=name, leave=False, mininterval=1):
         begin = time.time()

@@ -126,15 +126,15 @@ def directions_add_up(model: Any, x: Tensor) -> None:
         plain = model.forward_features(x)
     features = model.forward_features(x, directions=True)
     torch.testing.assert_close(features.last, plain.last)
-    if not features.directions:
-        return  # no scans
+    if not (features.orders or features.layer_orders):
+        return  # attention, which has no order
     shares = features.directions
     assert all(len(parts) == len(features.layers) for parts in shares), "not one share per layer"
-    if features.grids or len(outputs) != len(features.layers):
-        return  # the orders of a pyramid differ from stage to stage
-    assert len(shares) == len(features.orders), f"{len(shares)} directions, {len(features.orders)} orders"
+    assert len(outputs) == len(features.layers), f"{len(outputs)} mixers ran, there are {len(features.layers)} layers"
     for i, (mixer, out) in enumerate(zip(_mixers(model), outputs, strict=True)):
-        pairs = zip(shares, features.orders, strict=True)
+        orders = features.layer_orders[i] if features.layer_orders else features.orders
+        assert len(shares) == len(orders), f"{len(shares)} directions, {len(orders)} orders"
+        pairs = zip(shares, orders, strict=True)
         total: Any = sum(parts[i].index_select(1, order.inverse) for parts, order in pairs)
         bias = getattr(getattr(mixer, "out_proj", None), "bias", None)
         torch.testing.assert_close(total if bias is None else total + bias, out)

@@ -209,6 +209,7 @@ SMALL = {
     **{f"closed, seed {seed}": made(solved, count=1000, seed=seed) for seed in range(3)},
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
     "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=60), count=1000),
+    "closed, then slowly": made(solved, partial(end_to_end, compare=layers_mse, seconds=60, rate=3e-5), count=1000),
     # as long as closed form and steps together
     "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),
     "varied": made(solved, **VARIED),

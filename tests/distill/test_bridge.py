@@ -48,7 +48,8 @@ def outputs(model, x):
         projection = getattr(mixer, "out_proj", None) or mixer.proj
         found.append(out if projection.bias is None else out - projection.bias)
 
-    mixers = [module.mixer for module in model.modules() if hasattr(module, "norm1")]
+    blocks = [module for module in model.modules() if hasattr(module, "norm1")]
+    mixers = [getattr(block, getattr(block, "mixer_name", "mixer")) for block in blocks]
     hooks = [mixer.register_forward_hook(keep) for mixer in mixers]
     model(x)
     for hook in hooks:
@@ -67,7 +68,7 @@ def test_natural_shares_add_up_to_the_mixers_outputs(name):
         patches = [p for p in range(whole.shape[1]) if p not in features.extra]
         expected = whole[:, patches]
         if name == "vit":  # its share has the bias in it
-            expected = expected + model.blocks[i].mixer.proj.bias
+            expected = expected + model.blocks[i].attn.proj.bias
         torch.testing.assert_close(sum(parts), expected)
 
 
@@ -163,10 +164,10 @@ def test_the_default_layer_map_reaches_the_last_stage_of_a_pyramid():
     student = models.vmamba_v2((12, 12), (2, 3), num_classes=5)
     report = tm.subclone(shallow, student, tm.transfer.magnitude_importance)
     assert "stages.1.blocks.2.norm1.weight" in report.inherited
-    early = tm.subclone(shallow, student, tm.transfer.magnitude_importance, layer_map="early")
+    early = tm.subclone(shallow, student, tm.transfer.magnitude_importance, layer_map="early", partial=True)
     assert "stages.1.blocks.2.norm1.weight" not in early.inherited
     for name in ("ssm.x_proj", "ssm.dt_proj", "ssm.A_log"):
-        assert report.skipped[f"stages.0.blocks.0.mixer.{name}"] == report.skipped["stages.0.blocks.0.mixer.ssm.D"]
+        assert report.skipped[f"stages.0.blocks.0.mixer.{name}"].startswith("SSM parameter")
 
 
 def test_a_grid_per_layer():

@@ -29,14 +29,13 @@ SIGNS: dict[type, str] = {
     ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=", ast.BitAnd: "&",
     ast.BitOr: "|", ast.And: "and", ast.Or: "or", ast.Is: "is", ast.In: "in",
 }  # fmt: skip
-# tests of what has no file of its name
+# tests of a file or of all files of a folder, where there is none of its name
 NAMED = {
-    "ops/scan": "ops/test_scan.py ops/test_scan_golden.py",
-    "ops/backends/reference": "ops/test_scan.py ops/test_step.py", "ops/backends/plain": "contracts/test_export.py",
-    "ops/backends/opaque": "contracts/test_export.py ops/test_scan.py",
-    "ops/backends/chunked": "ops/test_scan.py", "ops/backends/problem": "ops/test_scan.py ops/test_conv.py",
-    "ops/backends/convolution": "ops/test_conv.py", "ops/backends/cross_problem": "ops/test_cross.py",
-    "ops/backends/cross_reference": "ops/test_cross.py", "ops/backends/chunked_cross": "ops/test_cross.py",
+    "ops/scan": "ops/scan/test_scan.py ops/scan/test_scan_golden.py",
+    "ops/scan/parts": "ops/scan/nvrtc/test_emulated.py",
+    "ops/cross": "ops/cross/test_cross.py", "ops/conv": "ops/conv/test_conv.py",
+    "ops/custom_op": "contracts/test_export.py ops/scan/test_scan.py", "ops/plain": "contracts/test_export.py",
+    "ops/shapes": "ops/scan/test_scan.py ops/cross/test_cross.py ops/conv/test_conv.py",
     "distill/layers": "distill/test_adaptive.py distill/test_directional.py distill/test_baselines.py",
     "distill/similarity": "distill/test_adaptive.py distill/test_padding.py",
     "distill/padded": "distill/test_adaptive.py distill/test_calibrate.py",
@@ -86,8 +85,9 @@ def _operators(node: ast.AST) -> Iterator[tuple[ast.AST, str, ast.AST]]:
 def tests_of(path: Path) -> list[str]:
     """Test files of a source file: those of its name in its folder's mirror, those of `NAMED`, or the whole mirror."""
     name = str(path.relative_to(ROOT / "transmamba").with_suffix(""))
-    if name in NAMED:
-        return [f"tests/{test}" for test in NAMED[name].split()]
+    for known in (name, str(Path(name).parent)):
+        if known in NAMED:
+            return [f"tests/{test}" for test in NAMED[known].split()]
     own = ROOT / "tests" / Path(name).parent / f"test_{path.stem}.py"
     return [str((own if own.exists() else own.parent).relative_to(ROOT))]
 
@@ -121,7 +121,7 @@ def main() -> None:
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__"))
         for path in files:
             # kernels of Triton and C++ have tests of their own kind
-            if "triton" in path.stem or path.stem in ("__init__", "cuda") or "native" in path.parts:
+            if "triton" in str(path) or "native" in str(path) or path.stem == "cuda":
                 continue
             source, target = path.read_text(), copy / path.relative_to(ROOT)
             found = sorted(places(source))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, drop_path_rates, init_linear, per_layer, reset_children
 from transmamba.models.vision_mamba import SNAKES
@@ -66,13 +66,13 @@ class PlainMambaBlock(nn.Module):
         moves: Int[Tensor, "direction token"],
         grid: Grid,
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block."""
+        """Return the stream after the block."""
         return self._convolve(x + self.drop_path(self.mixer(self.norm1(x), orders, moves, grid)), grid)
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """The stream after the block, and the mixer's output split by order in natural token order."""
+        """Return the stream after the block, and the mixer's output split by order, in natural token order."""
         mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, moves, grid)
         return self._convolve(x + self.drop_path(mixed), grid), parts
 
@@ -83,7 +83,7 @@ class PlainMambaBlock(nn.Module):
 
 
 @register
-class PlainMamba(Pretrained, nn.Module):
+class PlainMamba(Pretrained, FeatureMethods, nn.Module):
     """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
 
     The image may have another size than `img_size`: the position table is resized on the way.
@@ -162,34 +162,31 @@ class PlainMamba(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         tokens, grid = self._embed(x)
         orders = scan_orders(SNAKES, grid, x.device)
         tokens = self.blocks(tokens, orders, moves_between(orders, grid), grid)
-        return self.head(self.norm(tokens).mean(1))
+        return self.forward_head(self.norm(tokens))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         tokens, grid = self._embed(x)
         orders = scan_orders(SNAKES, grid, x.device)
         layers, shares = self.blocks.streams(tokens, orders, moves_between(orders, grid), grid, directions=directions)
         return Features(self.norm(layers[-1]), layers, grid, shares, tuple(orders))
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and the pixels along the side of a patch."""
+        return self.patch_embed.projection.out_channels, 2 * self.patch_embed.side
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         spared = ("pos_embed", "A_log", ".D", "dt_bias", "move_B")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -210,35 +207,35 @@ class PlainMamba(Pretrained, nn.Module):
 
 @register
 def plain_mamba_l1(**options: Any) -> PlainMamba:
-    """PlainMamba-L1: 24 blocks of width 192."""
+    """Build PlainMamba-L1: 24 blocks of width 192."""
     return PlainMamba(dim=192, depth=24, refinements=1, convolved=(0,), **{"drop_path": 0.2, **options})
 
 
 @register
 def plain_mamba_l2(**options: Any) -> PlainMamba:
-    """PlainMamba-L2: 24 blocks of width 384."""
+    """Build PlainMamba-L2: 24 blocks of width 384."""
     return PlainMamba(dim=384, depth=24, refinements=2, **{"drop_path": 0.2, **options})
 
 
 @register
 def plain_mamba_l3(**options: Any) -> PlainMamba:
-    """PlainMamba-L3: 36 blocks of width 448."""
+    """Build PlainMamba-L3: 36 blocks of width 448."""
     return PlainMamba(dim=448, depth=36, refinements=2, **{"drop_path": 0.4, **options})
 
 
 @register
 def plain_mamba_tiny(**options: Any) -> PlainMamba:
-    """PMamba-T of the TransMamba paper: 12 blocks of width 192."""
+    """Build PMamba-T of the TransMamba paper: 12 blocks of width 192."""
     return PlainMamba(dim=192, depth=12, refinements=2, **options)
 
 
 @register
 def plain_mamba_small(**options: Any) -> PlainMamba:
-    """PMamba-S of the TransMamba paper: 12 blocks of width 384."""
+    """Build PMamba-S of the TransMamba paper: 12 blocks of width 384."""
     return PlainMamba(dim=384, depth=12, refinements=2, **options)
 
 
 @register
 def plain_mamba_base(**options: Any) -> PlainMamba:
-    """PMamba-B of the TransMamba paper: 12 blocks of width 768."""
+    """Build PMamba-B of the TransMamba paper: 12 blocks of width 768."""
     return PlainMamba(dim=768, depth=12, refinements=2, **options)

@@ -15,7 +15,7 @@ _ADVICE = (
 
 @dataclass
 class LanguageModelConfig:
-    """What peft and transformers look for in `model.config`."""
+    """The entries of `model.config` that peft and transformers look for."""
 
     model_type: str
     hidden_size: int
@@ -23,7 +23,7 @@ class LanguageModelConfig:
     tie_word_embeddings: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The entries by their names."""
+        """Return the entries by their names."""
         return dict(vars(self))
 
 
@@ -76,11 +76,11 @@ class TiedHead:
         return LanguageModelConfig("transmamba", width, rows, self.tied)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """Return the embedding."""
         return self._part("embedding")
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self._part("head")
 
     def untie_head(self) -> None:
@@ -109,7 +109,7 @@ def _tie_again(model: Any, incompatible_keys: Any) -> None:
 
 
 def _note_untied(recipe: dict[str, Any] | None) -> None:
-    """What builds the model again builds one with two matrices."""
+    """Update the recipe, so that a rebuilt model has two matrices."""
     if recipe is None:
         return
     if "family" in recipe:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import AttentionCache
-from transmamba.nn.mamba2 import mix_along
+from transmamba.nn.directions import mix_along
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens
 from transmamba.nn.rotary import Rope, Rotary

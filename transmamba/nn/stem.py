@@ -100,6 +100,8 @@ class PatchMerging(nn.Module):
     A map with an odd side is filled up with zeros, below and on the right.
     """
 
+    stride = (2, 2)
+
     @typed
     def __init__(self, in_chans: int, dim: int, *, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()

@@ -134,7 +134,7 @@ def test_names_that_differ_by_their_prefix_are_refused(vim):
 
 def test_what_is_no_tensor_is_refused(vim):
     config, state = vim
-    with pytest.raises(TypeError, match="epoch in the state dict is no tensor but int"):
+    with pytest.raises(TypeError, match="epoch in the state dict is not a tensor but int"):
         from_official("vim", config, {**state, "epoch": 3})
 
 
@@ -261,7 +261,7 @@ def test_an_image_checkpoint_is_recognised():
 @pytest.mark.parametrize("case", ["vim_a", "plainmamba_a", "vmamba_a_v0", "videomamba_a_video"])
 def test_another_number_of_classes_is_recognised_and_logged(case, caplog):
     assert loaded(case, num_classes=3).head.out_features == 3
-    assert "the head starts anew: the checkpoint has 10 classes, the model 3" in caplog.text
+    assert "the head is new: the checkpoint has 10 classes, the model 3" in caplog.text
 
 
 def test_a_table_of_no_square_image_is_refused(vim):

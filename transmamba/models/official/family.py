@@ -1,4 +1,4 @@
-"""What has to be known of an official implementation to read and write its checkpoints."""
+"""Description of an official implementation: the rules by which its checkpoints are read and written."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,22 +9,22 @@ from transmamba._checkpoint import State
 
 
 def same_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """The official tensor has our shape."""
+    """Return the shape unchanged: the official tensor has ours."""
     return tuple(shape)
 
 
 def same_state(state: State) -> State:
-    """The official names are those of today."""
+    """Return the state unchanged: no older names exist."""
     return state
 
 
 def as_read(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Models of the family have no size that can change."""
+    """Return the state unchanged: models of the family cannot be resized."""
     return state
 
 
 def as_configured(model: nn.Module, state: State) -> dict[str, Any]:
-    """The checkpoint is of the size of the model."""
+    """Return no changes: the checkpoint is of the size of the model."""
     return {}
 
 
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
     Attributes:
         model: our class.
-        build: makes our model from the official constructor arguments; it is also given the state dict, for what the
+        build: makes our model from the official constructor arguments; it also gets the state dict, for sizes that the
             arguments leave open.
         official_name: our name of a tensor -> the official one.
         official_shape: our name and shape -> the official shape, which holds the same numbers in the same order.
@@ -59,10 +59,10 @@ def read_config(
     ignored: tuple[str, ...] = (),
     reasons: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
+    """Return the official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
 
     Args:
-        config: what the caller gave.
+        config: the caller's arguments.
         defaults: every argument that is understood, with its official default.
         fixed: arguments that have to have this value, because nothing else is built here.
         ignored: arguments without influence on the numbers.

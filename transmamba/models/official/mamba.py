@@ -11,7 +11,7 @@ from transmamba.models.official.family import Family, read_config
 from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.nn.convolved_attention import ConvolvedAttention
 
-# what only decides how the numbers are initialised or computed
+# arguments that affect only how the numbers are initialised or computed
 IGNORED = (
     "dt_min",
     "dt_max",
@@ -73,13 +73,13 @@ ATTENTION = {
 
 
 def build_mamba(d_model: int, config: Mapping[str, Any]) -> MambaMixer:
-    """The mixer of these official arguments."""
+    """Build the mixer of these official arguments."""
     found = read_config(config, MAMBA, ignored=IGNORED)
     return MambaMixer(d_model, found.pop("d_state"), **found)
 
 
 def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
-    """The mixer of these official arguments."""
+    """Build the mixer of these official arguments."""
     c = read_config(config, MAMBA2, ignored=IGNORED)
     d_ssm = int(c["expand"] * d_model) if c["d_ssm"] is None else c["d_ssm"]
     ssm = HeadSSM(
@@ -98,7 +98,7 @@ def build_mamba2(d_model: int, config: Mapping[str, Any]) -> Mamba2Mixer:
 
 
 def build_mamba3(d_model: int, config: Mapping[str, Any]) -> Mamba3Mixer:
-    """The mixer of these official arguments, with the decay that mamba_ssm has had since June 2026."""
+    """Build the mixer of these official arguments, with the decay that mamba_ssm has had since June 2026."""
     fixed = {"is_mimo": False, "is_outproj_norm": False, "A_floor": 1e-4}
     c = read_config(config, MAMBA3, fixed, (*IGNORED, "mimo_rank", "chunk_size", "fuse_pregate_headwise_norm"))
     return Mamba3Mixer(
@@ -112,7 +112,7 @@ def build_mamba3(d_model: int, config: Mapping[str, Any]) -> Mamba3Mixer:
 
 
 def build_attention(d_model: int, config: Mapping[str, Any]) -> ConvolvedAttention:
-    """The attention of these official arguments.
+    """Build the attention of these official arguments.
 
     Raises:
         ValueError: an argument is not understood, the number of heads is missing, or tokens see later ones.
@@ -149,7 +149,7 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {"Mamba1": build_mamba, "Mamba2"
 
 
 def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
-    """The language model of these official arguments."""
+    """Build the language model of these official arguments."""
     c = read_config(config, LM, ignored=("fused_add_norm", "residual_in_fp32"))
     ssm = dict(c["ssm_cfg"])
     layer = ssm.pop("layer", "Mamba1")
@@ -171,7 +171,7 @@ def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
 
 
 def _mixers(c: Mapping[str, Any], mixer: Callable[[int], nn.Module]) -> Any:
-    """One builder, or with layers of attention one per layer."""
+    """Return one builder, or with layers of attention one per layer."""
     attended = tuple(c["attn_layer_idx"] or ())
     if not attended:
         return mixer
@@ -187,7 +187,7 @@ def _build_block(build: Any, config: Mapping[str, Any], state: Mapping[str, Tens
 
 
 def mixer_name(name: str) -> str:
-    """The official name of a tensor of any mixer.
+    """Return the official name of a tensor of any mixer.
 
     Raises:
         ValueError: the tensor belongs to a second direction, which the official mixers have not.
@@ -202,7 +202,7 @@ def mixer_name(name: str) -> str:
 
 
 def lm_name(name: str) -> str:
-    """The official name of a tensor of the language model."""
+    """Return the official name of a tensor of the language model."""
     if name.startswith("blocks."):
         _, i, rest = name.split(".", 2)
         head, _, tail = rest.partition(".")

@@ -63,7 +63,7 @@ _NAMES = (
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The PlainMamba of the official constructor arguments, scanning as it was trained.
+    """Build the PlainMamba of the official constructor arguments, with the scans it was trained with.
 
     Raises:
         ValueError: an argument is not understood.
@@ -117,7 +117,7 @@ def _layers(configs: Any, depth: int) -> tuple[Any, Any]:
 
 
 def _layer(config: Any) -> tuple[Builder, Builder]:
-    """What builds mixer and norm of a layer; without a configuration, those of the released models."""
+    """Return builders of a layer's mixer and norm; without a configuration, those of the released models."""
     if not isinstance(config, Mapping):
         raise ValueError(f"an entry of layer_cfgs is a {type(config).__name__}: expected a mapping")
     defaults = {"mamba_cfg": {"bias": True}, "use_rms_norm": False}
@@ -135,14 +135,14 @@ def _last_norm(config: Mapping[str, Any]) -> Builder:
 
 
 def official_name(name: str) -> str:
-    """`blocks.0.mixer.ssm.dt_bias` -> `backbone.layers.0.mamba.dt_proj.bias`, and so on."""
+    """Map `blocks.0.mixer.ssm.dt_bias` to `backbone.layers.0.mamba.dt_proj.bias`, and so on."""
     for pattern, replacement in _NAMES:
         name = re.sub(pattern, replacement, name)
     return name if name.startswith("head.") else f"backbone.{name}"
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes, or a position table of another square image."""
+    """Infer another number of classes, or a position table of another square image."""
     model = cast(PlainMamba, model)
     told = told_classes(model, state, "head.fc")
     side = told_side(state.get("pos_embed"), 0, model.grid[0] * model.grid[1])

@@ -62,7 +62,7 @@ _POOLING: dict[str, Literal["mean", "last", "max"]] = {"mean": "mean", "none": "
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The Vim of the official constructor arguments.
+    """Build the Vim of the official constructor arguments.
 
     Raises:
         ValueError: an argument is not understood, or means no classifier.
@@ -109,7 +109,7 @@ def _paired(args: Mapping[str, Any]) -> bool:
 
 
 def _turns(args: Mapping[str, Any], tokens: ClassTokens) -> Turns:
-    """What the rotation is applied to, where the official one runs at all."""
+    """Return the tokens that are rotated; refuse settings with which the official rotation fails."""
     if not args["if_rope"]:
         return "none"
     size, side = args["img_size"], args["patch_size"]
@@ -135,7 +135,7 @@ def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes, or a position table of another square image."""
+    """Infer another number of classes, or a position table of another square image."""
     model = cast(Vim, model)
     told, embed = told_classes(model, state), model.patch_embed
     side = told_side(state.get("pos_embed"), len(model.cls_positions), model.patches)
@@ -143,7 +143,7 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Resize the position table but for the rows of class tokens; compute the angles anew."""
+    """Resize the position table except for the rows of class tokens, and compute the angles again."""
     source, target = cast(Vim, source), cast(Vim, target)
     if target.pos_embed is not None:
         resize = partial(resize_position, grid=source.grid, new_grid=target.grid)

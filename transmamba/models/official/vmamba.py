@@ -111,10 +111,10 @@ _OLD_NAMES = (
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The VMamba of the official constructor arguments.
+    """Build the VMamba of the official constructor arguments.
 
     Raises:
-        ValueError: an argument is not understood, or what it asks for is not built here.
+        ValueError: an argument is unknown, or its value is not supported here.
     """
     args = read_config(config, _DEFAULTS, ignored=_IGNORED)
     norm = _norm(args, state)
@@ -155,7 +155,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _norm(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> Callable[[int], nn.Module]:
-    """What builds a norm from a width."""
+    """Return a builder of norms from a width."""
     kind, scan = args["norm_layer"].lower(), args["forward_type"]
     if kind not in _NORM_LAYERS:
         raise ValueError(f"norm_layer={kind!r} is unknown: expected one of {', '.join(_NORM_LAYERS)}")
@@ -168,7 +168,7 @@ def _norm(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> Callable[[int
 
 
 def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple[str, ...]]:
-    """What builds the mixer of a block, and the orders it scans."""
+    """Return a builder of a block's mixer, and the orders that the mixer scans."""
     given = args["forward_type"]
     for pattern, why in _REFUSED:
         if re.fullmatch(pattern, given):
@@ -199,7 +199,7 @@ def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
-    """Whether the MLPs are: the newer official code takes the argument and ignores it."""
+    """Check whether the MLPs are gated: the newer official code takes the argument and ignores it."""
     first, second = (state.get(f"layers.0.blocks.0.mlp.fc{i}.weight") for i in (1, 2))
     return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
@@ -216,18 +216,18 @@ def _stem(args: Mapping[str, Any], dim: int, norm: Callable[[int], nn.Module]) -
 
 
 def official_name(name: str) -> str:
-    """`stages.0.blocks.1.mixer.ssm.dt_bias` -> `layers.0.blocks.1.op.dt_projs_bias`, and so on."""
+    """Map `stages.0.blocks.1.mixer.ssm.dt_bias` to `layers.0.blocks.1.op.dt_projs_bias`, and so on."""
     return _substitute(_NAMES, name)
 
 
 def official_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """The directions of A_log and D are one after the other along the channels, those of heads are not."""
+    """Join the directions of A_log and D, which lie one after the other along the channels; those of heads are not."""
     by_channel = (name.endswith(".A_log") and len(shape) == 3) or (name.endswith(".D") and len(shape) == 2)
     return (shape[0] * shape[1], *shape[2:]) if by_channel else tuple(shape)
 
 
 def modernise(state: State) -> State:
-    """Names of other releases; linear layers kept as convolutions of one pixel, or of all directions at once."""
+    """Update names of other releases; flatten linear layers kept as convolutions, of one pixel or of all directions."""
     for grouped, stacked in (
         (".op.x_proj.weight", ".op.x_proj_weight"),
         (".op.dt_projs.weight", ".op.dt_projs_weight"),
@@ -253,12 +253,12 @@ def modernise(state: State) -> State:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes."""
+    """Infer another number of classes."""
     return told_classes(model, state, "classifier.head")
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Only the head can differ."""
+    """Replace the head, the only part that can differ."""
     return fresh_head(state, target)
 
 

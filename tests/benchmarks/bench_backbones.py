@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from transformers import MambaConfig, MambaModel
 
 from transmamba import models
-from transmamba.ops import backends
-from transmamba.ops.backends import Backend, use_backend
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.dispatch import TABLE, Backend, use_backend
+from transmamba.ops.scan.inputs import Problem
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution")
 
@@ -139,7 +138,7 @@ if __name__ == "__main__":
     )
     options = parser.parse_args()
     torch.manual_seed(0)
-    backends.BACKENDS = (*backends.BACKENDS, Backend("loop", loop, lambda problem: []))
+    TABLE["scan"] = (*TABLE["scan"], Backend("loop", loop, lambda problem: []))
     print("| model | pass | who | images per CPU second | times slower |\n|---|---|---|--:|--:|")
     for name in ("vim_tiny", "vmamba_tiny_s1l8"):
         report(name, options.batch, options.repeats, slow_steps=options.slow_steps)

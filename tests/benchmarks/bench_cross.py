@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tests.benchmarks.bench_native import Run, _status, cpu_seconds, passes, spread
 from transmamba.ops import cross_scan, multi_scan, scan_orders
-from transmamba.ops.backends.native import library
+from transmamba.ops.native import library
 
 # batch, context, queries, channels, states, directions
 SHAPES = {

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba.ops import multi_scan, selective_scan
-from transmamba.ops.backends import native
-from transmamba.ops.backends.native import build, library
-from transmamba.ops.backends.problem import Problem
+from transmamba.ops.native import build, library
+from transmamba.ops.scan import native
+from transmamba.ops.scan.inputs import Problem
 
 # batch, length, channels, states, directions
 SHAPES = {
@@ -219,7 +219,7 @@ def limits(folder: str) -> Callable[[], dict[str, float]]:
     flags = [*build.FLAGS, *build.ARITHMETIC, *build.VARIANTS.get(library.variants()[0], []), "-Wno-psabi"]
     program, source = str(Path(folder, "limits")), Path(__file__).with_name("limits.cpp")
     compiler = build.compiler() or sys.exit("the limits need a C++ compiler")
-    subprocess.run([*compiler, *flags, f"-I{build.HERE}", str(source), "-o", program], check=True)
+    subprocess.run([*compiler, *flags, str(source), "-o", program], check=True)
     return lambda: json.loads(subprocess.run([program], capture_output=True, check=True).stdout)
 
 

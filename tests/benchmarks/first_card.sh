@@ -25,10 +25,10 @@ part() {  # seconds, title, command
 
 if [ -n "${DRY:-}" ]; then
   bench="--device cpu --tiny --repeat 1 --shapes vim vmamba" step="--device cpu --repeat 1 --batch 2" scope="-k token" wide="--dim 16 --batch 1"
-  tests="tests/ops/backends/nvrtc/test_emulated.py"
+  tests="tests/ops/scan/nvrtc/test_emulated.py"
 else
   bench="--repeat 10" step="--device cuda --repeat 50" scope="-m gpu" wide="--dim 384 --batch 64"
-  tests="tests/ops/backends/nvrtc/test_gpu.py tests/ops/backends/test_triton.py"
+  tests="tests/ops/scan/nvrtc/test_gpu.py tests/ops/scan/triton/test_triton.py"
 fi
 
 part 60 "doctor" python -m transmamba.doctor
@@ -39,7 +39,7 @@ part 40 "distillation step, wider" python -m tests.benchmarks.bench_step $step $
 for tool in racecheck memcheck; do
   if command -v compute-sanitizer > /dev/null && [ -z "${DRY:-}" ]; then
     part 50 "compute-sanitizer, $tool" compute-sanitizer --tool $tool python -m pytest -q -p no:cacheprovider -m gpu \
-      tests/ops/backends/nvrtc/test_gpu.py -k "token or one_state"
+      tests/ops/scan/nvrtc/test_gpu.py -k "token or one_state"
   else
     echo "=== compute-sanitizer, $tool: not here" | tee -a "$out"
   fi

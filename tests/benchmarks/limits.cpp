@@ -1,6 +1,6 @@
 // What one core of this machine can do at most, by the functions of the native scan: element updates per second of the
 // recurrence held in the L1 cache, for 16 states and for one (softplus included), and bytes copied per second.
-// Compile with -I transmamba/ops/backends/native and the flags of the instruction set; prints JSON.
+// Compile with -I transmamba/ops and the flags of the instruction set; prints JSON.
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +13,7 @@
 #endif
 
 namespace {
-#include "vector.h"
+#include "native/vector.h"
 
 constexpr int W = lanes<float>(), STEPS = 64, STATES = 16;
 float dt[STEPS * 2 * W], u[STEPS * 2 * W], y[STEPS * 2 * W], B[STEPS * STATES], C[STEPS * STATES];

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.ops.scans import inputs
+from tests.ops.scan.scans import inputs
 from transmamba.ops import mixing_matrix, multi_scan, scan_order, scan_orders
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.ops.rounding import BY_BACKEND, HALVES, PLAIN, check
-from tests.ops.test_scan import accepting
+from tests.ops.scan.test_scan import accepting
 from transmamba.nn import Mamba3Mixer, MambaMixer, SnakeMixer, moves_between
 from transmamba.ops import multi_scan, scan_orders, selective_scan, selective_step
 

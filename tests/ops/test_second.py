@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.ops.rounding import BY_BACKEND, Draw
-from tests.ops.test_scan import accepting
+from tests.ops.scan.test_scan import accepting
 from transmamba.ops import multi_scan
 
 

@@ -1,10 +1,10 @@
 """Arithmetic: functions from tensors to tensors, without parameters."""
 
-from transmamba.ops.backends import FLOP_FORMULAS as FLOP_FORMULAS
-from transmamba.ops.backends import use_backend as use_backend
 from transmamba.ops.conv import causal_conv1d as causal_conv1d
 from transmamba.ops.cross import cross_scan as cross_scan
 from transmamba.ops.cross import read_state as read_state
+from transmamba.ops.dispatch import use_backend as use_backend
+from transmamba.ops.flops import FLOP_FORMULAS as FLOP_FORMULAS
 from transmamba.ops.matrix import mixing_matrix as mixing_matrix
 from transmamba.ops.orders import ORDER_NAMES as ORDER_NAMES
 from transmamba.ops.orders import ScanOrder as ScanOrder

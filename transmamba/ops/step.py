@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.backends.opaque import _without_autocast
+from transmamba.ops.plain import without_autocast
 
 
 @typed
@@ -100,7 +100,7 @@ def conv_step(
     """
     state = torch.cat([state[..., 1:], x[..., None]], -1)
     compute = torch.promote_types(state.dtype, torch.float32)
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         y = einsum(state.to(compute), weight.to(compute), "batch dim width, dim width -> batch dim")
     y = y if bias is None else y + bias.to(compute)
     return (F.silu(y) if activation else y).to(x.dtype), state

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.backends.opaque import _without_autocast
+from transmamba.ops.plain import without_autocast
 from transmamba.ops.ssd import scan_chunks
 
 TURN = 2 * torch.pi
@@ -84,7 +84,7 @@ def trapezoidal_scan(
     """
     compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
     given = x.dtype
-    with _without_autocast(x.device):
+    with without_autocast(x.device):
         x, dt, A, B, C, blend, theta = (t.to(compute) for t in (x, dt, A, B, C, blend, theta))
         if mask is not None:
             x, dt = x.masked_fill(~mask[..., None, None], 0.0), dt.masked_fill(~mask[..., None], 0.0)

@@ -1,0 +1,84 @@
+"""The kernels compiled by NVRTC on a machine that may have no GPU: they lower, and their machine code is as counted."""
+
+import itertools
+
+import pytest
+
+from tests.benchmarks.sass import code, scan
+from transmamba.ops.scan.nvrtc import compiler
+from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, SHARED_FORWARD, Shape, Variant, power
+
+missing = [compiler.library()[1]] if compiler.library()[0] is None else []
+missing += ["package triton, which ships nvdisasm, is not installed"] if code.tool("nvdisasm") is None else []
+pytestmark = pytest.mark.skipif(bool(missing), reason="; ".join(missing))
+CAPABILITIES = ("80", "90", "100")
+FLAGS = (
+    ("SOFTPLUS", "PAIRED"),
+    ("ORDERS", "BY_STEP", "RESTART"),
+    ("SOFTPLUS", "ORDERS", "RESTART", "PAIRED", "MERGED"),
+)
+
+
+def variant(kind: str, states: int, dtype: int, flags: tuple[str, ...]) -> Variant:
+    flags = tuple(flag for flag in flags if flag != "FULL" or dtype)
+    if states == 1:
+        return Variant(f"single_{kind}", dtype, 1, Shape(1, 2, 4, 8, 8, 1), flags)
+    flags = tuple(flag for flag in flags if flag != "MERGED")
+    if kind == "shared_forward":
+        return Variant(kind, dtype, states, SHARED_FORWARD[power(states)], (*flags, "ONE"), directions=4)
+    return Variant(kind, dtype, states, (BACKWARD if kind == "backward" else FORWARD)[power(states)], flags)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [("forward", 16), ("backward", 16), ("forward", 1), ("backward", 1), ("shared_forward", 16)],
+)
+def test_common_variants_compile(kind, states, capability):
+    chosen = variant(kind, states, 1, FLAGS[0])
+    names = set(code.usage(compiler.compile_cubin(chosen.options, capability)))
+    summaries = {"summarise", "summarise_adjoint", "chain", "chain_adjoint"} if kind == "forward" else set()
+    assert names == {f"scan_{kind.removeprefix('shared_')}"} | summaries
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kind", ["forward", "backward"])
+@pytest.mark.parametrize("states", [1, 2, 3, 4, 8, 16, 20, 32, 64, 128, 256])
+def test_every_variant_compiles(states, kind, capability):
+    kinds = [kind, "shared_forward"] if kind == "forward" and power(states) in SHARED_FORWARD else [kind]
+    for each, dtype, flags in itertools.product(kinds, (0, 1, 2), FLAGS):
+        chosen = variant(each, states, dtype, flags)
+        found = code.usage(compiler.compile_cubin(chosen.options, capability))[f"scan_{kind}"]
+        # what a block of any of these GPUs may have
+        assert found.shared + chosen.shared <= 99 * 1024
+
+
+def slots(shape: str, kind: str, name: str) -> scan.Figures:
+    return scan.examine(scan.SHAPES[shape], kind, name)
+
+
+def test_issue_slots_and_registers_stay_as_counted():
+    forward, backward = slots("vim", "forward", "scan_forward"), slots("vim", "backward", "scan_backward")
+    assert forward.usage.stack == 0 and forward.issue <= 10.6
+    assert backward.usage.stack == 0 and backward.issue <= 25.0
+    summary = slots("lm", "forward", "summarise")
+    assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 17.6
+    for kind, name, issue in (("forward", "scan_forward", 7.0), ("backward", "scan_backward", 25.5)):
+        found = slots("plain", kind, name)
+        assert found.usage.stack <= 32 and found.issue <= issue
+    for kind, name, issue in (("forward", "scan_forward", 63), ("backward", "scan_backward", 132)):
+        found = slots("vmamba", kind, name)
+        assert found.usage.stack <= 32 and found.issue <= issue
+
+
+# of the Triton kernels' simulated time; the summary of a language model's spans is bound by its exponentials
+AT_LEAST = {"vim": (2.5, 2.5), "lm": (2.0, 2.4), "plain": (2.5, 2.5), "vmamba": (2.5, 2.5)}
+
+
+@pytest.mark.parametrize("shape", scan.SHAPES)
+def test_simulated_times_beat_triton_and_mamba_ssm(shape):
+    for side, kind in enumerate(("forward", "backward")):
+        time = scan.total_time(scan.SHAPES[shape], kind)
+        assert time * AT_LEAST[shape][side] <= scan.TRITON[shape][side]
+        assert time < scan.MAMBA_SSM[shape][side]

@@ -1,0 +1,155 @@
+"""The CUDA kernels against the reference, every thread of them on a CPU, with the cases of the Triton kernels."""
+
+import functools
+
+import pytest
+import torch
+
+from tests.ops.rounding import BY_BACKEND, HALVES, check
+from tests.ops.scan.nvrtc import emulator
+from tests.ops.scan.triton.triton_cases import FEATURES, error, exact, problem
+from transmamba.ops.scan import nvrtc
+from transmamba.ops.scan.inputs import Gradients, Problem
+from transmamba.ops.scan.nvrtc.variants import shared_variant_of
+
+pytestmark = emulator.needs_compiler
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(nvrtc, "launch", emulator.launch)
+
+
+def compare(p: Problem, with_last: bool = True) -> None:
+    y, last, saved = nvrtc.forward(p, True)
+    grad_y, grad_last = torch.randn_like(y), torch.randn_like(last) if with_last else None
+    grads = nvrtc.backward(p, saved, grad_y, grad_last)
+    y_exact, last_exact, grads_exact = exact(p, grad_y, grad_last)
+    tolerance = TOLERANCE[p.u.dtype]
+    assert y.dtype == p.u.dtype and error(y, y_exact) < tolerance
+    assert last.is_contiguous() and error(last, last_exact) < tolerance
+    for name, got, expected in zip(Gradients._fields, grads, grads_exact, strict=True):
+        source = getattr(p, name)
+        assert (got is None) == (source is None), name
+        if got is not None:
+            assert got.shape == source.shape and got.dtype == source.dtype, name
+            assert error(got, expected) < tolerance, f"{name}: {error(got, expected)}"
+
+
+@pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES.keys())
+def test_agrees_with_the_reference(options):
+    compare(problem(**options))
+
+
+@pytest.mark.parametrize("states", [2, 3, 4, 7, 8, 16, 20, 32, 64, 100, 128, 256])
+def test_takes_any_number_of_states(states):
+    compare(problem(n=states, d=6, k=2, length=21, segments=True, initial=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("options", [{}, {"own": "B", "step_parameters": True, "merge": True}, {"n": 16, "d": 40}])
+def test_half_precision_loses_only_what_storing_loses(dtype, options):
+    compare(problem(dtype=dtype, **options))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"initial": True, "orders": False},
+        {"segments": True},
+        {"k": 2, "own": "B", "step_parameters": True, "merge": True, "initial": True},
+        {"own": ""},
+        {"n": 16, "d": 40, "length": 100, "segments": True, "initial": True},
+    ],
+)
+def test_time_split_into_spans_changes_nothing(monkeypatch, options):
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda device: 1000)
+    seen = []
+
+    def launch(variant, name, *rest):
+        seen.append(name)
+        emulator.launch(variant, name, *rest)
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    compare(problem(**{"k": 1, "length": 67, "d": 3, "n": 2, **options}))
+    assert {"summarise", "chain", "summarise_adjoint", "chain_adjoint"} <= set(seen)
+
+
+SHARED = {"own": "B", "step_parameters": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 16, "k": 4, "d": 41, "length": 21, "initial": True, "merge": True},
+        {"n": 16, "k": 4, "d": 40, "length": 8, "own": "u B C D"},
+        {"n": 8, "k": 2, "d": 70, "length": 19, "without": "D dt_bias", "softplus": False},
+        {"n": 7, "k": 3, "d": 5, "length": 1, "orders": False, "initial": True, "b": 2},
+        {"n": 20, "k": 3, "d": 17, "length": 16, "own": "B C D"},
+        {"n": 32, "k": 4, "d": 18, "length": 9, "dtype": torch.bfloat16},
+        {"n": 16, "k": 4, "d": 40, "length": 21, "dtype": torch.float16, "merge": True},
+    ],
+)
+def test_directions_that_share_decays_share_a_block(monkeypatch, options):
+    kinds = []
+
+    def launch(variant, *rest):
+        kinds.append(variant.kind)
+        emulator.launch(variant, *rest)
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    compare(problem(**{**SHARED, **options}))
+    assert kinds == ["shared_forward", "backward"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"own": "dt B"}, {"own": "A B"}, {"own": "B dt_bias"}, {"k": 5}, {"k": 1}, {"n": 4}, {"n": 33}]
+)
+def test_other_directions_have_a_block_each(options):
+    p = problem(**{"n": 16, "k": 4, **SHARED, **options})
+    assert shared_variant_of(p, [p.u, p.dt, p.B, p.C]) is None
+    apart = problem(**{"n": 16, "k": 4, **SHARED, "step_parameters": False})
+    assert shared_variant_of(apart, [p.u]) is None
+    restarting = problem(**{"n": 16, "k": 4, **SHARED, "segments": True})
+    assert shared_variant_of(restarting, [p.u]) is None
+
+
+def test_shared_decays_over_spans_of_time(monkeypatch):
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda device: 1000)
+    seen = []
+
+    def launch(variant, name, *rest):
+        seen.append((variant.kind, name))
+        emulator.launch(variant, name, *rest)
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    compare(problem(**SHARED, n=8, k=2, d=3, length=67, initial=True))
+    assert seen[:3] == [("forward", "summarise"), ("forward", "chain"), ("shared_forward", "scan_forward")]
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 16, "d": 40, "length": 37, "k": 2, "segments": True},
+        {"n": 4, "length": 9},
+        {"n": 16, "d": 40, "length": 37, "k": 4, **SHARED},
+    ],
+)
+def test_no_order_of_threads_between_barriers_changes_anything(monkeypatch, options, seed):
+    p = problem(**options)
+    runs = []
+    for order in (0, seed):
+        monkeypatch.setattr(nvrtc, "launch", functools.partial(emulator.launch, seed=order))
+        y, last, saved = nvrtc.forward(p, True)
+        runs.append((y, last, saved, *nvrtc.backward(p, saved, torch.ones_like(y), torch.ones_like(last))))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("case", [c for c in BY_BACKEND if "scan" in c.__name__ and "cross" not in c.__name__])
+def test_half_precision_is_rounded_once(monkeypatch, case, dtype):
+    monkeypatch.setattr(nvrtc, "refuse", lambda problem: [])
+    check(case, dtype, backend="nvrtc")

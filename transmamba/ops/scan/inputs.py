@@ -1,0 +1,136 @@
+"""The one form in which every backend receives a scan, and how arguments take it.
+
+K scans share a batch of tokens. Along direction k, step t visits token r = orders[k, t] and computes, per channel d,
+
+    dt = softplus(dt[r] + dt_bias)         (softplus and bias only where asked for)
+    h  = exp(dt * A) * h + dt * B[r] * u[r]
+    y[r] = C[r] . h + D * u[r]
+
+Axes: b batch, k direction, l token, d channel, n state. Where a shape says `1|k`, size 1 is shared by all directions.
+Activations (u, dt, B, C, y and their gradients) have one floating dtype; A, D, dt_bias, an `unrounded` y and all states
+have the compute dtype: float64 if the activations are float64, otherwise float32. Arithmetic is done in the compute
+dtype.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from transmamba.ops.orders import ScanOrder, stack_orders
+from transmamba.ops.shapes import check_range, check_shapes
+
+Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
+
+
+class Problem(NamedTuple):
+    """Arguments of a scan; strides are free (also zero), states come state-major."""
+
+    u: Tensor  # (b, 1|k, l, d)
+    dt: Tensor  # (b, 1|k, l, d), before bias and softplus
+    A: Tensor  # (1|k, n, d)
+    B: Tensor  # (b, 1|k, l, n)
+    C: Tensor  # (b, 1|k, l, n)
+    D: Tensor | None = None  # (1|k, d)
+    dt_bias: Tensor | None = None  # (1|k, d)
+    orders: Tensor | None = None  # (k, l) int64: token visited at each step; None is 0, 1, 2, ...
+    segments: Tensor | None = None  # (b, l) int64: the state restarts at zero where the value changes along the order
+    initial_state: Tensor | None = None  # (b, k, n, d)
+    softplus: bool = False
+    step_parameters: bool = False  # dt, B, C are indexed by step t instead of token r (PlainMamba's official form)
+    merge: bool = False  # sum the directions: y is (b, 1, l, d)
+    unrounded: bool = False  # y in the compute dtype instead of that of u, for a gate to come
+
+    @property
+    def directions(self) -> int:
+        """Number of scans k."""
+        return count_directions(self)
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """Sizes of b, k, l, d, n."""
+        return count_sizes(self)
+
+    def check(self) -> None:
+        """Check shapes, devices and token numbers, because kernels read raw pointers.
+
+        Raises:
+            ValueError: see `check_shapes` and `check_range`.
+        """
+        b, k, l, d, n = self.sizes  # noqa: E741
+        tokens, inputs, vectors = (b, k, l, d), (b, k, l, n), (k, d)
+        shapes = (tokens, tokens, (k, n, d), inputs, inputs, vectors, vectors, (k, l), (b, l), (b, k, n, d))
+        shared = ((b, 1, l, d),) * 2 + ((1, n, d),) + ((b, 1, l, n),) * 2 + ((1, d),) * 2 + shapes[7:]
+        check_shapes(self, shapes, shared)
+        check_range(self.orders, l, "orders must hold token numbers")
+
+
+# functions, because the dynamo of older torches cannot read properties of named tuples
+def count_directions(problem: Any) -> int:
+    """Number of scans k of a scan or cross scan."""
+    p = problem
+    if p.orders is not None:
+        return p.orders.shape[0]
+    return max(p.u.shape[1], p.dt.shape[1], p.A.shape[0], p.B.shape[1], p.C.shape[1])
+
+
+def count_sizes(problem: Any) -> tuple[int, int, int, int, int]:
+    """Sizes of b, k, l, d, n of a scan or cross scan."""
+    batch, _, length, channels = problem.u.shape
+    return batch, count_directions(problem), length, channels, problem.A.shape[1]
+
+
+def output_dtype(problem: Problem) -> torch.dtype:
+    """The dtype of y."""
+    return problem.A.dtype if problem.unrounded else problem.u.dtype
+
+
+class Gradients(NamedTuple):
+    """One entry per floating tensor of `Problem`, with its shape and dtype; None for an input that is None."""
+
+    u: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    initial_state: Tensor | None
+
+
+def hide_padding(
+    mask: Tensor, tokens: Tensor, dt: Tensor, dt_bias: Tensor | None, *, softplus: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return u, dt and dt_bias whose padded steps have size zero, which leaves the state as it is."""
+    padded = ~mask[:, None, :, None]
+    if dt_bias is not None and not softplus:
+        dt, dt_bias = dt + dt_bias[:, None], None
+    # softplus(-inf) is zero
+    return tokens.masked_fill(padded, 0.0), dt.masked_fill(padded, -torch.inf if softplus else 0.0), dt_bias
+
+
+def dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtype of the activations (u, dt, B, C) and that of the arithmetic."""
+    *activations, A = (x.dtype for x in inputs)
+    act = activations[0]
+    for dtype in activations[1:]:
+        act = torch.promote_types(act, dtype)
+    compute = torch.float64 if torch.float64 in (act, A) else torch.float32
+    return (compute if compute == torch.float64 else act), compute
+
+
+def order_table(orders: Orders | None, length: int) -> Tensor | None:
+    """Return the tokens visited at each step, (k, l) int64.
+
+    Raises:
+        ValueError: orders visit another number of tokens.
+    """
+    if orders is None:
+        return None
+    if not isinstance(orders, Tensor):
+        return stack_orders(orders, length).index
+    if orders.shape[1] != length:
+        raise ValueError(f"orders visit {orders.shape[1]} tokens, there are {length}")
+    return orders.long()

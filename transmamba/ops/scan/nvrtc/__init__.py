@@ -1,0 +1,206 @@
+"""CUDA kernels of our own, compiled at first use by NVRTC: no toolkit, no build at installation.
+
+sources/ holds the kernels, variants.py what they are compiled for, compiler.py and driver.py reach NVIDIA's libraries.
+Time is staged chunk by chunk in shared memory, so that a step size is computed once; states stay in registers; sums go
+over lanes, then over the warps of a block, then over blocks: in a fixed order, so results are reproducible. The forward
+keeps the states at chunk starts, the backward recomputes the rest.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.nvrtc import compiler, driver
+from transmamba.ops.scan.nvrtc.arguments import Arguments
+from transmamba.ops.scan.nvrtc.driver import Launch
+from transmamba.ops.scan.nvrtc.variants import (
+    CHUNK,
+    DTYPES,
+    MOST_STATES,
+    Variant,
+    shared_variant_of,
+    spans_of,
+    variant_of,
+)
+from transmamba.ops.scan.parts import over_directions, per_direction, restarts, total, untouched
+from transmamba.ops.shapes import allocate
+
+CHAIN = 128  # threads of a block that composes spans, as in chain.h
+
+
+def unavailable() -> tuple[str, ...]:
+    """Reasons why this installation cannot run the kernels on any GPU; none if the libraries were found."""
+    return tuple(reason for found, reason in (compiler.library(), driver.library()) if found is None)
+
+
+def incapable(index: int) -> tuple[str, ...]:
+    """Reasons why the CUDA device of that index cannot run the kernels."""
+    old = torch.version.hip is not None or torch.cuda.get_device_capability(index) < (8, 0)
+    reasons = unavailable() + (("needs an NVIDIA GPU of compute capability 8.0 or higher",) if old else ())
+    return reasons or driver.trial(index)
+
+
+# torch.compile calls it while tracing, and traces no search for libraries; torch.compiler.assume_constant_result sets
+# the same mark, but imports Triton
+incapable._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def refuse(problem: Problem) -> list[str]:
+    """Reasons why the kernels cannot take this problem."""
+    u, states = problem.u, problem.A.shape[1]
+    reasons = [] if u.device.type == "cuda" else [f"needs a CUDA tensor, u is on {u.device}"]
+    if u.device.type == "cuda":
+        reasons += incapable(u.device.index)
+    if u.dtype not in DTYPES:
+        reasons.append(f"computes in float32 and does not take {str(u.dtype).removeprefix('torch.')}")
+    if not 0 < states <= MOST_STATES:
+        reasons.append(f"takes 1 to {MOST_STATES} states per channel, got {states}")
+    return reasons
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the device, one where there is none."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def launch(variant: Variant, name: str, what: Launch, arguments: Arguments, device: torch.device) -> None:
+    """Run a kernel; tests run it on a CPU."""
+    driver.launch(variant.options, name, what, arguments, device)
+
+
+class Inputs(NamedTuple):
+    """A problem with contiguous constants, the arguments that all its kernels have, and what these point to."""
+
+    problem: Problem
+    arguments: Arguments
+    keep: list[Tensor | None]
+
+
+def _inputs(p: Problem) -> Inputs:
+    _, directions, length, channels, _ = p.sizes
+    A, D, bias, start = (None if x is None else x.contiguous() for x in (p.A, p.D, p.dt_bias, p.initial_state))
+    assert A is not None
+    orders = None if p.orders is None else p.orders.to(torch.int32).contiguous()
+    restart = restarts(p)
+    arguments = Arguments().set(u=p.u, dt=p.dt, B=p.B, C=p.C, A=A, D=D, bias=bias, orders=orders, restart=restart)
+    arguments.set(A_direction=per_direction(A), D_direction=per_direction(D), bias_direction=per_direction(bias))
+    arguments.set(K=directions, L=length, channels=channels)
+    return Inputs(p._replace(A=A, D=D, dt_bias=bias, initial_state=start), arguments, [orders, restart])
+
+
+def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start: Tensor | None) -> Tensor | None:
+    """States before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
+    if spans == 1:
+        return start
+    p, adjoint = inputs.problem, grad_y is not None
+    batch, directions, length, channels, states = p.sizes
+    variant = variant_of(p, "forward", [p.u, p.dt, p.B, p.C, p.u if grad_y is None else grad_y])
+    gain, decay, border = (p.A.new_empty(batch, directions, spans, states, channels) for _ in range(3))
+    arguments = Arguments.from_buffer_copy(inputs.arguments)
+    arguments.set(last=gain, saved=decay, span=span, spans=spans, first=int(adjoint), flags=variant.bits)
+    arguments.set(y=p.u if grad_y is None else grad_y)
+    grid = (variant.groups(batch, directions), -(-channels // variant.channels), spans - 1)
+    name = "summarise_adjoint" if adjoint else "summarise"
+    launch(variant, name, Launch(grid, variant.threads), arguments, p.u.device)
+    arguments.set(enter=start, dA=border)
+    grid = (batch * directions, -(-states * channels // CHAIN), 1)
+    launch(variant, "chain_adjoint" if adjoint else "chain", Launch(grid, CHAIN), arguments, p.u.device)
+    return border
+
+
+def _summed(
+    variant: Variant, like: Tensor, parts: Tensor, wanted: int, spans: int, arguments: Arguments
+) -> tuple[Variant, Tensor]:
+    """The variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and what it then writes."""
+    directions = parts.shape[1]
+    sum_here = variant.single and wanted < directions <= variant.shape.warps and spans == 1
+    if sum_here:
+        variant, parts = variant._replace(flags=(*variant.flags, "MERGED")), allocate(like, 1)
+        arguments.set(sum=parts)
+    arguments.set(flags=variant.bits)
+    return variant, parts
+
+
+def _full(variant: Variant, on: bool) -> Variant:
+    """The variant that writes float32 where its inputs are narrower: results that are yet to be gated or added up."""
+    return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
+
+
+def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs, last states, and the states at chunk starts if `save`."""
+    y, last, saved = _forward(problem, save)
+    return y.to(output_dtype(problem)), last, saved
+
+
+def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+    """Gradients of every floating input."""
+    wide = problem
+    if grad_y.dtype != problem.u.dtype:
+        # the kernels read all activations in one dtype, and rounding the gradient of a gate would lose digits
+        wide = problem._replace(u=problem.u.float(), dt=problem.dt.float(), B=problem.B.float(), C=problem.C.float())
+    found = _backward(wide, saved, grad_y, grad_last)
+    u, dt, B, C = (x.to(problem.u.dtype) for x in (found.u, found.dt, found.B, found.C))
+    return found._replace(u=u, dt=dt, B=B, C=C)
+
+
+def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, directions, length, channels, states = problem.sizes
+    summed = problem.merge and directions > 1
+    full = problem.u.dtype != torch.float32 and (problem.unrounded or summed)
+    y = allocate(problem.u, directions, torch.float32 if full else None)
+    last = problem.A.new_empty(batch, directions, states, channels)
+    saved = problem.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
+    if not problem.u.numel():
+        last = last.zero_() if problem.initial_state is None else last.copy_(problem.initial_state)
+        return y[:, :1] if problem.merge else y, last, saved
+    inputs = _inputs(problem)
+    p = inputs.problem
+    tensors = [p.u, p.dt, p.B, p.C, y]
+    variant = _full(shared_variant_of(p, tensors) or variant_of(p, "forward", tensors), full)
+    groups = variant.groups(batch, directions)
+    span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
+    enter = _borders(inputs, span, spans, None, p.initial_state)
+    arguments = inputs.arguments.set(y=y, last=last, saved=saved if save else None, enter=enter)
+    arguments.set(span=span, spans=spans)
+    # a kernel that adds up rounds the sum
+    wanted = 1 if summed and not (full and p.unrounded) else directions
+    variant, total_y = _summed(variant, p.u, y, wanted, spans, arguments)
+    grid = (groups, -(-channels // variant.channels), spans)
+    launch(variant, "scan_forward", Launch(grid, variant.threads), arguments, p.u.device)
+    return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
+
+
+def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+    if not problem.u.numel():
+        return untouched(problem, grad_last)
+    inputs = _inputs(problem)
+    p = inputs.problem
+    batch, directions, length, channels, states = p.sizes
+    full = p.u.dtype != torch.float32 and directions > 1 and 1 in (p.u.shape[1], p.dt.shape[1])
+    du, ddt = (allocate(x, directions, torch.float32 if full else None) for x in (p.u, p.dt))
+    variant = _full(variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y, du, ddt]), full)
+    groups = variant.groups(batch, directions)
+    span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
+    leave = _borders(inputs, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())
+    blocks = -(-channels // variant.channels)
+    new = p.A.new_empty
+    dB, dC = (new(blocks, batch, directions, length, states) for _ in range(2))
+    dA, dstart = new(spans, batch, directions, states, channels), new(batch, directions, states, channels)
+    dD, dbias = (None if x is None else new(spans, batch, directions, channels) for x in (p.D, p.dt_bias))
+    arguments = inputs.arguments.set(y=grad_y, du=du, ddt=ddt, saved=saved, enter=leave, last=dstart)
+    arguments.set(dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias, span=span, spans=spans)
+    variant, total_u = _summed(variant, p.u, du, p.u.shape[1], spans, arguments)
+    grid = (groups, blocks, spans)
+    launch(variant, "scan_backward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
+    return Gradients(
+        over_directions(total_u, p.u, p.u.shape[1], p.u.dtype),
+        over_directions(ddt, p.dt, p.dt.shape[1], p.dt.dtype),
+        total(dA, p.A, (0, 1)),
+        total(dB, p.B, (0,)),
+        total(dC, p.C, (0,)),
+        None if dD is None or p.D is None else total(dD, p.D, (0, 1)),
+        None if dbias is None or p.dt_bias is None else total(dbias, p.dt_bias, (0, 1)),
+        None if p.initial_state is None else dstart,
+    )

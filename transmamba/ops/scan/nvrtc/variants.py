@@ -1,0 +1,167 @@
+"""Variants of the kernels: what -D tells the compiler, and how a scan is cut into blocks."""
+
+from typing import NamedTuple
+
+import torch
+
+from transmamba.ops.scan.inputs import Problem
+
+CHUNK = 8  # steps between two saved states, as in steps.h
+MOST_STATES = 256
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL", "ONE")  # bit 0, 1, ...
+KINDS = ("forward", "backward", "single_forward", "single_backward", "shared_forward")
+MOST_WARPS = 8  # directions that a block of the kernels for one state takes
+
+
+class Shape(NamedTuple):
+    """How the lanes of a kernel are used, for a number of states."""
+
+    lane_states: int  # states that a lane holds of each channel
+    lane_channels: int
+    warps: int
+    steps: int  # staged in shared memory at a time
+    part: int  # steps whose states the backward holds
+    blocks: int  # resident on a multiprocessor: the compiler limits registers accordingly
+
+
+# by the power of two that holds the states
+FORWARD = {
+    2: Shape(2, 1, 4, 8, 8, 4), 4: Shape(4, 1, 4, 8, 8, 4), 8: Shape(4, 1, 4, 16, 8, 5), 16: Shape(4, 1, 4, 16, 8, 6),
+    32: Shape(4, 1, 4, 16, 8, 4), 64: Shape(8, 1, 4, 8, 8, 4), 128: Shape(16, 1, 4, 4, 8, 3),
+    256: Shape(16, 1, 4, 4, 8, 3),
+}  # fmt: skip
+BACKWARD = {
+    2: Shape(2, 2, 2, 8, 8, 6), 4: Shape(4, 2, 2, 8, 8, 4), 8: Shape(4, 2, 4, 8, 8, 3), 16: Shape(4, 2, 4, 8, 8, 3),
+    32: Shape(4, 2, 4, 8, 8, 3), 64: Shape(8, 1, 4, 8, 4, 3), 128: Shape(16, 1, 2, 8, 2, 4),
+    256: Shape(16, 1, 2, 8, 2, 4),
+}  # fmt: skip
+# of the forward that takes all directions at once, because they share step sizes and decays
+SHARED_FORWARD = {8: Shape(4, 1, 4, 8, 8, 4), 16: Shape(4, 1, 4, 8, 8, 4), 32: Shape(4, 1, 4, 8, 8, 4)}
+MOST_SHARED = 4  # directions of such a block
+
+
+def power(x: int) -> int:
+    """The next power of two."""
+    return 1 << (x - 1).bit_length()
+
+
+class Variant(NamedTuple):
+    """One compilation of the sources."""
+
+    kind: str
+    dtype: int
+    states: int
+    shape: Shape
+    flags: tuple[str, ...]
+    directions: int = 1  # of a block, where they share decays
+
+    @property
+    def single(self) -> bool:
+        """Whether it is one of the kernels for one state."""
+        return self.kind.startswith("single")
+
+    def groups(self, batch: int, directions: int) -> int:
+        """Blocks along the first axis of the grid."""
+        taken = self.shape.warps if self.single else self.directions
+        return batch * -(-directions // taken)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * self.shape.warps
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block."""
+        if self.single:
+            return 64
+        lanes = power(self.states) // self.shape.lane_states
+        return 32 // lanes * self.shape.lane_channels * self.shape.warps
+
+    @property
+    def shared(self) -> int:
+        """Bytes of dynamic shared memory of a block, zero where the kernel declares its own; scan.cu checks them."""
+        if self.kind != "backward":
+            return 0
+        shape, n = self.shape, power(self.states)
+        copies = min(shape.lane_states, 32 // (n // shape.lane_states))
+        tile, pair = CHUNK * self.channels, 8 if self.dtype == 0 else 4
+        floats = 4 * tile + 2 * CHUNK * copies * n + 2 * CHUNK * (self.channels + 8) + 2 * CHUNK * shape.warps * n
+        floats += shape.lane_states * shape.lane_channels * self.threads + 2 * CHUNK + 8 * self.threads
+        floats += max(1, tile // 2 // self.threads) * self.threads  # pairs of a thread
+        return 4 * floats + pair * (4 * tile // 2 + 2 * CHUNK * n // 2)
+
+    @property
+    def bits(self) -> int:
+        """The flags as a number."""
+        return sum(1 << FLAGS.index(flag) for flag in self.flags)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Options of the compiler."""
+        names = ("LANE_STATES", "LANE_CHANNELS", "WARPS", "STEPS", "PART", "BLOCKS")
+        values = {"KIND": KINDS.index(self.kind), "DTYPE": self.dtype, "STATES": self.states, "SHARED": self.shared}
+        values["DIRECTIONS"] = self.directions
+        values |= dict(zip(names, self.shape, strict=True)) | {flag: int(flag in self.flags) for flag in FLAGS}
+        return tuple(f"-D{name}={value}" for name, value in values.items())
+
+
+def flags_of(p: Problem, tensors: list[torch.Tensor]) -> tuple[str, ...]:
+    """Flags of a problem whose activations and their gradients, outputs included, are `tensors`."""
+    _, _, _, channels, states = p.sizes
+    given = {
+        "SOFTPLUS": p.softplus,
+        "ORDERS": p.orders is not None,
+        "BY_STEP": p.step_parameters and p.orders is not None,
+        "RESTART": p.segments is not None,
+        "PAIRED": channels % 2 == 0
+        and (states % 2 == 0 or states == 1)
+        and all(_in_pairs(x) for x in tensors if x.shape[3] > 1),
+    }
+    return tuple(name for name, on in given.items() if on)
+
+
+def _in_pairs(x: torch.Tensor) -> bool:
+    """Whether columns 2 i and 2 i + 1 of every row can be read by one aligned access."""
+    steps = [step for size, step in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
+    return x.stride(3) == 1 and all(step % 2 == 0 for step in steps) and x.data_ptr() % (2 * x.element_size()) == 0
+
+
+def shares_decay(p: Problem) -> bool:
+    """Whether all directions have the same step size and decay at every step."""
+    shared = (p.dt.shape[1] == p.A.shape[0] == 1) and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
+    return shared and (p.step_parameters or p.orders is None) and p.segments is None
+
+
+def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None:
+    """The variant of the forward that takes all directions in a block, or None where it does not take the problem."""
+    states = power(p.A.shape[1])
+    if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
+        return None
+    flags = tuple(flag for flag in flags_of(p, tensors) if flag != "BY_STEP")
+    one = ("ONE",) if p.u.shape[1] == p.C.shape[1] == 1 else ()
+    return Variant(
+        "shared_forward", DTYPES[p.u.dtype], p.A.shape[1], SHARED_FORWARD[states], (*flags, *one), p.directions
+    )
+
+
+def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
+    """The variant of that kind, "forward" or "backward", that takes the problem."""
+    states, flags = p.A.shape[1], flags_of(p, tensors)
+    if states == 1:
+        shape = Shape(1, 2, min(p.directions, MOST_WARPS), CHUNK, CHUNK, 1)
+        return Variant(f"single_{kind}", DTYPES[p.u.dtype], 1, shape, flags)
+    shapes = BACKWARD if kind == "backward" else FORWARD
+    return Variant(kind, DTYPES[p.u.dtype], states, shapes[power(states)], flags)
+
+
+def spans_of(variant: Variant, groups: int, length: int, channels: int, multiprocessors: int) -> tuple[int, int]:
+    """Steps of a span of time, and the number of spans, so that the blocks fill the GPU."""
+    unit = 2 * CHUNK
+    units = -(-length // unit)
+    resident = 16 // variant.shape.warps if variant.single else variant.shape.blocks
+    wanted = resident * multiprocessors // (groups * -(-channels // variant.channels))
+    # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
+    steps = unit * (units if wanted < 4 else min(units, max(4, -(-units // wanted))))
+    return steps, -(-length // steps)

@@ -173,7 +173,7 @@ print(f"teacher: {accuracy(teacher):.1f} % of the test letters")
 
 # %%
 features = teacher.forward_features(images)
-logits = teacher.head(features.last[:, 0])
+logits = teacher.forward_head(features)
 layers = [layer[:, 1:] for layer in (*features.layers[:-1], features.last)]  # without the class token
 centred = [(layer - layer.mean((0, 1))) / layer.std((0, 1)) for layer in layers]
 for number, (raw, clean) in enumerate(zip(layers, centred, strict=True)):
@@ -187,7 +187,7 @@ for number, (raw, clean) in enumerate(zip(layers, centred, strict=True)):
 # Three readings of "the feature of a layer": the residual **stream** after the block, both directions in it; each
 # direction's **share** of the mixer output, which is the paper's equations taken literally; or the block's **input
 # plus the share** of one direction, the stream as if the mixer scanned only that way. The last is the third change: a
-# teacher's feature is a stream too, while a mixer output is only what one layer adds.
+# teacher's feature is a stream too, while a mixer output is only the addition of one layer.
 
 
 # %%
@@ -206,8 +206,8 @@ def input_and_shares(model, x, features):
 
 
 # %% [markdown]
-# The loss: calibrators bring each layer to the teacher's width, `MultiDirectionalDistill` compares. An inherited
-# student tells its calibrators where its channels came from (`pad=report.kept["residual"]`).
+# The loss: calibrators bring each layer to the teacher's width, `MultiDirectionalDistill` compares. The calibrators of
+# an inherited student get the teacher positions of its channels (`pad=report.kept["residual"]`).
 
 
 # %%
@@ -250,7 +250,7 @@ def learn(way, seed, share=1.0):
 
     def loss(pick):
         seen = student.forward_features(images[pick], directions=extra is not None)
-        guess = student.head(seen.last.mean(1))
+        guess = student.forward_head(seen)
         more = extra(student, images[pick], seen, pick) if extra else 0.0
         return F.cross_entropy(guess, labels[pick]) + more + ("logits" in way) * logits_distill(guess, logits[pick])
 
@@ -321,7 +321,7 @@ axis.grid(alpha=0.3)
 #
 # * **Inheritance decides.** An inherited student passes the end of a run from scratch within a third of its steps.
 # * **From scratch, features help, if they are the right ones.** Last feature and all layers are alike. The directions'
-#   shares of the mixer output, which are what the paper's equations say, give most of the gain away again. The tuned
+#   shares of the mixer output, which the paper's equations compare, give most of the gain away again. The tuned
 #   form, with the block's input added, centred targets and matched depth, is the best one from scratch.
 # * **On top of inheritance there is little left to gain** in so few steps: a point or two, at a higher price per step.
 # * **The amount of data hardly matters yet.** Half of the images do as well as all of them; a quarter, seen eight

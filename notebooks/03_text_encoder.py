@@ -101,8 +101,8 @@ def documents(package):
 
 
 # %% [markdown]
-# Markup goes, paragraphs are cut into sentences, and what is no sentence of 6 to 24 words goes as well: signatures,
-# tables, examples.
+# Markup is removed, paragraphs are cut into sentences, and everything but sentences of 6 to 24 words is dropped:
+# signatures, tables, examples.
 
 
 # %%
@@ -172,8 +172,8 @@ def sentence_vectors(tokens, mask):
 
 # %% [markdown]
 # `tap` reads features by the names of modules. BERT norms the stream at the end of each layer, our encoder at the
-# beginning of the next block: the teacher's hidden state i belongs to what leaves `norm1` of block i + 1, and the last
-# one to the final norm.
+# beginning of the next block: the teacher's hidden state i corresponds to the output of `norm1` of block i + 1, and the
+# last one to that of the final norm.
 
 
 # %%
@@ -239,7 +239,7 @@ print(*str(report).splitlines()[:8], sep="\n")
 # ## The losses
 #
 # Each student layer meets the teacher layer at its depth, padding masked out, the farthest layer weighing most. The
-# cosine of the sentence vectors is added. The baseline sees the last layer alone.
+# cosine of the sentence vectors is added. The baseline compares the last layer alone.
 
 # %%
 layer_loss = tm.AdaptiveLayerDistill(teacher_layers="proportional")
@@ -292,8 +292,8 @@ def cosine_to_teacher(student, texts):
 
 # %% [markdown]
 # Neighbours: of the ten held-out sentences nearest to each for the teacher, how many are among the student's ten.
-# Chance is 10 in the number of sentences. Probe: a linear classifier on vectors of training sentences says which of
-# the packages a held-out sentence comes from.
+# Chance is 10 in the number of sentences. Probe: a linear classifier on vectors of training sentences predicts the
+# package of a held-out sentence.
 
 
 # %%
@@ -497,13 +497,14 @@ axis.grid(alpha=0.3)
 # After a minute of training the inherited students agree with the teacher on about four of the ten nearest
 # neighbours, and with all layers the package is read from their vectors about as well as from the teacher's. At the
 # same number of steps the students from scratch have hardly begun, whichever loss they get: inheritance decides here,
-# not the loss. The attention start helps on top. Half the layers lose about what the attention start gains; half the
-# width loses more, and gains little after the first steps. WordNet's categories are still far from the teacher's score.
+# not the loss. The attention start helps on top. Halving the layers loses about as much as the attention start gains;
+# half the width loses more, and gains little after the first steps. WordNet's categories are still far from the
+# teacher's score.
 #
 # The time per token grows with the text for the Transformer and hardly for the Mamba encoder. With as many layers of
 # the same width, Mamba is slower at 512 tokens and three times as fast at 8192.
 #
-# One learning rate serves all; students from scratch need far more steps than a notebook has. One seed says nothing
+# One learning rate serves all; students from scratch need far more steps than a notebook has. One seed proves nothing
 # about small differences: several seeds, their spread and a longer run are in `docs/results.md`.
 #
 # Next: more `STEPS` and `SEEDS`, other layer maps, or another importance for the narrow student.

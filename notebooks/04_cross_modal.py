@@ -14,7 +14,7 @@
 # %% [markdown]
 # # Seeing and reading: from a LLaVA into a Mamba
 #
-# Small scenes of coloured letters, and questions about them: what colour is a letter, how many are red, which letter is
+# Small scenes of coloured letters, and questions about them: the colour of a letter, the number of red ones, the letter
 # left of another. A LLaVA with a Transformer learns to answer. Mamba students of about half its size then get few steps
 # and few scenes:
 #
@@ -409,7 +409,7 @@ for axis, image, ids, labels in zip(axes.flat, *test_data[:3], strict=False):
 # Transferred students answer questions about colour and number almost as the teacher does; those from scratch have
 # mostly found out which answers are frequent. Which letter is left of another takes two steps, find the letter, then
 # its neighbour: there all students are far from the teacher. It helps if the text can read the image, with and without
-# transfer; patches that read the question change nothing on scenes this small. What each part of the transfer is worth,
-# and how stable training is from other starts, stands in `docs/results.md`.
+# transfer; patches that read the question change nothing on scenes this small. The worth of each part of the transfer,
+# and the stability of training from other starts, are in `docs/results.md`.
 #
 # Next: more `STUDENT_STEPS`, CrossMamba after both blocks (`query="text"` only), or a Mamba-2 mixer in `new_student`.

@@ -168,8 +168,8 @@ def scores(model):
 # ## One training loop
 #
 # Half of the batches mix all kinds. The other half takes the letters and colours at random and all their motions, so
-# that motion has to be read. `positive` says which clips and sentences belong together: two clips of one kind in a
-# batch are no negatives of each other.
+# that motion has to be read. `positive` marks the clips and sentences that belong together: two clips of one kind in a
+# batch are not negatives of each other.
 
 
 # %%
@@ -269,7 +269,7 @@ print(reports[0])
 # %% [markdown]
 # ## What it learns from
 #
-# The teacher sees every training clip once; its frames and patch tokens are kept. `SimilarityDistill` takes
+# The teacher runs over every training clip once; its frames and patch tokens are kept. `SimilarityDistill` takes
 # its similarities within a batch as soft labels. `BidirectionalDistill` pulls the forward scan of every layer towards
 # the teacher's last tokens, and the backward scan towards the same tokens reversed.
 
@@ -405,9 +405,9 @@ figure.tight_layout()
 # %% [markdown]
 # ## Which head
 #
-# The head is a part of its own. On the teacher's frozen encoders, whose frames are kept, each head learns anew; plain
-# averaging learns its temperature alone. The encoders were trained under a sequential head, so this asks what a head
-# can do with what is there, not what encoders would learn under it.
+# The head is a part of its own. On the teacher's frozen encoders, whose frames are kept, each head learns from its
+# start; plain averaging learns its temperature alone. The encoders were trained under a sequential head, so this
+# compares the heads on given features; encoders trained under each head might rank them differently.
 
 
 # %%
@@ -446,13 +446,13 @@ for name, build in HEADS.items():
 # %% [markdown]
 # ## How to read this
 #
-# All read letters and colours; what separates them is motion, which decides whether the right clip comes first.
+# All read letters and colours; they differ in motion, which decides whether the right clip comes first.
 # Inheritance carries the gain: with the teacher's neurons R@1 is some twenty points above a student from scratch in
 # both directions, and twelve to seventeen below the teacher, with 36 % of its weights. Distillation gives nothing that
 # three seeds could show, neither from scratch nor on top of inheritance. That is the sign of the paper's Table 4 at a
 # much larger distance: there both students start from trained models.
 #
-# Among the heads those that see the order of frames find five points more clips for a sentence than plain averaging;
+# Among the heads those that use the order of frames find five points more clips for a sentence than plain averaging;
 # the tight head, which reads the words but not the order, finds as many as averaging, and five points more sentences
 # for a clip. That averaging is so good has a reason in the gallery: with a quarter of the kinds held out, a clip often
 # comes without its reversal.

@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 import transmamba as tm
 from transmamba.models import BlockStack, Features
 from transmamba.models.stack import reset_children
+from transmamba.nn.embed import draw_position
 from transmamba.ops import permute_tokens, scan_orders
 
 # %% [markdown]
@@ -48,7 +49,7 @@ def spiral(rows, columns):
     grid, walk = [[row * columns + column for column in range(columns)] for row in range(rows)], []
     while grid:
         walk += grid.pop(0)
-        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn what is left
+        grid = [list(line) for line in zip(*grid, strict=True)][::-1]  # turn the rest
     return walk
 
 
@@ -62,7 +63,7 @@ axis.set(xticks=range(4), yticks=range(4), title="the order of 16 tokens")
 # %% [markdown]
 # ## A new recurrence
 #
-# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: what is kept depends on the token.
+# $h_t = k_t h_{t-1} + (1 - k_t)\, u_t$ with $k_t = \sigma(W u_t)$: the share that is kept depends on the token.
 
 
 # %%
@@ -77,8 +78,8 @@ def leaky_average(u_scan, keep_scan):
 # %% [markdown]
 # ## A mixer
 #
-# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also shows what each direction contributed, in
-# natural token order; the contributions add up to the output. That is all that directional distillation needs.
+# A mixer is called as `mixer(x, orders, mask)`. `forward_directions` also gives the contribution of each direction, in
+# natural token order; the contributions add up to the output. Directional distillation needs nothing else.
 
 
 # %%
@@ -112,7 +113,7 @@ class LeakyMixer(nn.Module):
 
 
 # %%
-class SpiralNet(nn.Module):
+class SpiralNet(tm.models.FeatureMethods, nn.Module):
     def __init__(self, dim, depth):
         super().__init__()
         self.patch_embed = tm.nn.PatchEmbed(dim, patch_size=2, in_chans=1)
@@ -122,22 +123,19 @@ class SpiralNet(nn.Module):
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 10)
 
     def forward(self, x):
-        return self.head(self.forward_features(x).last.mean(1))
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x, directions=False):
         orders, tokens = scan_orders(self.orders, (4, 4)), self.patch_embed(x) + self.pos_embed
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, (4, 4), shares, tuple(orders))
 
-    def forward_intermediates(self, x, indices=None):
-        features = self.forward_features(x)
-        return features.last, tm.models.select_layers(features.layers, indices)
-
     def no_weight_decay(self):
         return {"pos_embed"}
 
     def reset_parameters(self):
         reset_children(self)
+        draw_position(self.pos_embed)  # the model's own parameters
 
 
 print("a backbone:", isinstance(SpiralNet(48, 4), tm.models.Backbone))
@@ -222,7 +220,7 @@ class SpiralDistill(nn.Module):
         orders = dict(zip(names, features.orders, strict=True))
         target = teacher.forward_features(x).last[:, 1:]
         distill = self.distill(dict(zip(names, scans, strict=True)), target, orders=orders)
-        return self.total(F.cross_entropy(model.head(features.last.mean(1)), y), distill)
+        return self.total(F.cross_entropy(model.forward_head(features), y), distill)
 
 
 # %% [markdown]

@@ -123,7 +123,7 @@ def test_wrappers_prefixes_and_averages(tensors):
     ("source", "error", "message"),
     [
         ({3: torch.ones(1)}, TypeError, "state dict keys must be strings, got int: 3"),
-        ({"a": 3}, TypeError, "a in the state dict is no tensor but int"),
+        ({"a": 3}, TypeError, "a in the state dict is not a tensor but int"),
         ({"a": torch.ones(1), "module.a": torch.ones(1)}, ValueError, "module.a and another name in the state dict"),
         ([torch.ones(1)], TypeError, "expected a state dict or the path of one, got a list"),
     ],

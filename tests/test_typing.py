@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba import _typing
@@ -36,6 +36,19 @@ def test_wrong_shape_names_parameter_shape_and_axes():
 def test_wrong_dtype_is_refused():
     with pytest.raises(TypeError, match=r"i64\[5,2\]"):
         shift(torch.zeros(5, 2, dtype=torch.long), torch.zeros(2))
+
+
+def test_masks_of_whole_numbers_are_named_with_what_to_pass_instead():
+    @typed
+    def masked(x: Float[Tensor, "batch dim"], own_mask: Bool[Tensor, "batch dim"] | None = None) -> Tensor:
+        return x
+
+    with pytest.raises(TypeError, match=r"own_mask is int64, and masks are bool.*: pass own_mask\.bool\(\)"):
+        masked(torch.zeros(5, 2), torch.ones(5, 2, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"(?s)own_mask.*bool\[5,3\]"):
+        masked(torch.zeros(5, 2), torch.ones(5, 3, dtype=torch.bool))
+    with pytest.raises(TypeError, match="unexpected|multiple|other"):
+        masked(torch.zeros(5, 2), other=torch.ones(5, 2, dtype=torch.long))
 
 
 def test_wrong_result_is_refused():

@@ -14,6 +14,8 @@ Weights = nn.Module | Mapping[str, Tensor]
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FLOATING_CODES = ("F16", "BF16", "F32", "F64")  # the same formats in the header of a safetensors file
+NUMBERS = (*FLOATING, torch.complex64, torch.complex128)
+NUMBER_CODES = (*FLOATING_CODES, "C64")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 WRAPPERS = ("state_dict", "model", "module", "model_ema")
 PREFIXES = ("module.", "model.", "_orig_mod.", "backbone.", "encoder.")
@@ -105,8 +107,8 @@ def named_tensors(weights: Weights) -> Mapping[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor) and not name.endswith("_extra_state"):
             raise TypeError(
-                f"{name} of the {type(weights).__name__} is no tensor but {type(value).__name__}: quantised layers pack"
-                " their weights, so load or build the model without quantisation"
+                f"{name} of the {type(weights).__name__} is not a tensor but {type(value).__name__}: quantised layers"
+                " pack their weights, so load or build the model without quantisation"
             )
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -139,7 +141,7 @@ def read_checkpoint(source: Mapping[str, Any] | str | Path) -> State:
         if not isinstance(name, str):
             raise TypeError(f"state dict keys must be strings, got {type(name).__name__}: {name!r}")
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} in the state dict is no tensor but {type(value).__name__}")
+            raise TypeError(f"{name} in the state dict is not a tensor but {type(value).__name__}")
         short = strip_prefixes(name)
         if short.startswith("ema_"):
             continue

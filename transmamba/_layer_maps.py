@@ -1,4 +1,4 @@
-"""Which teacher layer each student layer belongs to, for the weights it inherits and the features it imitates."""
+"""Pair each student layer with a teacher layer, for the weights it inherits and the features it imitates."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
@@ -8,19 +8,19 @@ LayerMap = LayerMapName | Mapping[int, int] | Sequence[int]
 
 
 def early(student: int, teacher: int) -> dict[int, int]:
-    """The first layers from the first layers; a deeper student's last layers inherit nothing."""
+    """Take the first teacher layers in turn; a deeper student's last layers inherit nothing."""
     return {layer: layer for layer in range(min(student, teacher))}
 
 
 def uniform(student: int, teacher: int) -> dict[int, int]:
-    """Evenly spread over the teacher, first and last included; a deeper student repeats teacher layers."""
+    """Spread evenly over the teacher, first and last included; a deeper student repeats teacher layers."""
     if student == 1:
         return {0: 0}
     return {layer: (2 * layer * (teacher - 1) + student - 1) // (2 * (student - 1)) for layer in range(student)}
 
 
 def drop_middle(student: int, teacher: int) -> dict[int, int]:
-    """The teacher without a run of middle layers, as in weight subcloning (arXiv 2312.09299).
+    """Leave out a run of the teacher's middle layers, as in weight subcloning (arXiv 2312.09299).
 
     Raises:
         ValueError: the student is deeper than the teacher.
@@ -35,7 +35,7 @@ def drop_middle(student: int, teacher: int) -> dict[int, int]:
 
 
 def proportional(student: int, teacher: int) -> dict[int, int]:
-    """The deepest teacher layer within each student layer's share of the depth, so that last meets last."""
+    """Take the deepest teacher layer within each student layer's share of the depth, so that last meets last."""
     return {layer: -(-(layer + 1) * teacher // student) - 1 for layer in range(student)}
 
 
@@ -48,7 +48,7 @@ LAYER_MAPS: dict[str, Callable[[int, int], dict[int, int]]] = {
 
 
 def resolve_layer_map(layer_map: LayerMap, student: int, teacher: int) -> dict[int, int]:
-    """The teacher layer of each student layer that has one.
+    """Return the teacher layer of each student layer that has one.
 
     Args:
         layer_map: a name, a mapping student layer -> teacher layer, or a sequence of one teacher layer per student

@@ -11,6 +11,7 @@ cost more than a small scan.
 """
 
 import functools
+import inspect
 import os
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ R = TypeVar("R")
 CHECK = os.environ.get("TRANSMAMBA_CHECK", "1")
 LARGEST = 2**31 - 1  # of a size: a larger one is a slip, and torch would speak of overflows
 _REMEMBERED = 1000  # forms of calls per function
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _PLAIN = (type(None), bool, int, float, str)
 _border = threading.local()
 
@@ -43,9 +45,10 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @functools.cache
     def checked() -> Callable[P, R]:
         # on the first call, because this takes longer than importing the module
-        from beartype import beartype
+        from beartype import BeartypeConf, beartype
 
-        return jaxtyped(function, typechecker=beartype)
+        # a whole number is a float, as for every type checker and for torch: weight_decay=0
+        return jaxtyped(function, typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
 
     passed: set[Any] = set()
 
@@ -64,6 +67,9 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
                 passed.add(form)
             return result
         except Exception as error:
+            integer = _integer_masks(function, args, kwargs) if isinstance(error, TypeError) else None
+            if integer is not None:
+                raise TypeError(integer) from error
             if torch.jit.is_tracing() and not torch.compiler.is_exporting():
                 raise NotImplementedError(_jit(function.__qualname__, "trace")) from error
             raise
@@ -76,6 +82,19 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     code = wrapper.__code__  # type: ignore[attr-defined]
     wrapper.__code__ = code.replace(co_name=function.__name__, co_qualname=function.__qualname__)  # type: ignore[attr-defined]
     return wrapper
+
+
+def _integer_masks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return what to do about masks of whole numbers, such as those of a tokenizer; None if there is none."""
+    try:
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        return None
+    for name, value in given.items():
+        if name.endswith("mask") and isinstance(value, Tensor) and value.dtype in _INTEGERS:
+            dtype = str(value.dtype).removeprefix("torch.")
+            return f"{name} is {dtype}, and masks are bool, True for a real token: pass {name}.bool()"
+    return None
 
 
 def refuse_script(name: str) -> None:
@@ -91,7 +110,7 @@ def _jit(name: str, way: str) -> str:
 
 
 def _form(call: tuple[Any, ...]) -> Any:
-    """What the check sees of a call, as something to look up; None if it sees more than can be compared."""
+    """Return the part of a call that the check depends on, as a key for lookup; None if it cannot be compared."""
     form = _form_of(call)
     try:
         hash(form)
@@ -116,23 +135,24 @@ def check_sizes(**sizes: int | None) -> None:
     """Refuse sizes below 1; None stands for a default.
 
     Raises:
-        TypeError: a size is no whole number.
+        TypeError: a size is not a whole number.
         ValueError: a size is not between 1 and 2**31 - 1.
     """
     for name, size in sizes.items():
         if size is None:
             continue
-        if isinstance(size, bool) or not isinstance(size, int):
+        # a size that torch.export keeps open is a SymInt
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
             raise TypeError(f"{name} must be a whole number, got {size!r}")
         if not 1 <= size <= LARGEST:
             raise ValueError(f"{name} must be {'at least 1' if size < 1 else f'at most {LARGEST}'}, got {size}")
 
 
 def scaled_size(size: int, ratio: float, name: str) -> int:
-    """`size` times `ratio`, rounded down.
+    """Multiply `size` by `ratio`, rounded down.
 
     Raises:
-        ValueError: that is no size.
+        ValueError: the result is not a size.
     """
     if not 1 <= size * ratio <= LARGEST:
         raise ValueError(f"{name}={ratio} of a width of {size} leaves no channel, or too many")

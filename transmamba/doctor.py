@@ -1,4 +1,4 @@
-"""What is installed, which backends run here, and whether they compute the right thing.
+"""Report installed packages and the backends that run here, and check that their results are right.
 
 Run `python -m transmamba.doctor`; the exit code is 0 if every backend that accepts agrees with the reference.
 """
@@ -33,7 +33,7 @@ TOLERANCE = 1e-3
 
 
 def versions() -> Iterator[str]:
-    """One line per package."""
+    """Yield one line per package."""
     yield f"python {platform.python_version()} on {platform.machine()}, {platform.system()}"
     for name in PACKAGES:
         try:
@@ -43,13 +43,13 @@ def versions() -> Iterator[str]:
 
 
 def devices() -> list[torch.device]:
-    """The CPU, and one accelerator if there is one."""
+    """List the CPU, and one accelerator if there is one."""
     names = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     return [torch.device(name) for name in (*names, *(["mps"] if torch.backends.mps.is_available() else []))]
 
 
 def case(device: torch.device) -> dict[str, Tensor]:
-    """A small scan in two directions, float32."""
+    """Make a small scan in two directions, float32."""
     generator = torch.Generator().manual_seed(0)
     shapes = {"u": (2, 23, 16), "dt": (2, 2, 23, 16), "A": (2, 16, 8), "B": (2, 2, 23, 8), "C": (2, 2, 23, 8)}
     tensors = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
@@ -58,12 +58,12 @@ def case(device: torch.device) -> dict[str, Tensor]:
 
 
 def readers(device: torch.device) -> Tensor:
-    """For the same case as a cross scan: who reads after which token."""
+    """Return the tokens after which the readers of a cross scan read, for the same case."""
     return (torch.arange(2 * 23, device=device) * 7 % 23).view(2, 23)
 
 
 def solve(backend: str, device: torch.device, *, cross: bool = False) -> list[Tensor]:
-    """Outputs and gradients of the case."""
+    """Compute outputs and gradients of the case."""
     tensors = case(device)
     orders = scan_orders(("forward", "backward"), 23, device)
     if cross:
@@ -75,7 +75,7 @@ def solve(backend: str, device: torch.device, *, cross: bool = False) -> list[Te
 
 
 def examine(backend: Backend, device: torch.device, *, cross: bool = False) -> tuple[bool, str]:
-    """Whether the backend is as it should be on the device (refusing is), and a line that says so."""
+    """Check that the backend works on the device, or refuses it; also return a line with the result."""
     u, dt, A, B, C = case(device).values()
     tokens, A = u[:, None], A.mT
     problem = CrossProblem(tokens, dt, A, B, C, None, None, readers(device)) if cross else Problem(tokens, dt, A, B, C)
@@ -85,14 +85,14 @@ def examine(backend: Backend, device: torch.device, *, cross: bool = False) -> t
     try:
         pairs = zip(*(solve(name, device, cross=cross) for name in (backend.name, "reference")), strict=True)
         error = max(float((got - want).norm() / want.norm()) for got, want in pairs)
-    except Exception as failure:  # the report goes on: what does not run is what the user came to learn
+    except Exception as failure:  # the report goes on, because the user came to learn which backends fail
         return False, f"  {backend.name:10s} FAILS: {type(failure).__name__}: {failure}"
     good = error < TOLERANCE
     return good, f"  {backend.name:10s} {'right' if good else 'WRONG'}, relative error {error:.1e}"
 
 
 def on_a_gpu() -> Iterator[str]:
-    """What a scan on an NVIDIA GPU would run on with this installation, and why not on something faster."""
+    """Name the backend for a scan on an NVIDIA GPU with this installation, and the reasons against faster ones."""
     missing = {
         "cuda": () if cuda.load()[0] is not None else (cuda.load()[1],),
         "nvrtc": nvrtc.unavailable(),

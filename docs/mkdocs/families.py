@@ -8,7 +8,7 @@ from pathlib import Path
 from transmamba.transfer.teachers import Family, families, refused
 
 PAGE = Path(__file__).parents[1] / "inheritance.md"
-# what stands between the two comments is generated
+# the text between the two comments is generated
 MARKED = re.compile(r"(?<=<!-- families -->\n\n).*?(?=\n<!-- end of families -->)", re.S)
 
 
@@ -16,7 +16,7 @@ def translated() -> str:
     """One row per family: models, how `config.model_type` names them, and what the translation has to do."""
     rows = [f"| {one.title} | `{one.name}` | {_types(one)} | {_summary(one)} |" for one in families().values()]
     head = [
-        "| models | family | `config.model_type`, where it has another name | exactly, of which |",
+        "| models | family | `config.model_type`, where it has another name | how it is stored |",
         "| --- | --- | --- | --- |",
     ]
     return "\n".join([*head, *rows]) + "\n"
@@ -28,7 +28,7 @@ def refusals() -> str:
     for kind, reason in refused().items():
         kinds[reason].append(kind)
     rows = [f"| {reason} | {', '.join(f'`{kind}`' for kind in sorted(found))} |" for reason, found in kinds.items()]
-    return "\n".join(["| what stands in the way | `config.model_type` |", "| --- | --- |", *rows]) + "\n"
+    return "\n".join(["| reason | `config.model_type` |", "| --- | --- |", *rows]) + "\n"
 
 
 def counts() -> str:
@@ -52,8 +52,9 @@ def _types(family: Family) -> str:
 
 def _summary(family: Family) -> str:
     text = family.read.__doc__ or sys.modules[family.read.__module__].__doc__ or ""
+    summary = text.splitlines()[0].removeprefix("Read ")
     # a summary names types and functions without the marks of Markdown
-    return text.splitlines()[0].replace("|", r"\|").replace("_", r"\_")
+    return (summary[0].upper() + summary[1:]).replace("|", r"\|").replace("_", r"\_")
 
 
 if __name__ == "__main__":

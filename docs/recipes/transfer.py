@@ -1,4 +1,4 @@
-"""From a DeiT into a vision Mamba, with the paper's settings: `torchrun docs/recipes/transfer.py --help`."""
+"""From an image Transformer into a vision Mamba, with the settings of the paper: `docs/recipes/transfer.py --help`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import AdaptiveLayerDistill, TransMambaLoss, models, subclone, transfer
-from transmamba.distill import LayerCalibrators, MultiDirectionalDistill, drop_tokens, ends_process, resize_tokens
-from transmamba.models.vmamba import ORDERS
-from transmamba.ops import permute_tokens, scan_orders
+from transmamba.distill import DirectionBridge, MultiDirectionalDistill, Tokens, ends_process
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 
@@ -36,29 +34,38 @@ def read(file: Path) -> dict[str, Tensor]:
     return {name.removeprefix("model."): value for name, value in saved.items()}
 
 
-def inherit(teacher: nn.Module, student: nn.Module, before: Path | None) -> transfer.SubcloneReport:
+def read_teacher(args: argparse.Namespace, classes: int) -> models.ViT:
+    """A checkpoint of the ViT that `--teacher` names; or, from a folder of transformers, whatever it holds."""
+    if args.weights.is_dir():
+        teacher = models.from_transformer(transfer.open_safetensors(args.weights))
+        if not isinstance(teacher, models.ViT):
+            raise ValueError(f"{args.weights} holds a {type(teacher).__name__}: expected an image model")
+        return teacher
+    vit = build(args.teacher, classes, args)
+    vit.load_state_dict(read(args.weights))
+    return vit
+
+
+def solve(teacher: models.ViT, student: nn.Module, kept: Sequence[int] | None, data: Any, count: int) -> None:
+    """The closed-form start: solve the student's readouts against the kept part of the teacher's stream."""
+    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].tolist()
+    batches = [torch.stack([data[i][0] for i in picked[start : start + 64]]) for start in range(0, len(picked), 64)]
+    projection = None if kept is None else torch.eye(teacher.patch_embed.proj.out_channels)[list(kept)]
+    extra = len(student.forward_features(batches[0][:1]).extra)
+    tokens = None if extra == teacher.prefix else lambda x: x[:, teacher.prefix :]
+    print(transfer.fit_layers(teacher, student, batches, projection=projection, tokens=tokens, progress=False))
+
+
+def inherit(
+    teacher: nn.Module, student: nn.Module, before: Path | None, closed_form: int = 0
+) -> transfer.SubcloneReport:
     """Keep what moved least while the teacher was fine-tuned (the paper); without `before`, what is largest."""
     importance: Any = transfer.magnitude_importance
     if before is not None:
         old = {name: value for name, value in read(before).items() if not name.startswith("head")}
         importance = transfer.stability_importance(old, teacher)
-    # a VMamba may be deeper than its teacher, whose first layers would not reach its last stage
-    layer_map: Any = "uniform" if isinstance(student, models.VMamba) else "early"
-    return subclone(teacher, student, importance, layer_map=layer_map)
-
-
-def natural_shares(features: models.Features, target: Sequence[int]) -> list[list[Tensor]]:
-    """By direction, every layer's share in natural order, without class tokens, on the teacher's grid."""
-    directions = []
-    for number, layers in enumerate(features.directions):
-        shares = []
-        for layer, x in enumerate(layers):
-            grid = features.grids[layer] if features.grids else features.grid
-            orders = scan_orders(ORDERS, grid, x.device) if features.grids else features.orders
-            x = permute_tokens(x, orders[number].undo())
-            shares.append(resize_tokens(drop_tokens(x, features.extra) if features.extra else x, grid, target))
-        directions.append(shares)
-    return directions
+    # a solved student follows the teacher to its end
+    return subclone(teacher, student, importance, layer_map="uniform" if closed_form else None)
 
 
 class Transfer(nn.Module):
@@ -69,9 +76,8 @@ class Transfer(nn.Module):
         self.model, self.grid = student, teacher.grid
         with torch.no_grad():
             probe = student.eval().forward_features(torch.zeros(1, 3, args.size, args.size), directions=True)
-        dims = [layer.shape[-1] for layer in probe.directions[0]]
-        width = teacher.norm.weight.numel()
-        self.bridges = nn.ModuleList(LayerCalibrators(dims, width, pad=pad) for _ in probe.directions)
+            target = teacher.forward_features(torch.zeros(1, 3, args.size, args.size))
+        self.bridge = DirectionBridge(probe, target, pad=pad)
         # for a cosine per token, natural order on both sides gives the value of scan order on both sides
         self.distill = MultiDirectionalDistill(AdaptiveLayerDistill(tau=args.tau), order="raster")
         self.total = TransMambaLoss.v1(args.alpha)
@@ -79,18 +85,19 @@ class Transfer(nn.Module):
     def forward(self, x: Tensor, labels: Tensor, target: Tensor) -> Tensor:
         """Eq. 11, from images, their (soft) labels and the teacher's last feature."""
         features = self.model.forward_features(x, directions=True)
-        read_out = features.last[:, list(features.extra)] if features.extra else features.last
-        task = F.cross_entropy(self.model.head(read_out.mean(1)), labels)
-        shares = natural_shares(features, self.grid)
-        student = {str(k): bridge(layers) for k, (bridge, layers) in enumerate(zip(self.bridges, shares, strict=True))}
-        return self.total(task, self.distill(student, target))
+        task = F.cross_entropy(self.model.forward_head(features), labels)
+        sides = self.bridge(features, Tokens(target, self.grid))
+        return self.total(task, self.distill(sides.student, sides.teacher))
 
 
 def main(given: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and train."""
     parser = loop.arguments("Transfer a fine-tuned DeiT into a vision Mamba.")
     parser.add_argument("--teacher", default="vit_small", help="vit_tiny, vit_small or vit_base")
-    parser.add_argument("--weights", type=Path, required=True, help="the teacher, fine-tuned on the same classes")
+    parser.add_argument(
+        "--weights", type=Path, required=True,
+        help="checkpoint of the teacher, fine-tuned on the same classes; or folder of any image model of transformers",
+    )  # fmt: skip
     parser.add_argument("--before", type=Path, help="the teacher before fine-tuning, for the paper's importance")
     parser.add_argument(
         "--student", default="vision_tiny", help="vision_tiny, plain_mamba_tiny, vim_tiny, vmamba_v0_tiny, ..."
@@ -99,22 +106,27 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument(
         "--tau", type=float, default=1.0, help="temperature of the layer weights; the paper has no value"
     )
+    parser.add_argument(
+        "--closed-form", type=int, default=0, metavar="N", help="solve the readouts on N training images, no labels"
+    )
     args = parser.parse_args(given)
     torch.manual_seed(args.seed)
-    classes = len(images.ClassFolders(args.data / "train", images.to_tensor).classes)
-    teacher = build(args.teacher, classes, args)
-    teacher.load_state_dict(read(args.weights))
+    data = images.ClassFolders(args.data / "train", images.plain_val(args.size))
+    classes = len(data.classes)
+    teacher = read_teacher(args, classes)
     teacher.eval().requires_grad_(False)
     student = build(args.student, classes, args)
-    report = inherit(teacher, student, args.before)
-    module = Transfer(student, teacher, report.kept.get("residual", "right"), args)
+    report = inherit(teacher, student, args.before, args.closed_form)
+    if args.closed_form:
+        solve(teacher, student, report.kept.get("residual"), data, args.closed_form)
+    module = Transfer(student, teacher, report.pads(student), args)
     groups = transfer.param_groups(student, report.inherited, lr=args.lr, weight_decay=0.05)
-    groups.append({"name": "bridges", "params": list(module.bridges.parameters()), "weight_decay": 0.05})
+    groups.append({"name": "bridges", "params": list(module.bridge.parameters()), "weight_decay": 0.05})
 
     def prepare(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, soft = images.mix(x, labels, classes)
         with torch.no_grad():
-            return x, soft, drop_tokens(teacher.to(x.device).forward_features(x).last, 1)
+            return x, soft, teacher.to(x.device).forward_features(x).last[:, teacher.prefix :]
 
     return loop.Run(module, student, groups, prepare, args).fit()
 

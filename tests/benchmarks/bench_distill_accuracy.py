@@ -19,45 +19,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import transmamba as tm
-from tests.benchmarks.glyphs import CLASSES, TEST_FONTS, TRAIN_FONTS, glyphs
+from tests.benchmarks.accuracy_tasks import TASKS, Split
 from tests.benchmarks.recipes import TABLES, Recipe, weights_at
 
 DEPTH, WIDTH, TEACHER_WIDTH, BATCH, CHECKPOINTS = 4, 32, 48, 32, 6
-
-
-class Split(NamedTuple):
-    """Images and their classes."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def digits() -> tuple[dict[str, int], Split, Split, Split]:
-    """Model sizes, data of the teacher and of the student, and test data: 8 x 8 digits."""
-    raw = load_digits()
-    order = torch.randperm(len(raw.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(raw.images, dtype=torch.float32)[order, None] / 8 - 1
-    labels = torch.tensor(raw.target)[order]
-    train, test = Split(images[:1200], labels[:1200]), Split(images[1200:], labels[1200:])
-    return {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10}, train, train, test
-
-
-def letters() -> tuple[dict[str, int], Split, Split, Split]:
-    """The same for 62 classes of glyphs; the teacher sees ten times as many distortions as the student."""
-    size = {"img_size": 12, "patch_size": 4, "in_chans": 1, "num_classes": len(CLASSES)}
-    train = Split(*glyphs(TRAIN_FONTS, 4, size=12, seed=0))
-    return size, Split(*glyphs(TRAIN_FONTS, 40, size=12, seed=1)), train, Split(*glyphs(TEST_FONTS, 2, size=12, seed=2))
-
-
-TASKS = {"digits": (digits, 600), "glyphs": (letters, 1500)}  # and the teacher's steps
 
 
 @dataclass
@@ -180,11 +152,22 @@ class Distiller(nn.Module):
         return self.distill(calibrated, teacher)
 
 
-def learner(recipe: Recipe, setting: Setting, seed: int) -> tuple[nn.Module, list[dict[str, Any]], Callable]:
+def solve(setting: Setting, student: nn.Module, kept: tuple[int, ...], count: int) -> None:
+    """Let the student's stream follow the kept channels of the teacher's on the first images."""
+    batches, projection = setting.train.images[:count].split(256), torch.eye(TEACHER_WIDTH)[list(kept)]
+    options: dict[str, Any] = {"projection": projection, "tokens": lambda x: x[:, 1:], "progress": False}
+    tm.transfer.fit_layers(setting.teacher, student, batches, **options)
+
+
+def learner(
+    recipe: Recipe, setting: Setting, seed: int, share: float = 1.0
+) -> tuple[nn.Module, list[dict[str, Any]], Callable]:
     """A student, its groups of parameters, and its loss of (indices, progress)."""
     torch.manual_seed(seed)
     student = tm.models.VisionMamba(**setting.size, dim=WIDTH, depth=DEPTH, d_state=4)
     report = tm.subclone(setting.teacher, student, setting.importance) if recipe.inherit else None
+    if report is not None and recipe.solved:
+        solve(setting, student, report.kept["residual"], int(len(setting.train.labels) * share))
     distiller = None if not recipe.features else Distiller(recipe, report and report.kept["residual"])
     kd = tm.distill.LogitsDistill(temperature=recipe.temperature)
     targets = setting.centred if recipe.centred else setting.layers
@@ -210,7 +193,7 @@ def learner(recipe: Recipe, setting: Setting, seed: int) -> tuple[nn.Module, lis
 
 def run(recipe: Recipe, setting: Setting, share: float, steps: int, seed: int) -> tuple[list[tuple[int, float]], float]:
     """The learning curve, and the processor time of the training alone, without the teacher's forward."""
-    student, groups, loss = learner(recipe, setting, seed)
+    student, groups, loss = learner(recipe, setting, seed, share)
     batches = draw(int(len(setting.train.labels) * share), BATCH, seed)
     marks = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}
     curve, evaluating, start = [], 0.0, time.process_time()

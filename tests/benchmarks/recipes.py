@@ -10,6 +10,7 @@ class Recipe:
 
     Attributes:
         inherit: start from the teacher's important neurons.
+        solved: then solve the readouts of mixers and MLPs in closed form, on the student's images.
         features: weight of feature distillation; 1 is alpha = 0.5 of the paper, 1 / 9 alpha = 0.9.
         logits: weight of logits distillation.
         temperature: of the logits.
@@ -27,6 +28,7 @@ class Recipe:
     """
 
     inherit: bool = False
+    solved: bool = False
     features: float = 0.0
     logits: float = 0.0
     temperature: float = 2.0
@@ -84,6 +86,8 @@ ROWS = {
     "tuned + logits": replace(ADAPTIVE, logits=1.0, **TUNED),
     "tuned + logits, temperature 8": replace(HOT, features=1.0, **TUNED),
     "subclone": SUB,
+    "subclone, closed form": replace(SUB, solved=True),
+    "subclone, closed form + logits, temperature 8": replace(HOT, inherit=True, solved=True),
     "subclone + logits": replace(SUB, logits=1.0),
     "subclone + logits, temperature 8": replace(HOT, inherit=True),
     "subclone + adaptive": replace(ADAPTIVE, inherit=True),

@@ -1,22 +1,29 @@
 """The backbone of docs/adding_a_backbone.md is short and keeps the contract."""
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.contracts import backbones, test_backbone
 from transmamba.distill import BidirectionalDistill
+from transmamba.testing import CHECKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding_a_backbone.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 
 @pytest.fixture
 def page(monkeypatch):
     """What the code of the page defines; its backbone has joined by the line at the end of the page."""
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    module = types.ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)  # where torch.compile looks for the globals of its functions
+    names = vars(module)
+    (code,) = (code for code in BLOCKS if "class SpiralNet" in code)
     assert len(code.splitlines()) < 80
-    names = {"__name__": "page"}
     exec(code, names)  # noqa: S102
     line = re.search(r'^    ("spiral": .*),$', PAGE.read_text(), re.MULTILINE)[1]
     joined = eval("{" + line + "}", {**vars(backbones), **names})
@@ -44,6 +51,19 @@ def test_spiral_runs_along_the_rim_first(page):
 )
 def test_keeps_the_contract(page, promise):
     promise("spiral")
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_keeps_the_whole_contract_of_the_package(page, check):
+    model, x = backbones.build("spiral")
+    torch._dynamo.reset()
+    CHECKS[check](model, x)
+
+
+def test_a_mixer_of_ones_own_takes_25_lines():
+    (code,) = (code for code in BLOCKS if "class S4DMixer" in code)
+    own = code[code.index("class S4DMixer") : code.index("teacher = ")]
+    assert len([line for line in own.splitlines() if line.strip()]) <= 25
 
 
 def test_its_directions_can_be_distilled(page):

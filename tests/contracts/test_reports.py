@@ -233,16 +233,17 @@ def test_masked_logits_give_no_nan():
     assert OFADistill()(student.detach(), torch.randn(2, 5), torch.tensor([1, 2])).isfinite()
 
 
-def test_a_frozen_teacher_has_no_gradient_and_keeps_its_mode():
+def test_a_frozen_teacher_has_no_gradient_and_no_training_mode():
     """lightly-train 434; torchdistill 333."""
     teacher, x = ViT(8, 4, dim=12, depth=2, heads=3, num_classes=5).train(), torch.randn(2, 3, 8, 8)
     with pytest.raises(ValueError, match="requires grad: freeze it first"), tap(teacher, "blocks.*", frozen=True):
         pass
     teacher.requires_grad_(False)
-    with tap(teacher, "blocks.*", frozen=True) as features:
+    with pytest.raises(ValueError, match="is in training mode"), tap(teacher, "blocks.*", frozen=True):
+        pass
+    with tap(teacher.eval(), "blocks.*", frozen=True) as features:
         teacher(x)
     assert not any(layer.requires_grad for layer in features.layers)
-    assert teacher.training
 
 
 def test_sizes_of_images_may_differ_between_teacher_and_student():

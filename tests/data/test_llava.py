@@ -113,7 +113,7 @@ def test_other_files_are_refused(folder):
         llava_samples(write(folder, {}), folder)
     path = write(folder, [cot()], lines=True)
     path.write_text(path.read_text() + "\n{")
-    with pytest.raises(ValueError, match="line 2 of .* is no json"):
+    with pytest.raises(ValueError, match="line 2 of .* is not JSON"):
         llava_cot_samples(path, folder)
 
 
@@ -131,5 +131,5 @@ def test_a_corrupt_image_names_its_sample(folder, damage):
     path = folder / "images" / "a.png"
     path.write_bytes(damage(path.read_bytes()))
     data = ConversationDataset(llava_samples(write(folder, GOOD), folder / "images"), letters, LLAMA_3)
-    with pytest.raises(ValueError, match=r"sample one: .*a.png is no readable image"):
+    with pytest.raises(ValueError, match=r"sample one: .*a.png is not a readable image"):
         data[0]

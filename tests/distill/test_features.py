@@ -182,7 +182,7 @@ def test_gradients_flow_into_a_student():
 
 
 def test_frozen_teacher_keeps_no_graph():
-    net = Net().requires_grad_(False)
+    net = Net().eval().requires_grad_(False)
     with tap(net, "blocks.*", frozen=True) as features:
         net(torch.randn(2, 5, 3, requires_grad=True))
     assert not any(layer.requires_grad or layer.grad_fn for layer in features.layers)
@@ -355,6 +355,14 @@ def test_teacher_that_requires_grad_is_refused():
         r"^teacher parameter 'blocks.0.mixer.weight' requires grad: freeze it first, model.requires_grad_\(False\)"
     )
     with pytest.raises(ValueError, match=message), tap(Net(), "blocks.*", frozen=True):
+        pass
+
+
+def test_teacher_in_training_mode_is_refused():
+    net = Net().eval().requires_grad_(False)
+    net.blocks[1].train()
+    message = r"teacher module 'blocks.1' is in training mode, .*: call model.eval\(\), or tap with frozen=False"
+    with pytest.raises(ValueError, match=message), tap(net, "blocks.*", frozen=True):
         pass
 
 

@@ -55,6 +55,7 @@ CASES = {
         for d in ("forward", "reverse", "js")
         for chunk in (None, 4)
     },
+    "token relations": (layers, partial(distill.TokenRelationDistill, chunk=2)),
     "hidden states": (hidden_states, partial(distill.HiddenLogitsDistill, 2.0, chunk=4)),
     "stored logits": (stored_logits, partial(distill.SparseLogitsDistill, 2.0, chunk=4)),
 }

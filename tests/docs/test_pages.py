@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import re
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,10 @@ def page_id(path):
 def test_code_runs(page, tmp_path, monkeypatch):
     """The blocks of a page share their names; one with prompts must print what it says."""
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": page.stem}
+    # a module that can be imported, as a script is: torch.compile looks up the globals of a function by its name
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = vars(module)
     for line, code in blocks(page.read_text()):
         if ">>> " in code:
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)

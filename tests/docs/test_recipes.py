@@ -91,6 +91,31 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
     assert load(out)["epochs"] == 2
 
 
+@pytest.mark.parametrize(("width", "student"), [(16, "vision_tiny"), (12, "vision_tiny"), (16, "vim_tiny")])
+def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder, tmp_path, capsys, width, student):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.Dinov2Config(
+        hidden_size=width, num_hidden_layers=12, num_attention_heads=2, image_size=16, patch_size=4
+    )
+    torch.manual_seed(0)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
+    ours = ("--weights", tmp_path / "dino", "--student", student)
+    out = tmp_path / "out"
+    closed = ("--closed-form", 16) if student == "vision_tiny" else ()
+    scores = small["transfer"].main(command(folder, out, *ours, *closed))
+    assert math.isfinite(scores["loss"]) and load(out)["epochs"] == 2
+    printed = capsys.readouterr().out
+    assert ("stream error" in printed) == bool(closed)
+
+
+def test_a_language_model_is_refused(small, folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11, n_positions=8)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "text")
+    with pytest.raises(ValueError, match="holds a MambaLM: expected an image model"):
+        small["transfer"].main(command(folder, tmp_path / "out", "--weights", tmp_path / "text"))
+
+
 def test_what_was_fine_tuned_can_teach(small, folder, teacher, tmp_path):
     out = tmp_path / "teacher"
     small["finetune"].main(command(folder, out, "--weights", teacher[1]))

@@ -25,6 +25,6 @@ def test_a_quantised_model_runs(quantised):
 @pytest.mark.parametrize("write", [lambda model, _: to_official(model), MambaLM.save_pretrained])
 def test_its_weights_are_not_there_to_be_written(quantised, write, tmp_path):
     with pytest.raises(
-        TypeError, match=r"_packed_params.*is no tensor but a .*: the layers of a quantised model have no"
+        TypeError, match=r"_packed_params.*is not a tensor but a .*: the layers of a quantised model have no"
     ):
         write(quantised, tmp_path)

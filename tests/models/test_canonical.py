@@ -136,7 +136,7 @@ def family(changes=None, terms=None):
         ({"heads": None}, {}, "the checkpoint does not tell the heads"),
         ({"kind": "image"}, {}, "the checkpoint does not tell the grid of patches"),
         ({"kind": "image", "grid": (2, 2)}, {}, "the teacher lacks patch_embed.weight"),
-        ({"kind": "ssm"}, {}, "a teacher of kind 'ssm' is no Transformer: from_official and from_hf load"),
+        ({"kind": "ssm"}, {}, "a teacher of kind 'ssm' is not a Transformer: from_official and from_hf load"),
         ({"ropes": ({"rope_theta": 9.0, "rope_type": "su"},) * 3}, {}, "rope_type must be one of default, linear"),
     ],
 )

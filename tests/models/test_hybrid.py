@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from transmamba.models import MambaEncoder, MambaLM, ViT, replace_mixers
-from transmamba.nn import Attention, Mamba2Mixer, MambaMixer
+from transmamba.nn import Attention, Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 
 def language_model(**options):
@@ -48,6 +48,32 @@ def test_a_vit_built_by_default():
     images = torch.randn(2, 3, 8, 8)
     assert torch.equal(hybrid.forward_features(images).layers[0], vit.forward_features(images).layers[0])
     assert hybrid(images).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    "mixer", [partial(Mamba2Mixer, d_state=4, head_dim=4), partial(Mamba3Mixer, d_state=4, head_dim=4), MambaMixer]
+)
+def test_orders_come_with_mixers_of_several_directions(mixer, tmp_path):
+    vit = ViT(8, 2, dim=12, depth=2, heads=3, num_classes=5).eval()
+    names = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
+    four = partial(mixer, directions=4)
+    hybrid = replace_mixers(vit, {0: four, 1: four}, orders=names, prefix_scan="middle")
+    images = torch.randn(2, 3, 8, 8)
+    features = hybrid.forward_features(images, directions=True)
+    assert len(features.directions) == 4 and features.orders[0].index[8] == 0
+    assert torch.equal(hybrid.patch_embed.proj.weight, vit.patch_embed.proj.weight)
+    hybrid.save_pretrained(tmp_path)
+    assert torch.equal(ViT.from_pretrained(tmp_path)(images), hybrid(images))
+
+
+def test_options_change_no_weights():
+    vit = ViT(8, 4, dim=12, depth=1, heads=3, num_classes=5)
+    with pytest.raises(ValueError, match="registers would change the weight reg_token: give options that change none"):
+        replace_mixers(vit, {}, registers=1)
+    with pytest.raises(ValueError, match="img_size would change the weight pos_embed"):
+        replace_mixers(vit, {}, img_size=16)
+    with pytest.raises(ValueError, match="ViT takes no option 'order': expected some of"):
+        replace_mixers(vit, {}, order=("forward",))
 
 
 def test_clear_errors():

@@ -54,6 +54,18 @@ def test_owners_have_the_last_word_when_children_are_reset():
     assert torch.equal(model[0].linear.weight, torch.ones(5, 3)) and not torch.equal(model[1].weight, before)
 
 
+def test_a_module_that_could_not_be_drawn_anew_is_named():
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(3))
+
+    with pytest.raises(TypeError, match="Scale owns gain and has no reset_parameters: give it one that draws them"):
+        reset_children(nn.Sequential(nn.Linear(3, 3), Scale()))
+    own = Scale()
+    reset_children(own)  # what the model itself owns is its own matter
+
+
 def test_the_last_layer_of_a_branch_shrinks_with_depth():
     linear = nn.Linear(3, 5)
     before = linear.weight.detach().clone()

@@ -152,7 +152,7 @@ def test_clip_needs_something_to_see(clip):
 
 
 def test_a_text_encoder_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="what the encoder gives has 8 channels, the module was built for 7"):
+    with pytest.raises(ValueError, match="output of the encoder has 8 channels, the module was built for 7"):
         PooledText(MambaEncoder(11, 8, depth=1), 7, 5)(torch.ones(1, 2, dtype=torch.long))
 
 
@@ -160,6 +160,6 @@ def test_masks_of_other_sizes_are_refused(clip):
     ids, clips, teacher = torch.randint(9, (2, 4)), torch.randn(2, 3, 2, 8, 8), clip4clip(clip)
     with pytest.raises((ValueError, TypeError), match="frame_mask"):  # a TypeError where inner calls are checked too
         teacher(ids, clips, frame_mask=torch.ones(2, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match=r"token_mask has shape \(2, 5\), what it masks \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"token_mask has shape \(2, 5\), its frames or tokens \(2, 4\)"):
         text, frames = teacher.text(ids), teacher.video(clips)
         teacher.similarity(text, frames, torch.ones(2, 5, dtype=torch.bool))

@@ -228,7 +228,7 @@ def test_images_of_two_sizes_are_refused():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"cross_after": [2]}, "no CrossMamba block can follow block 2: expected 0 to 1 of 3, for nothing reads"),
+        ({"cross_after": [2]}, "no CrossMamba block can follow block 2: expected 0 to 1 of 3, because nothing reads"),
         ({"cross_after": [3], "query": "text"}, "no CrossMamba block can follow block 3: expected 0 to 2 of 3"),
     ],
 )

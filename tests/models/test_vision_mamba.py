@@ -1,7 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
+from torch import nn
 
 from transmamba.models import SNAKES, Backbone, VisionMamba
+from transmamba.nn import MambaMixer
+from transmamba.testing import check_backbone
 
 ORDERS = [("forward",), ("forward", "backward"), SNAKES]
 
@@ -35,6 +40,45 @@ def test_features_are_the_stream_after_each_block(x):
     torch.testing.assert_close(model.norm(features.layers[1]), features.last)
     torch.testing.assert_close(model.head(features.last.mean(1)), model(x))
     torch.testing.assert_close(model.forward_features(x, directions=True).last, features.last)
+
+
+class Mean(nn.Module):
+    """A mixer of one's own: every token gets the mean, half of it from each direction."""
+
+    def __init__(self, dim, share=0.5):
+        super().__init__()
+        self.share, self.out_proj = share, nn.Linear(dim, dim, bias=False)
+
+    def forward_directions(self, x, orders, mask=None):
+        part = self.share * self.out_proj(x.mean(1, keepdim=True).expand_as(x))
+        return 2 * part, torch.stack([part, part])
+
+    def forward(self, x, orders, mask=None):
+        return self.forward_directions(x, orders)[0]
+
+
+def test_a_mixer_of_ones_own_takes_the_place_of_mamba(x):
+    model = VisionMamba(img_size=(8, 12), patch_size=4, dim=12, depth=2, num_classes=5, mixer=Mean, mlp_ratio=1.5)
+    assert [type(block.mixer) for block in model.blocks] == [Mean, Mean]
+    assert model.blocks[0].mlp.fc1.weight.shape == (18, 12)
+    features = model.forward_features(x, directions=True)
+    first = model.blocks[0]
+    mixed = first.mixer.out_proj(first.norm1(model.patch_embed(x) + model.pos_embed).mean(1))
+    torch.testing.assert_close(features.directions[1][0], 0.5 * mixed[:, None].expand(-1, 6, -1))
+    check_backbone(model, x, skip=["compiles_in_one_graph", "exports_for_batches_of_any_size"])
+
+
+def test_each_block_may_have_a_mixer_of_its_own(x):
+    mixers = [partial(MambaMixer, directions=2), partial(Mean, share=1.0)]
+    model = VisionMamba(img_size=(8, 12), patch_size=4, dim=12, depth=2, num_classes=5, mixer=mixers)
+    assert [type(block.mixer) for block in model.blocks] == [MambaMixer, Mean]
+    with pytest.raises(ValueError, match="mixer has 2 entries for 3 layers: give one builder, or one per layer"):
+        VisionMamba(img_size=8, patch_size=4, dim=12, depth=3, mixer=mixers)
+
+
+def test_states_of_a_mixer_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match="d_state=3 is for the default mixer: give it to the builder of yours instead"):
+        build(mixer=Mean)
 
 
 def test_is_a_backbone():

@@ -187,6 +187,26 @@ def test_directions_of_a_vit_of_scans_add_up():
     torch.testing.assert_close(sum(parts), model.blocks[0].mixer(model.blocks[0].norm1(x), features.orders))
 
 
+@pytest.mark.parametrize(
+    ("place", "forward", "backward"),
+    [
+        ("ends", [0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0]),
+        ("first", [0, 1, 2, 3, 4, 5, 6, 7], [1, 0, 7, 6, 5, 4, 3, 2]),
+        ("middle", [2, 3, 4, 0, 1, 5, 6, 7], [7, 6, 5, 1, 0, 4, 3, 2]),
+        ("last", [2, 3, 4, 5, 6, 7, 0, 1], [7, 6, 5, 4, 3, 2, 1, 0]),
+    ],
+)
+def test_class_token_and_register_are_scanned_where_they_are_wanted(place, forward, backward):
+    mixer = partial(Mamba2Mixer, d_state=3, head_dim=4, directions=2)
+    model = perturbed(mixer=mixer, orders=("forward", "backward"), prefix_scan=place, registers=1)
+    features = model.forward_features(X, directions=True)
+    assert [order.index.tolist() for order in features.orders] == [forward, backward]
+    assert all(order.index[order.inverse].tolist() == list(range(8)) for order in features.orders)
+    torch.testing.assert_close(model.head(features.last[:, 0]), model(X))
+    read = features.layers[0].shape[1] - 6
+    assert features.extra == tuple(range(read)) and features.directions[0][0].shape == features.layers[0].shape
+
+
 def test_scans_keep_the_start_that_is_theirs():
     """Attention and MLPs start as a ViT's do, biases at zero; the step sizes of a scan do not."""
     torch.manual_seed(3)

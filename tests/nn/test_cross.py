@@ -129,6 +129,39 @@ def test_a_context_of_padding_alone_adds_nothing(pair, readout):
     torch.testing.assert_close(module(query, context, torch.zeros(2, 7, dtype=torch.bool)), query)
 
 
+@pytest.mark.parametrize(("readout", "bidirectional"), list(itertools.product(("final", "progress"), (False, True))))
+@pytest.mark.parametrize("real", [slice(0, 3), slice(1, 4)])
+def test_padding_in_the_query_changes_nothing_and_reads_nothing(pair, readout, bidirectional, real):
+    query, context = pair
+    mask, context_mask = torch.zeros(2, 5, dtype=torch.bool), torch.ones(2, 7, dtype=torch.bool)
+    mask[0, real] = mask[1] = True
+    context_mask[0, 6] = False
+    module = CrossMamba(8, 6, readout=readout, bidirectional=bidirectional).double()
+    got = module(query, context, context_mask, mask)
+    kept = context[:1, context_mask[0]]
+    torch.testing.assert_close(got[:1, real], module(query[:1, real], kept))
+    torch.testing.assert_close(got[1:], module(query[1:], context[1:]))
+    assert torch.equal(got[~mask], query[~mask])
+
+
+@pytest.mark.parametrize(("readout", "bidirectional"), list(itertools.product(("final", "progress"), (False, True))))
+def test_an_empty_context_is_one_of_which_nothing_was_read(pair, readout, bidirectional):
+    query, context = pair[0].requires_grad_(), pair[1][:, :0]
+    module = CrossMamba(8, 6, readout=readout, bidirectional=bidirectional).double()
+    for mask in (None, torch.ones(2, 0, dtype=torch.bool)):
+        got = module(query, context, mask)
+        assert torch.equal(got, query)
+        (grad,) = torch.autograd.grad(got.sum(), query)
+        assert torch.equal(grad, torch.ones_like(grad))
+
+
+@pytest.mark.parametrize("name", ["context_mask", "query_mask"])
+def test_a_mask_of_whole_numbers_is_refused_with_what_to_pass(pair, name):
+    mask = torch.ones(2, 7 if name == "context_mask" else 5, dtype=torch.long)
+    with pytest.raises(TypeError, match=rf"{name} is int64, and masks are bool, .* real token: pass {name}.bool\(\)"):
+        CrossMamba(8, 6).double()(*pair, **{name: mask})
+
+
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("backend", ["chunked", "native"] if library.available() else ["chunked"])
 def test_every_backend_gives_the_same(readout, backend):

@@ -101,3 +101,11 @@ def test_a_rope_that_is_none_is_refused(rope, message):
 def test_too_few_tokens_for_the_grid_are_refused():
     with pytest.raises(ValueError, match=r"rotary positions are for a grid of \(2, 3\), got 5 tokens"):
         Rotary({"rope_theta": 10.0, "rope_type": "axial", "grid": [2, 3]}, 8).angles(torch.arange(5)[None])
+
+
+def test_interleaved_pairs_are_neighbours():
+    apart, beside = (Rotary({"rope_theta": 100.0, **kind}, 6) for kind in ({}, {"interleaved": True}))
+    x, positions = torch.randn(1, 2, 5, 6, dtype=torch.float64), torch.arange(5)[None]
+    phases = apart.phases(positions, torch.float64)
+    shuffle = torch.tensor([0, 3, 1, 4, 2, 5])
+    torch.testing.assert_close(beside.turn(x[..., shuffle], phases), apart.turn(x, phases)[..., shuffle])

@@ -53,14 +53,14 @@ def test_axes_of_one_name_and_two_sizes(stream, plan):
 
 def test_another_number_of_axes(stream, plan):
     plan |= {"embed.weight": ("embed.weight", "residual")}
-    message = r"student tensor embed\.weight has shape \(5, 3\), the plan says 'residual'"
+    message = r"student tensor embed\.weight has shape \(5, 3\), but axes 'residual' in the plan"
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message, plan=plan)
 
 
 def test_another_number_of_axes_in_the_teacher(stream, plan):
     teacher = stream(5, 6).state_dict()
     teacher["embed.weight"] = teacher["embed.weight"][0]
-    message = r"teacher tensor embed\.weight has shape \(3,\), the plan says 'residual \.'"
+    message = r"teacher tensor embed\.weight has shape \(3,\), but axes 'residual \.' in the plan"
     refused(teacher, stream(5, 6), first_importance, ValueError, message, plan=plan)
 
 
@@ -75,7 +75,7 @@ def test_mismatched_heads():
     teacher = {"attn.proj.weight": torch.ones(6, 12)}
     student = nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(10, 6, bias=False)})})
     plan = {"attn.proj.weight": ("attn.proj.weight", "residual head*4")}
-    message = r"student tensor attn\.proj\.weight has 10 entries on axis 'head\*4', which is no whole number of head"
+    message = r"student tensor attn\.proj\.weight has 10 entries on axis 'head\*4', which is not a multiple of head"
     refused(teacher, student, first_importance, ValueError, message, plan=plan)
 
 
@@ -170,6 +170,20 @@ def test_a_student_in_a_format_too_small_to_write():
     student = {"weight": torch.zeros(3, 2).to(torch.float8_e4m3fn)}
     with pytest.raises(TypeError, match=r"student tensor weight is torch\.float8_e4m3fn: expected float16"):
         subclone({"weight": torch.ones(3, 2)}, student, {}, plan={"weight": ("weight", "hidden residual")})
+
+
+def test_a_complex_teacher_tensor_for_a_real_one():
+    message = r"teacher tensor w is complex, student tensor w is torch\.float32: exclude the tensor, or give"
+    teacher, student = {"w": torch.ones(3, 2, dtype=torch.cfloat)}, {"w": torch.zeros(3, 2)}
+    with pytest.raises(TypeError, match=message):
+        subclone(teacher, student, magnitude_importance, plan={"w": ("w", "hidden residual")})
+    assert not student["w"].any()
+
+
+def test_scores_that_are_complex():
+    teacher, student = {"w": torch.ones(3, 2, dtype=torch.cfloat)}, {"w": torch.zeros(2, 2, dtype=torch.cfloat)}
+    with pytest.raises(TypeError, match="importance of w is complex, and neurons are ranked: give its absolute value"):
+        subclone(teacher, student, lambda name, w: w, plan={"w": ("w", "hidden residual")})
 
 
 def test_a_plan_without_axes():

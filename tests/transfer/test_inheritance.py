@@ -8,7 +8,15 @@ import torch
 from torch import nn
 
 from transmamba.models import VisionMamba, ViT
-from transmamba.transfer import SSM_PARAMETERS, first_importance, magnitude_importance, random_importance, subclone
+from transmamba.transfer import (
+    SSM_PARAMETERS,
+    first_importance,
+    magnitude_importance,
+    random_importance,
+    stability_importance,
+    subclone,
+    taylor_importance,
+)
 
 from .conftest import snapshot, unchanged
 
@@ -249,6 +257,33 @@ def test_report_accounts_for_every_student_tensor_and_prints_it():
     written = sum(student.state_dict()[name].numel() for name in report.inherited)
     assert report.fraction == written / sum(p.numel() for p in student.parameters())
     assert f"{report.fraction:.1%} of the student's parameters initialised" in str(report)
+
+
+def test_complex_numbers_are_counted_reported_and_inherited():
+    teacher = {"w": torch.randn(3, 2, dtype=torch.cfloat), "v": torch.randn(3), "A": torch.randn(5)}
+    student = {
+        "w": torch.zeros(2, 2, dtype=torch.cfloat), "v": torch.zeros(2, dtype=torch.cfloat),
+        "new": torch.zeros(7, dtype=torch.cdouble),
+    }  # fmt: skip
+    teacher["w"][0] *= 1e-3  # the least of the three neurons
+    teacher["v"][0] = 0.0
+    plan = {"w": ("w", "hidden input"), "v": ("v", "hidden")}
+    report = subclone(teacher, student, magnitude_importance, plan=plan)
+    assert report.kept == {"hidden": (1, 2)} and report.inherited == {"w", "v"}
+    assert torch.equal(student["w"], teacher["w"][1:]) and torch.equal(student["v"], teacher["v"][1:].cfloat())
+    assert report.fraction == 6 / 13 and "new" in report.skipped
+
+
+def test_complex_teachers_have_scores():
+    linear = nn.Linear(2, 3, bias=False, dtype=torch.cfloat)
+    x = torch.randn(5, 2, dtype=torch.cfloat)
+    scores = taylor_importance(linear, [x], lambda model, batch: model(batch).abs().square().sum())
+    weight = linear.weight.detach()
+    # d/ds sum |s W x|^2 at s = 1, weight by weight: Re(conj(w) 2 (W X^H X))
+    gram = (2 * weight @ x.T @ x.conj() * weight.conj()).real.abs()
+    torch.testing.assert_close(scores["weight"], gram)
+    moved = stability_importance({"w": weight}, {"w": weight + 3j})
+    torch.testing.assert_close(moved["w"], torch.full((3, 2), -3.0))
 
 
 def test_report_survives_json():

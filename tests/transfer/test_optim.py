@@ -43,6 +43,27 @@ def test_the_models_own_list_does_not_decay():
     assert (group["name"], group["weight_decay"]) == ("new_no_decay", 0.0)
 
 
+def test_the_models_own_list_may_hold_patterns():
+    class Model(nn.Sequential):
+        def no_weight_decay(self):
+            return {"*.weight", "1.bias"}
+
+    groups = names_by_group(model := Model(nn.Linear(3, 2), nn.Linear(2, 2)), param_groups(model, [], lr=1e-3))
+    assert groups == {"new_no_decay": {"0.weight", "0.bias", "1.weight", "1.bias"}}
+
+
+def test_a_pattern_that_spares_nothing_is_refused_unless_it_is_spared_anyhow():
+    class Model(nn.Linear):
+        def no_weight_decay(self):
+            return {"dist_token", "*.log_decay"}
+
+    message = r"no_weight_decay\(\) of Model names '\*\.log_decay', which matches no parameter: expected whole names or"
+    with pytest.raises(ValueError, match=message):
+        param_groups(Model(3, 2), [], lr=1e-3)
+    Model.no_weight_decay = lambda self: {"dist_token"}  # as models of timm do
+    assert [group["name"] for group in param_groups(Model(3, 2), [], lr=1e-3)] == ["new", "new_no_decay"]
+
+
 def test_tied_parameters_are_in_one_group():
     lm = MambaLM(11, 8, depth=1)
     groups = param_groups(lm, ["head.weight", "embedding.weight"], lr=1e-3)

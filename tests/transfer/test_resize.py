@@ -73,8 +73,8 @@ def test_half_precision_tables_are_resized_too():
 @pytest.mark.parametrize(
     ("teacher", "student", "axes", "message"),
     [
-        (13, 9, "1 token .", "position table teacher tensor t of 13 rows is no square"),
-        (9, 13, "1 token .", "position table student tensor t of 13 rows is no square"),
+        (13, 9, "1 token .", "position table teacher tensor t of 13 rows is not a square"),
+        (9, 13, "1 token .", "position table student tensor t of 13 rows is not a square"),
         (7, 16, "1 token:1>0 .", "position table teacher tensor t has 6 patch rows, not 2 x 2"),
         (7, 16, "1 token:1>0:2x2>4x4 .", "position table teacher tensor t has 6 patch rows, not 2 x 2"),
         (7, 16, "1 token:one>0 .", "axis 'token:one>0' of student tensor t: expected token:1>0"),

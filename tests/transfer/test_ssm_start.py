@@ -211,7 +211,7 @@ def test_an_excluded_mixer_is_left_alone():
 
 
 def test_half_a_mixer_is_refused():
-    with pytest.raises(ValueError, match="block 0 has only a part of what a mixer and an attention need"):
+    with pytest.raises(ValueError, match="block 0 has only some of the tensors that a mixer and an attention need"):
         init = AttentionInit(1, TOKENS)
         subclone(vit(), student(), magnitude_importance, exclude=["*out_proj*"], ssm_from=init)
 

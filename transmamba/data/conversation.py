@@ -18,7 +18,7 @@ Tokenize = Callable[[str], Sequence[int]]
 
 
 class Turn(NamedTuple):
-    """What one side says: "human" or "gpt", as LLaVA's files name them."""
+    """One message of a conversation; `role` is "human" or "gpt", as in LLaVA's files."""
 
     speaker: str
     text: str
@@ -37,9 +37,9 @@ class Template(NamedTuple):
 
     Attributes:
         start: before the first turn.
-        human: before what the human says.
+        human: before the human's text.
         gpt: before the answer.
-        human_end: after what the human says.
+        human_end: after the human's text.
         gpt_end: after the answer, learned with it.
     """
 
@@ -95,7 +95,7 @@ def check_turns(name: str, turns: Sequence[Turn], images: int) -> None:
 
 @typed
 def encode(conversation: Conversation, tokenize: Tokenize, template: Template) -> Encoded:
-    """Tokens of a conversation; one that ends with the human is a prompt, and the template opens the answer.
+    """Tokenise a conversation; one that ends with the human is a prompt, and the template opens the answer.
 
     Every piece of the template and every turn is tokenised by itself, so that labels begin exactly with an answer.
 
@@ -134,7 +134,7 @@ def encode(conversation: Conversation, tokenize: Tokenize, template: Template) -
 
 
 class Batch(NamedTuple):
-    """Padded samples, as `VisionLanguageMamba` takes them; `names` tells them apart in messages.
+    """Padded samples, as `VisionLanguageMamba` takes them; `names` identifies them in messages.
 
     `images` has one tensor (image, channel, height, width) per sample.
     """
@@ -154,11 +154,11 @@ def collate(
     padding: Literal["right", "left"] = "right",
     max_length: int | None = None,
 ) -> Batch:
-    """Samples (encoded, images, name) of different lengths as one batch.
+    """Join samples (encoded, images, name) of different lengths into one batch.
 
     Args:
-        samples: what `ConversationDataset` gives.
-        pad_token: what ids are filled up with; labels with `IGNORE_INDEX`.
+        samples: items of a `ConversationDataset`.
+        pad_token: the id of padding; labels are padded with `IGNORE_INDEX`.
         padding: "right" for training, "left" for prompts that are to be continued.
         max_length: cut longer samples behind this many tokens, an image counting as one.
 

@@ -28,7 +28,7 @@ class Reasoning(NamedTuple):
 
 @typed
 def llava_samples(annotations: str | Path, images: str | Path) -> list[Conversation]:
-    """The samples of a file in LLaVA's form, such as `llava_v1_5_mix665k.json`.
+    """Read the samples of a file in LLaVA's form, such as `llava_v1_5_mix665k.json`.
 
     A list of entries with `id`, `conversations` (turns with `from`, human or gpt, and `value`) and, where there are
     images, `image`: a path below `images`, or a list of them, one per "<image>" in the turns.
@@ -55,7 +55,7 @@ def llava_samples(annotations: str | Path, images: str | Path) -> list[Conversat
 
 @typed
 def llava_cot_samples(annotations: str | Path, images: str | Path) -> list[Conversation]:
-    """The samples of LLaVA-CoT-100k, `train.jsonl`: one entry of LLaVA's form a line.
+    """Read the samples of LLaVA-CoT-100k, `train.jsonl`: each line is one entry of LLaVA's form.
 
     Where no turn has a placeholder, the images stand before the first question.
 
@@ -64,7 +64,7 @@ def llava_cot_samples(annotations: str | Path, images: str | Path) -> list[Conve
         images: folder that the paths are relative to.
 
     Raises:
-        ValueError: a line is no json, or an entry does not fit; the message names line or sample.
+        ValueError: a line is not JSON, or an entry does not fit; the message names line or sample.
 
     Reference:
         LLaVA-CoT, arXiv 2411.10440. `reasoning_stages` takes an answer apart.
@@ -75,7 +75,7 @@ def llava_cot_samples(annotations: str | Path, images: str | Path) -> list[Conve
             try:
                 entry = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number + 1} of {annotations} is no json: {error}") from None
+                raise ValueError(f"line {number + 1} of {annotations} is not JSON: {error}") from None
             sample = _sample(entry, number, Path(images), annotations)
             if sample.turns and not any(IMAGE in turn.text for turn in sample.turns):
                 first = sample.turns[0]
@@ -88,7 +88,7 @@ def llava_cot_samples(annotations: str | Path, images: str | Path) -> list[Conve
 
 @typed
 def reasoning_stages(answer: str) -> Reasoning:
-    """Summary, caption, reasoning and conclusion of an answer of LLaVA-CoT; the conclusion is what is scored.
+    """Split an answer of LLaVA-CoT into summary, caption, reasoning and conclusion; the conclusion is scored.
 
     Raises:
         ValueError: a stage is missing, or not closed.
@@ -120,7 +120,7 @@ def _sample(entry: Any, number: int, folder: Path, file: str | Path) -> Conversa
 
 @typed
 def read_image(source: str | Path | Any, size: int = 336) -> Tensor:
-    """An image as CLIP wants it, `(3, size, size)`, normalised.
+    """Read an image in CLIP's format, `(3, size, size)`, normalised.
 
     It is padded to a square with CLIP's mean colour, as LLaVA-1.5 does, and resized.
 
@@ -130,7 +130,7 @@ def read_image(source: str | Path | Any, size: int = 336) -> Tensor:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or a broken one.
+        ValueError: it is not an image, or a broken one.
         ImportError: Pillow is not installed.
     """
     from PIL import Image
@@ -153,14 +153,14 @@ def _open(path: str | Path) -> Any:
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError) as error:  # Pillow's word for a broken PNG is SyntaxError
-        raise ValueError(f"{path} is no readable image: {error}") from None
+        raise ValueError(f"{path} is not a readable image: {error}") from None
 
 
 class ConversationDataset(Dataset[tuple[Encoded, Tensor, str]]):
     """Samples as (encoded, images, name), for `collate`.
 
     Args:
-        samples: what `llava_samples` or `llava_cot_samples` gives.
+        samples: the result of `llava_samples` or `llava_cot_samples`.
         tokenize: text to ids, see `encode`.
         template: the text around the turns, `VICUNA` or `LLAMA_3`.
         size: side of an image in pixels.
@@ -183,11 +183,11 @@ class ConversationDataset(Dataset[tuple[Encoded, Tensor, str]]):
         self.samples, self.tokenize, self.template, self.size = list(samples), tokenize, template, size
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.samples)
 
     def __getitem__(self, number: int) -> tuple[Encoded, Tensor, str]:
-        """The tokens, the images (image, channel, height, width), and the name."""
+        """Return the tokens, the images (image, channel, height, width), and the name."""
         sample = self.samples[number]
         try:
             seen = [read_image(path, self.size) for path in sample.images]

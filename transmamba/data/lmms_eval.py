@@ -23,7 +23,7 @@ from transmamba.data.llava import read_image
 
 
 class Answerer:
-    """What is asked of a model by lmms-eval, without lmms-eval.
+    """The two requests of lmms-eval to a model, usable without lmms-eval.
 
     Args:
         model: has `generate(ids, images, max_new_tokens, mask=, stop_tokens=, ...)` and gives new tokens; for
@@ -52,7 +52,7 @@ class Answerer:
         self.stop_tokens, self.image, self.batch_size = list(stop_tokens), image, batch_size
 
     def answer(self, questions: Sequence[tuple[str, Sequence[Any]]], options: dict[str, Any]) -> list[str]:
-        """Answers to (text, images), all with the generation options of lmms-eval."""
+        """Answer each (text, images), all with the generation options of lmms-eval."""
         limit, ends = options.get("max_new_tokens", 1024), options.get("until", [])
         ends = [ends] if isinstance(ends, str) else ends
         sampling = {key: options[key] for key in ("temperature", "top_p") if options.get(key)}
@@ -69,7 +69,7 @@ class Answerer:
 
     @torch.no_grad()
     def likelihood(self, question: str, images: Sequence[Any], answer: str) -> tuple[float, bool]:
-        """Log-probability of the answer with its end, and whether it is what greedy decoding gives."""
+        """Return the log-probability of the answer with its end, and whether greedy decoding gives this answer."""
         batch = self._batch([(question, images, answer)])
         output = self.model(batch.ids, batch.images, batch.mask, batch.labels)
         learned = output.labels[0, 1:] != IGNORE_INDEX
@@ -103,7 +103,7 @@ class Answerer:
 
 
 def lmms_model(answerer: Answerer) -> Any:
-    """`answerer` as an lmms-eval model: `lmms_eval.evaluator.simple_evaluate(model=..., tasks=[...])`.
+    """Wrap `answerer` as an lmms-eval model: `lmms_eval.evaluator.simple_evaluate(model=..., tasks=[...])`.
 
     Tasks of one question (generation or likelihood) work; those of several rounds are refused.
 
@@ -139,7 +139,7 @@ def lmms_model(answerer: Answerer) -> Any:
 
 
 def answer_requests(answerer: Answerer, requests: Sequence[Any], documents: Any) -> list[str]:
-    """Answers to requests (context, options, visual, number, task, split), batched by their options, in their order."""
+    """Answer requests (context, options, visual, number, task, split) in their order, batched by their options."""
     order = sorted(range(len(requests)), key=lambda i: repr(requests[i].args[1]))
     answers = [""] * len(requests)
     for _, group in groupby(order, key=lambda i: repr(requests[i].args[1])):

@@ -40,9 +40,9 @@ def retrieval_scores(
 ) -> RetrievalScores:
     """Rank the videos for each text, and the texts for each video.
 
-    A video with several captions is found by each of them, and finds the best placed of them; its others do not stand
-    in the way. Ties count against the answer: a model that says the same of all gets the last rank. So the scores do
-    not depend on any order.
+    A video with several captions is found by each of them, and finds the best placed of them; its other captions are
+    left out of that rank. Ties count against the answer, so that a model with equal scores for all gets the last rank,
+    and the scores do not depend on any order.
 
     Args:
         similarity: every text with every video; a cosine or any other score, higher is more alike.

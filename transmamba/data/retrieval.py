@@ -15,7 +15,7 @@ from transmamba.data.video import read_frames
 
 
 class VideoCaptions(NamedTuple):
-    """A video and what is said of it."""
+    """A video and its captions."""
 
     name: str
     path: Path
@@ -26,7 +26,7 @@ class VideoCaptions(NamedTuple):
 def msr_vtt(
     split: str | Path, videos: str | Path, annotations: str | Path | None = None, *, suffix: str = ".mp4"
 ) -> list[VideoCaptions]:
-    """Videos of MSR-VTT in the order of a split file, each with its captions.
+    """List the videos of MSR-VTT in the order of a split file, each with its captions.
 
     The usual protocol trains on `MSRVTT_train.9k.csv`, whose captions (20 per video) stand in `MSRVTT_data.json`, and
     tests on the 1k-A split, `MSRVTT_JSFUSION_test.csv`, which has one sentence per video in the file itself.
@@ -38,7 +38,7 @@ def msr_vtt(
         suffix: ending of the files.
 
     Raises:
-        ValueError: a file lacks what it should have, or a video has no caption; the message names it.
+        ValueError: a file lacks a column or key, or a video has no caption; the message names it.
 
     Reference:
         MSR-VTT, CVPR 2016; the splits 9k and 1k-A are those of CLIP4Clip, arXiv 2104.08860.
@@ -69,7 +69,7 @@ def msr_vtt(
 def didemo(
     annotations: str | Path, videos: str | Path, names: str | Path | Sequence[str] | None = None
 ) -> list[VideoCaptions]:
-    """Videos of DiDeMo, each with all its descriptions joined to one paragraph in the order of the file.
+    """List the videos of DiDeMo, each with all its descriptions joined to one paragraph in the order of the file.
 
     Annotators saw the first 30 seconds of a video: read its frames with `seconds=30`.
 
@@ -146,16 +146,16 @@ class RetrievalDataset(Dataset[Pair]):
         self.text_video = torch.arange(len(samples)).repeat_interleave(counts)
 
     def __len__(self) -> int:
-        """Number of captions."""
+        """Return the number of captions."""
         return len(self.captions)
 
     def __getitem__(self, index: int) -> Pair:
-        """The clip of caption `index`, the caption, the number of its video."""
+        """Return the clip of caption `index`, the caption, and the number of its video."""
         video = int(self.text_video[index])
         return Pair(self.clip(video), self.captions[index], video)
 
     def clip(self, video: int) -> Tensor:
-        """The frames of a video, bytes `(3, frames, size, size)`; `data.normalise` makes numbers of them."""
+        """Return the frames of a video, bytes `(3, frames, size, size)`; `data.normalise` converts them to floats."""
         sample = self.samples[video]
         return read_frames(sample.path, self.frames, self.size, seconds=self.seconds, name=sample.name)
 

@@ -18,7 +18,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def read_frames(
     path: str | Path, frames: int, size: int, *, seconds: float | int | None = None, name: str | None = None
 ) -> UInt8[Tensor, "3 frame size size"]:
-    """The middle frames of `frames` equal parts of a video, scaled and cut to a square.
+    """Read the middle frames of `frames` equal parts of a video, scaled and cut to a square.
 
     The shorter side is scaled to `size` (bicubic) and the longer one cut on both sides, as CLIP does. A video with
     fewer frames than are wanted shows some of them more than once.
@@ -28,10 +28,10 @@ def read_frames(
         frames: number of frames wanted.
         size: side of the square in pixels.
         seconds: look at the first seconds only.
-        name: how errors call the video; its path by default.
+        name: name of the video in errors; its path by default.
 
     Raises:
-        ValueError: the file is no video, ends early, or a frame cannot be decoded; the message names the video.
+        ValueError: the file is not a video, ends early, or a frame cannot be decoded; the message names the video.
         FileNotFoundError: there is no such file.
         ImportError: PyAV is not installed.
     """
@@ -53,7 +53,7 @@ def read_frames(
 
 
 def _count(container: Any, seconds: float | None) -> int:
-    """Number of frames (in the first seconds), without decoding one."""
+    """Count the frames (in the first seconds) without decoding one."""
     if not container.streams.video:
         return 0
     stream = container.streams.video[0]
@@ -105,7 +105,7 @@ def normalise(
     mean: tuple[float, ...] = CLIP_MEAN,
     std: tuple[float, ...] = CLIP_STD,
 ) -> Float[Tensor, "*batch channel frame height width"]:
-    """Pixels from 0 to 255 as numbers with CLIP's mean and deviation per channel.
+    """Normalise pixels from 0 to 255 by CLIP's mean and deviation per channel.
 
     Example:
         >>> normalise(torch.zeros(1, 2, 1, 1, dtype=torch.uint8), (0.5,), (0.25,)).flatten()

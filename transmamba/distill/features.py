@@ -125,7 +125,7 @@ def tap(
         patterns: module names as in `named_modules`; `*` stands for one part of a dotted name, `**` for any
             number of them.
         point: the module's "output", its first "input", or their sum ("residual": what a mixer makes of the stream).
-        frozen: demand that no parameter requires grad, and detach.
+        frozen: demand that no parameter requires grad and no module is in training mode, and detach.
         select: picks the tensor out of an output that is neither a tensor, a tuple led by one, nor has a
             `last_hidden_state`.
 
@@ -133,7 +133,8 @@ def tap(
         The features, a mapping from names to tensors; `.layers` is the list of them. They outlive the context.
 
     Raises:
-        ValueError: a pattern matches no module, `point` is unknown, or a frozen model has a trainable parameter.
+        ValueError: a pattern matches no module, `point` is unknown, or a frozen model has a trainable parameter or is
+            in training mode.
         RuntimeError: a tapped module is compiled, stayed silent, or ran without the gradient of the forward around it.
         TypeError: an output holds no tensor that could be meant.
 
@@ -194,6 +195,12 @@ def _check_frozen(model: nn.Module) -> None:
             raise ValueError(
                 f"teacher parameter {name!r} requires grad: freeze it first, model.requires_grad_(False), "
                 "or tap with frozen=False"
+            )
+    for name, module in model.named_modules():
+        if module.training:
+            raise ValueError(
+                f"teacher module {name or type(model).__name__!r} is in training mode, so that dropout would blur its "
+                "features and batch statistics would move: call model.eval(), or tap with frozen=False"
             )
 
 

@@ -18,7 +18,8 @@ NEGLIGIBLE = 1e-6
 _AXES = {"token": (2,), "flatten": (1, 2), "pooled": (2,)}
 
 
-def _inverse_norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+def inverse_norm(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Return the factor that makes vectors unit vectors; zero for negligible ones."""
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True)
     return torch.where(norm > NEGLIGIBLE, 1 / norm.clamp_min(NEGLIGIBLE), 0.0)
 
@@ -33,7 +34,7 @@ def unit_target(
 ) -> Float[Tensor, "batch target dim"]:
     """The teacher as unit vectors: detached and normalised once, whatever the number of student layers."""
     vectors = _vectors(teacher.detach(), similarity, mask)
-    return vectors * _inverse_norm(vectors, _AXES[similarity])
+    return vectors * inverse_norm(vectors, _AXES[similarity])
 
 
 def cosine(
@@ -51,7 +52,7 @@ def cosine(
     else:
         axes = _AXES[similarity]
         vectors = _vectors(student, similarity, mask)
-        cosines = (vectors * target).sum(axes) * _inverse_norm(vectors, axes).squeeze(axes)
+        cosines = (vectors * target).sum(axes) * inverse_norm(vectors, axes).squeeze(axes)
     if similarity != "token":
         return cosines.flatten()
     if mask is None:

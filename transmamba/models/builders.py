@@ -26,7 +26,7 @@ def register(builder: Any) -> Any:
 
     `create` builds it by that name, and a `config.json` may name it: as the saved model itself, or as an argument, such
     as a mixer. A model that a registered function returns is saved as a call of that function. Register nothing that
-    reads files or runs what its arguments say, because whoever wrote a `config.json` chose the arguments.
+    reads files or executes its arguments, because the author of a `config.json` chooses the arguments.
 
     Raises:
         TypeError: `builder` is neither a class, nor a function, nor a name.
@@ -151,7 +151,7 @@ def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
 
 
 def _is_size(builder: Callable[..., Any]) -> bool:
-    """Whether a builder is a function that needs no arguments."""
+    """Check whether a builder is a function that needs no arguments."""
     if inspect.isclass(builder):
         return False
     parameters = inspect.signature(builder).parameters.values()

@@ -49,8 +49,8 @@ def from_transformer(teacher: Weights, family: str | None = None, *, config: Any
         )
     if facts.kind not in BUILDERS:
         raise ValueError(
-            f"{translated.family}: a teacher of kind {facts.kind!r} is no Transformer: from_official and from_hf load "
-            "state-space models"
+            f"{translated.family}: a teacher of kind {facts.kind!r} is not a Transformer: from_official and from_hf "
+            "load state-space models"
         )
     with torch.device("meta"):
         model = BUILDERS[facts.kind](Parts(translated))
@@ -85,7 +85,9 @@ def _image_model(parts: Parts) -> nn.Module:
     (rows, columns), side = parts.grid, parts.rows("patch_embed.weight", 2)
     class_token, classes = has("cls_token"), parts.rows("head.weight") if has("head.weight") else 0
     if classes and facts.pool is None:
-        raise parts.refuse("the checkpoint does not tell what the head reads: give its config=...")
+        raise parts.refuse(
+            "the checkpoint does not show whether the head reads the class token or the mean: give its config=..."
+        )
     return ViT(
         (rows * side, columns * side),
         side,

@@ -22,7 +22,7 @@ def read_architecture(model: nn.Module, kind: Kind, **facts: Any) -> Architectur
     mixers: list[Any] = [getattr(block, getattr(block, "mixer_name", ""), None) for block in blocks]
     if not all(isinstance(block, TransformerBlock) for block in blocks):
         return None
-    if not all(isinstance(mixer, Attention) for mixer in mixers):
+    if not all(type(mixer) is Attention for mixer in mixers):  # a subclass computes something else
         return None
     norms = [module for module in model.modules() if isinstance(module, LayerNorm | RMSNorm)]
     first = mixers[0]

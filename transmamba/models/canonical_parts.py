@@ -1,4 +1,4 @@
-"""What a translated teacher is made of, as arguments of our modules."""
+"""The parts of a translated teacher, as arguments of our modules."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,28 +14,28 @@ Options = dict[str, Any]
 
 
 class Parts:
-    """What a translated teacher is made of, as arguments of our modules."""
+    """The parts of a translated teacher, as arguments of our modules."""
 
     def __init__(self, translated: Translated) -> None:
         self.translated, self.facts = translated, translated.architecture
 
     def has(self, *names: str) -> bool:
-        """Whether the teacher has one of these tensors."""
+        """Check whether the teacher has one of these tensors."""
         return any(name in self.translated for name in names)
 
     def rows(self, name: str, axis: int = 0) -> int:
-        """Size of a tensor along an axis."""
+        """Return the size of a tensor along an axis."""
         if name not in self.translated:
             raise self.refuse(f"the teacher lacks {name}")
         return self.translated.shape(name)[axis]
 
     def same(self, one: str, other: str) -> bool:
-        """Whether two tensors are computed from one stored tensor in the same way."""
+        """Check whether two tensors are computed from one stored tensor in the same way."""
         translated = self.translated
         return all(describe(one) == describe(other) for describe in (translated.sources, translated.note))
 
     def refuse(self, reason: str) -> ValueError:
-        """Return the error that names what stands in the way."""
+        """Return the error for a teacher that cannot be built, with the reason."""
         return ValueError(f"{self.translated.family}: {reason}")
 
     @property
@@ -113,7 +113,7 @@ def _given(options: Options) -> Options:
 
 
 def _merged(builders: Sequence[Callable[..., nn.Module]]) -> Builders:
-    """One builder where all layers are alike."""
+    """Return one builder where all layers are alike."""
     first: Any = builders[0]
     alike = all(builder.keywords == first.keywords for builder in builders)  # type: ignore[attr-defined]
     return first if alike else list(builders)

@@ -20,7 +20,7 @@ _NAMES = (
 
 
 def canonical_names(name: str) -> tuple[str, ...]:
-    """Canonical names of the tensors that one of ours consists of, in their order."""
+    """Return the canonical names of the tensors that one of ours consists of, in their order."""
     for pattern, templates in _NAMES:
         found = re.fullmatch(pattern, name)
         if found:
@@ -51,7 +51,7 @@ def load_canonical(model: nn.Module, translated: Translated) -> None:
 
 
 def _tensor(name: str, sources: tuple[str, ...], translated: Translated) -> Tensor:
-    """One of our tensors; a bias that the teacher lacks where ours has one is zero."""
+    """Compute one of our tensors; a bias that the teacher lacks where ours has one is zero."""
     parts = []
     for source in sources:
         weight = source.removesuffix("bias") + "weight"
@@ -67,7 +67,7 @@ def _tensor(name: str, sources: tuple[str, ...], translated: Translated) -> Tens
 
 
 def _read(name: str, translated: Translated) -> Tensor:
-    """A canonical tensor in the dtype of the stored one; folding widens it."""
+    """Read a canonical tensor in the dtype of the stored one, because folding widens it."""
     tensor = translated[name]
     if not translated.note(name):
         return tensor

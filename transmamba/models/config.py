@@ -42,11 +42,12 @@ def rebuild(recipe: Mapping[str, Any], state: State, own: type) -> Any:
 
     Args:
         recipe: content of the `config.json`.
-        state: the weights it is for, because those of an official family settle what its configuration leaves open.
+        state: the weights it is for, because those of an official family determine sizes that its configuration leaves
+            open.
         own: class that is being loaded; it need not be registered.
 
     Raises:
-        ValueError: the content is not what `save_pretrained` writes, or names a builder that is not registered.
+        ValueError: the content was not written by `save_pretrained`, or names a builder that is not registered.
     """
     if "family" in recipe:
         family, config = recipe["family"], recipe.get("config")

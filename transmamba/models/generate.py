@@ -21,7 +21,7 @@ def next_token(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
 ) -> Int[Tensor, " batch"]:
-    """The most likely token, or with a temperature one drawn from softmax(logits / temperature).
+    """Return the most likely token, or with a temperature one drawn from softmax(logits / temperature).
 
     Args:
         logits: one row per sequence.
@@ -68,7 +68,7 @@ def continue_tokens(
     stop_tokens: Sequence[int],
     pad_token: int,
 ) -> Tensor:
-    """New tokens (batch, at most max_new_tokens), from the logits and the cache after the prompt.
+    """Generate tokens (batch, at most max_new_tokens) from the logits and the cache after the prompt.
 
     A sequence ends with its first stop token, which is kept, and is filled up with `pad_token`; when all have ended,
     decoding stops.
@@ -87,7 +87,7 @@ def continue_tokens(
 
 
 def last_real(x: Float[Tensor, "batch token dim"], mask: Bool[Tensor, "batch token"] | None) -> Tensor:
-    """The last token of each sequence that is no padding, (batch, dim)."""
+    """Return the last token of each sequence that is not padding, (batch, dim)."""
     if mask is None:
         return x[:, -1]
     last = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).argmax(1)

@@ -15,7 +15,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @typed
-def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]]) -> M:
+def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]], **options: Any) -> M:
     """Build a backbone again with other mixers in some layers; all other weights are copies.
 
     The new mixers have their random start, so set the seed before; `transfer.fit_layers` solves their readouts. The
@@ -24,9 +24,12 @@ def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]]) -> 
     Args:
         model: a model built with `mixer=`, such as a `MambaLM` or a `ViT`, also from `from_transformer`.
         mixers: layer -> builder, called with the width: `MambaMixer`, or a `functools.partial` of it.
+        options: other arguments of the model that change along, such as the `orders` and `prefix_scan` of a `ViT`; none
+            that changes a weight.
 
     Raises:
-        ValueError: the model takes no mixers, does not know how it was built, or a layer does not exist.
+        ValueError: the model takes no mixers, does not know how it was built, or a layer does not exist; an option is
+            unknown, or changes the weights.
 
     Example:
         >>> from transmamba.models import MambaLM
@@ -45,7 +48,10 @@ def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]]) -> 
     arguments, depth = dict(recipe["arguments"]), len(blocks)
     if wrong := [layer for layer in mixers if not 0 <= layer < depth]:
         raise ValueError(f"layer {wrong[0]} does not exist: expected 0 to {depth - 1}")
+    if unknown := sorted({*options} - {*parameters} | {"mixer"} & {*options}):
+        raise ValueError(f"{recipe['build']} takes no option {unknown[0]!r}: expected some of {sorted(parameters)}")
     old = arguments.get("mixer") or _default(parameters, arguments)
+    arguments |= write_call("", options)["arguments"]
     written = write_call("", {"mixer": list(mixers.values())})["arguments"]["mixer"]
     each = list(old) if isinstance(old, list) else [old] * depth
     for layer, mixer in zip(mixers, written, strict=True):
@@ -56,8 +62,11 @@ def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]]) -> 
     new = new.to(weight.dtype).train(model.training)
     fresh = tuple(f"blocks.{layer}.{name}." for layer in mixers for name in ("mixer", "attn"))
     known = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(fresh)}
-    left = new.load_state_dict(known, strict=False)
-    assert not left.unexpected_keys and all(name.startswith(fresh) for name in left.missing_keys)
+    ours = {name: tensor for name, tensor in new.state_dict().items() if not name.startswith(fresh)}
+    for name in sorted(known.keys() | ours.keys()):
+        if name not in known or name not in ours or known[name].shape != ours[name].shape:
+            raise ValueError(f"{', '.join(options)} would change the weight {name}: give options that change none")
+    new.load_state_dict(known, strict=False)
     return new
 
 

@@ -41,7 +41,7 @@ TEACHER_IMAGE_TOKEN = 128002
 
 @register
 def clip_vit_l14(image_size: int = 336) -> Any:
-    """The `CLIPVisionModel` of `transformers` that LLaVA-1.5 sees with: 24 layers of width 1024, patches of 14 pixels.
+    """Build the vision encoder of LLaVA-1.5, a `CLIPVisionModel`: 24 layers of width 1024, patches of 14 pixels.
 
     Raises:
         ImportError: transformers is not installed.
@@ -53,7 +53,7 @@ def clip_vit_l14(image_size: int = 336) -> Any:
 
 @register
 def trans_llava_600m(*, image_size: int = 336, query: Query = "image") -> VisionLanguageMamba:
-    """The student: the 16 layers and the vocabulary of LLaMA-3.2-1B at width 1152, CrossMamba after blocks 3, 7 and 11.
+    """Build the student: LLaMA-3.2-1B's 16 layers and vocabulary at width 1152, CrossMamba after blocks 3, 7 and 11.
 
     Width and hidden width of LLaMA-3.2-1B, 2048 and 8192, would make 1.5 billion; at 1152 and 4608 the language model
     with its CrossMamba blocks has the paper's 0.6 billion.
@@ -67,13 +67,13 @@ def trans_llava_600m(*, image_size: int = 336, query: Query = "image") -> Vision
 
 @register
 def llava_llama_1b(*, image_size: int = 336) -> Any:
-    """LLaVA on LLaMA-3.2-1B, 16 layers of width 2048: what the student's language model is cut from."""
+    """Build LLaVA on LLaMA-3.2-1B, 16 layers of width 2048, from which the student's language model is cut."""
     return _llava(image_size, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, head_dim=64)
 
 
 @register
 def llava_llama_3b(*, image_size: int = 336) -> Any:
-    """The teacher: LLaVA on LLaMA-3.2-3B, 28 layers of width 3072, a model of `transformers`."""
+    """Build the teacher: LLaVA on LLaMA-3.2-3B, 28 layers of width 3072, a model of `transformers`."""
     return _llava(image_size, hidden_size=3072, num_hidden_layers=28, num_attention_heads=24, head_dim=128)
 
 

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import EncoderMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, init_position
@@ -15,7 +15,7 @@ ORDERS = ("forward", "backward")
 
 
 @register
-class MambaEncoder(Pretrained, nn.Module):
+class MambaEncoder(Pretrained, EncoderMethods, nn.Module):
     """Embeddings and their norm as in BERT, blocks of LN-SSM-residual and LN-MLP-residual, norm.
 
     Every tensor outside the mixers has the shape of BERT's, so a BERT or a MiniLM of the same width can be inherited
@@ -69,7 +69,7 @@ class MambaEncoder(Pretrained, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The tokens. True in `mask` marks a real one; the others influence none of them.
+        """Encode tokens. True in `mask` marks a real token; padding does not influence the others.
 
         Raises:
             ValueError: there are more tokens than positions, or `type_ids` and no table for them.
@@ -85,25 +85,22 @@ class MambaEncoder(Pretrained, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         type_ids: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         orders = scan_orders(ORDERS, ids.shape[1], ids.device)
         streams = self.blocks.streams(self._embed(ids, type_ids), orders, mask, directions=directions)
         last = self.norm(streams.layers[-1])
         return Features(last, streams.layers, (ids.shape[1],), streams.directions, tuple(orders))
 
-    def forward_intermediates(
-        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(ids)
-        return features.last, select_layers(features.layers, indices)
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and one: a token stands for itself."""
+        return self.embedding.embedding_dim, 1
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)
         self._init_weights()
 

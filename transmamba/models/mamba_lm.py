@@ -12,24 +12,25 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
 from transmamba.models.tied import TiedHead
 from transmamba.nn import AttentionCache, MambaMixer, MixerCache, TransformerBlock, init_position
+from transmamba.nn.cache import ConvolvedCache
 from transmamba.nn.embed import draw_position
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens, take_positions
 from transmamba.ops import TrapezoidState, scan_order
 from transmamba.transfer.teachers.architecture import Architecture
 
-LayerCache = MixerCache | TrapezoidState | AttentionCache
+LayerCache = MixerCache | TrapezoidState | AttentionCache | ConvolvedCache
 Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of real tokens comes last
 
 
 @register
-class MambaLM(Pretrained, TiedHead, nn.Module):
+class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
     """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
 
     The stream between the blocks is float32 whatever the weights are.
@@ -42,7 +43,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
             builder per block.
         d_intermediate: hidden width of an MLP in every block, up to a multiple of 128; none by default.
         tied: embedding and head are one matrix.
-        vocab_multiple: what the number of rows is a multiple of.
+        vocab_multiple: number of which the rows are a multiple.
         norm_eps: added to the mean square or variance in every norm.
         block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
             another MLP or other norms; or one builder per block.
@@ -111,8 +112,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        if self.tied:
-            self.head.weight = self.embedding.weight
+        self.tie_weights()
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -124,7 +124,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
                 projection.weight /= math.sqrt(len(branches) * len(self.blocks))
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, for instance after the model was built on the meta device."""
+        """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)
         if self.pos_embed is not None:
             draw_position(self.pos_embed)
@@ -137,7 +137,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token vocabulary"]:
-        """Logits of the token after each token.
+        """Compute the logits of the token after each token.
 
         Args:
             ids: tokens.
@@ -155,18 +155,20 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
-        """Tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
+        """Return the tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
         x = self._place(self._embed(ids), mask, seq_idx)
         streams = self.blocks.streams(x, None, mask, seq_idx, directions=directions)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
         return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
 
-    def forward_intermediates(
-        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(ids)
-        return features.last, select_layers(features.layers, indices)
+    def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute the logits from the result of `forward_features`; with `pre_logits`, return the head's input."""
+        last = features if isinstance(features, Tensor) else features.last
+        return last if pre_logits else self._logits(last)
+
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and one: a token stands for itself."""
+        return self.embedding.embedding_dim, 1
 
     @property
     def architecture(self) -> Architecture | None:
@@ -178,7 +180,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         return read_architecture(self, "decoder", tied=self.tied, logit_softcap=self.logit_softcap)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias", "pos_embed"))}
 
     @typed
@@ -188,7 +190,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
-        """Logits after the last real token, going on from `cache` if there is one, and the cache after it."""
+        """Read a prompt, after `cache` if given; return the logits after its last real token, and the new cache."""
         before, seen = self._split(cache, ids)
         x, caches = self._place(self._embed(ids), mask, seen=seen), []
         for block, layer in zip(self.blocks, before, strict=True):
@@ -219,14 +221,14 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         pad_token: int = 0,
         **sampling: Any,
     ) -> Int[Tensor, "batch longer"]:
-        """The prompts, continued.
+        """Continue the prompts; the result starts with them.
 
         Args:
             ids: prompts; shorter ones are padded on the left.
             max_new_tokens: tokens to add at most.
             mask: True marks a real token of a prompt.
             stop_tokens: each ends its sequence.
-            pad_token: what fills up a sequence that has ended.
+            pad_token: token that fills up a sequence that has ended.
             sampling: `temperature`, `top_k`, `top_p` and `generator` of `next_token`; greedy by default.
         """
         logits, cache = self.prefill(ids, mask)
@@ -265,7 +267,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def _split(self, cache: Cache | None, ids: Tensor) -> tuple[Sequence[Any], Tensor]:
-        """Caches of the blocks, and the number of real tokens before, (batch,), if positions need it."""
+        """Return the caches of the blocks, and the number of earlier real tokens, (batch,), if positions need it."""
         none = ids.new_zeros(len(ids))
         if not cache:
             return [None] * len(self.blocks), none

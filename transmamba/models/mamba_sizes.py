@@ -9,61 +9,61 @@ from transmamba.nn import Mamba2Mixer
 
 @register
 def mamba_130m(**options: Any) -> MambaLM:
-    """24 blocks of width 768."""
+    """Build 24 blocks of width 768."""
     return _mamba(dim=768, depth=24, **options)
 
 
 @register
 def mamba_370m(**options: Any) -> MambaLM:
-    """48 blocks of width 1024."""
+    """Build 48 blocks of width 1024."""
     return _mamba(dim=1024, depth=48, **options)
 
 
 @register
 def mamba_790m(**options: Any) -> MambaLM:
-    """48 blocks of width 1536."""
+    """Build 48 blocks of width 1536."""
     return _mamba(dim=1536, depth=48, **options)
 
 
 @register
 def mamba_1_4b(**options: Any) -> MambaLM:
-    """48 blocks of width 2048."""
+    """Build 48 blocks of width 2048."""
     return _mamba(dim=2048, depth=48, **options)
 
 
 @register
 def mamba_2_8b(**options: Any) -> MambaLM:
-    """64 blocks of width 2560."""
+    """Build 64 blocks of width 2560."""
     return _mamba(dim=2560, depth=64, **options)
 
 
 @register
 def mamba2_130m(**options: Any) -> MambaLM:
-    """24 Mamba-2 blocks of width 768."""
+    """Build 24 Mamba-2 blocks of width 768."""
     return _mamba2(dim=768, depth=24, **options)
 
 
 @register
 def mamba2_370m(**options: Any) -> MambaLM:
-    """48 Mamba-2 blocks of width 1024."""
+    """Build 48 Mamba-2 blocks of width 1024."""
     return _mamba2(dim=1024, depth=48, **options)
 
 
 @register
 def mamba2_780m(**options: Any) -> MambaLM:
-    """48 Mamba-2 blocks of width 1536."""
+    """Build 48 Mamba-2 blocks of width 1536."""
     return _mamba2(dim=1536, depth=48, **options)
 
 
 @register
 def mamba2_1_3b(**options: Any) -> MambaLM:
-    """48 Mamba-2 blocks of width 2048."""
+    """Build 48 Mamba-2 blocks of width 2048."""
     return _mamba2(dim=2048, depth=48, **options)
 
 
 @register
 def mamba2_2_7b(**options: Any) -> MambaLM:
-    """64 Mamba-2 blocks of width 2560."""
+    """Build 64 Mamba-2 blocks of width 2560."""
     return _mamba2(dim=2560, depth=64, **options)
 
 

@@ -12,7 +12,7 @@ from transmamba.ops.orders import Grid
 
 
 def clip_parts(clip: nn.Module, *names: str, kind: str = "CLIPModel") -> list[Any]:
-    """What a CLIP of `transformers` keeps under these names.
+    """Collect the parts of a CLIP of `transformers` under these names.
 
     Raises:
         TypeError: it has no such thing.
@@ -41,7 +41,7 @@ class ClipPatches(nn.Module):
         layer: which hidden state; LLaVA takes the one before the last block, -2.
 
     Raises:
-        TypeError: the encoder is no such model.
+        TypeError: the encoder is not such a model.
         ValueError: that hidden state does not exist; on the call, if there is no image.
     """
 
@@ -60,7 +60,7 @@ class ClipPatches(nn.Module):
     def forward(
         self, images: Float[Tensor, "image channel height width"]
     ) -> tuple[Float[Tensor, "image patch dim"], Grid]:
-        """Tokens in raster order, and rows and columns of patches."""
+        """Return the tokens in raster order, and the rows and columns of patches."""
         check_filled(images, "images")
         states = self.encoder(pixel_values=images, output_hidden_states=True).hidden_states
         side = self.encoder.config.patch_size
@@ -93,7 +93,7 @@ class BackbonePatches(nn.Module):
     def forward(
         self, images: Float[Tensor, "image channel height width"]
     ) -> tuple[Float[Tensor, "image patch dim"], Grid]:
-        """Tokens in raster order, and rows and columns of patches."""
+        """Return the tokens in raster order, and the rows and columns of patches."""
         features = self.backbone.forward_features(images)
         tokens = features.last if self.layer is None else features.layers[self.layer]
         patches = [i for i in range(tokens.shape[1]) if i not in features.extra]
@@ -101,7 +101,7 @@ class BackbonePatches(nn.Module):
 
 
 def encoder_width(vision: nn.Module) -> int:
-    """Width of the patches.
+    """Return the width of the patches.
 
     Raises:
         TypeError: the encoder does not say.
@@ -128,9 +128,9 @@ class Projector(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "... vision_dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
+        """Project each token by itself."""
         return self.linear_2(nn.functional.gelu(self.linear_1(x)))
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)

@@ -94,7 +94,7 @@ class Pretrained(Recorded):
 
 
 def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `state` in place of those of `model`; what was one parameter stays one.
+    """Put the tensors of `state` in place of those of `model`; shared parameters stay shared.
 
     Raises:
         RuntimeError: names or shapes do not fit.
@@ -107,7 +107,7 @@ def assign(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _tied_names(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are another one -> the name of that one."""
+    """Map the names of parameters that are another parameter to the name of that one."""
     first: dict[int, str] = {}
     tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -123,7 +123,7 @@ def _untied(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model whose entries are tensors, one and all.
+    """Return the state dict of a model, in which every entry has to be a tensor.
 
     Raises:
         TypeError: one is not, as in a quantised model.
@@ -132,8 +132,8 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     for name, value in state.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{name} is no tensor but a {type(value).__name__}: the layers of a quantised model have no weights to "
-                "write; write the model before you quantise it"
+                f"{name} is not a tensor but a {type(value).__name__}: the layers of a quantised model have no weights "
+                "to write; write the model before you quantise it"
             )
     return state
 

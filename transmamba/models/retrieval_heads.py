@@ -1,7 +1,7 @@
-"""How alike a text and a video are: CLIP4Clip's three heads, modules from features to a matrix, and the scale.
+"""Similarity of text and video: CLIP4Clip's three heads, modules from features to a matrix, and the scale.
 
 All heads are called as `head(text, frames, frame_mask, tokens, token_mask)` and give the cosine of every text with
-every video. The two with weights of their own start as `MeanPooling`, so that what CLIP knows is not lost.
+every video. The two with weights of their own start as `MeanPooling`, so that CLIP's alignment is not lost.
 """
 
 import math
@@ -25,14 +25,14 @@ FrameMask = Bool[Tensor, "video frame"]
 
 
 def masked_mean(x: Float[Tensor, "*batch token dim"], mask: Bool[Tensor, "*batch2 token"] | None) -> Tensor:
-    """Mean over the real tokens; zero where there are none."""
+    """Average over the real tokens; zero where there are none."""
     if mask is None:
         return x.mean(-2)
     return x.masked_fill(~mask[..., None], 0).sum(-2) / mask.sum(-1, keepdim=True).clamp_min(1)
 
 
 def unit(x: Tensor) -> Tensor:
-    """`x` at length one along its last axis."""
+    """Scale `x` to length one along its last axis."""
     return F.normalize(x, dim=-1)
 
 
@@ -56,7 +56,7 @@ class MeanPooling(nn.Module):
         tokens: Tokens | None = None,
         token_mask: TokenMask | None = None,
     ) -> Float[Tensor, "text video"]:
-        """The cosines. True in `frame_mask` marks a real frame; the tokens of the text are not looked at."""
+        """Compute the cosines. True in `frame_mask` marks a real frame; the tokens of the text are not used."""
         return unit(text) @ unit(masked_mean(unit(frames), frame_mask)).T
 
 
@@ -93,7 +93,7 @@ class SequentialHead(nn.Module):
         tokens: Tokens | None = None,
         token_mask: TokenMask | None = None,
     ) -> Float[Tensor, "text video"]:
-        """The cosines. True in `frame_mask` marks a real frame; the tokens of the text are not looked at."""
+        """Compute the cosines. True in `frame_mask` marks a real frame; the tokens of the text are not used."""
         return self.pool(text, frames + self.proj(self.temporal(frames, frame_mask)), frame_mask)
 
 
@@ -138,11 +138,11 @@ class TightHead(nn.Module):
         tokens: Tokens | None = None,
         token_mask: TokenMask | None = None,
     ) -> Float[Tensor, "text video"]:
-        """The cosines. True in the masks marks real frames and tokens."""
+        """Compute the cosines. True in the masks marks real frames and tokens."""
         if tokens is None:
             raise ValueError("the tight head reads the tokens of the text: give tokens, and token_mask if padded")
         videos, length, dim = frames.shape
-        # entries of size one, as a norm would give, in the direction that MeanPooling sees
+        # entries of size one, as a norm would give, in the direction that MeanPooling uses
         query = math.sqrt(dim) * unit(frames).flatten(0, 1).expand(text.shape[0], -1, -1)
         read = self.cross(query, self.norm(tokens), token_mask).unflatten(1, (videos, length))
         pooled = unit(masked_mean(read, frame_mask))
@@ -181,13 +181,13 @@ class TemporalTransformer(nn.Module):
 
     @typed
     def forward(self, frames: Frames, frame_mask: FrameMask | None = None) -> Frames:
-        """The frames, each having seen all real ones."""
+        """Return the frames, each of which depends on all real ones."""
         check_width(frames, self.pos_embed.shape[2], "frames")
         if frames.shape[1] > self.pos_embed.shape[1]:
             raise ValueError(f"built for at most {self.pos_embed.shape[1]} frames, got {frames.shape[1]}")
         padding = None
         if frame_mask is not None:
-            # attention over nothing has no value: a video without frames sees its padding, and is masked later
+            # attention over nothing has no value: a video without frames attends to its padding, and is masked later
             padding = ~(frame_mask | ~frame_mask.any(1, keepdim=True))
         return self.layers(frames + self.pos_embed[:, : frames.shape[1]], src_key_padding_mask=padding)
 
@@ -214,7 +214,7 @@ class TemporalMamba(nn.Module):
 
     @typed
     def forward(self, frames: Frames, frame_mask: FrameMask | None = None) -> Frames:
-        """The frames, each having seen all real ones."""
+        """Return the frames, each of which depends on all real ones."""
         orders = scan_orders(("forward", "backward"), frames.shape[1], frames.device)
         return self.norm(self.blocks(frames, orders, frame_mask))
 
@@ -250,7 +250,7 @@ class LogitScale(nn.Module):
 
     @typed
     def forward(self, similarity: Float[Tensor, "text video"]) -> Float[Tensor, "text video"]:
-        """The scaled similarities."""
+        """Scale the similarities."""
         return similarity * _AtMost.apply(self.log_scale, self.log_largest).exp()
 
 

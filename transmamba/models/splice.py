@@ -12,13 +12,13 @@ IGNORE_INDEX = -100
 
 
 class Spliced(NamedTuple):
-    """What a language model reads; every tensor but the tokens is `(batch, token)`.
+    """Inputs of a language model; every tensor but the tokens is `(batch, token)`.
 
     Attributes:
         tokens: embedded text and projected patches, `(batch, token, dim)`.
         mask: True marks a real token.
         image: the tokens that are patches.
-        question: text up to the first label, or all text: what may be read before an answer is given.
+        question: text up to the first label, or all text: the tokens that may be read before an answer is given.
         labels: the tokens to learn, `IGNORE_INDEX` on images, padding and prompts; None if none were given.
     """
 
@@ -68,7 +68,7 @@ def check_images(
     """Refuse samples whose placeholders and images do not fit.
 
     Raises:
-        TypeError: an entry is no tensor.
+        TypeError: an entry is not a tensor.
         ValueError: there is not one entry of images per sample, one that has not as many images as placeholders, or
             images of several sizes.
     """
@@ -106,19 +106,19 @@ class Chosen(NamedTuple):
 
     @classmethod
     def of(cls, mask: Bool[Tensor, "batch token"]) -> "Chosen":
-        """The tokens that `mask` marks, in their order."""
+        """Choose the tokens that `mask` marks, in their order."""
         counts = mask.sum(1, keepdim=True)
         length = max(int(counts.max()), 1)
         index = torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices[:, :length]
         return cls(index, torch.arange(length, device=mask.device) < counts)
 
     def take(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch chosen dim"]:
-        """These tokens of the stream."""
+        """Take these tokens from the stream."""
         return x.gather(1, self.places[..., None].expand(-1, -1, x.shape[2]))
 
     def put(
         self, x: Float[Tensor, "batch token dim"], new: Float[Tensor, "batch chosen dim"]
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream with these tokens in their place."""
+        """Put new values in the places of these tokens of the stream."""
         kept = torch.where(self.mask[..., None], new.to(x.dtype), self.take(x))
         return x.scatter(1, self.places[..., None].expand(-1, -1, x.shape[2]), kept)

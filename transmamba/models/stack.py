@@ -1,4 +1,4 @@
-"""Blocks one after the other: what every backbone does between its stem and its head."""
+"""A stack of blocks: the part of every backbone between its stem and its head."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from transmamba.ops import ScanOrder, permute_tokens
 
 
 class Streams(NamedTuple):
-    """What came out of each block: the stream after it, and by direction (in scan order) its mixer output."""
+    """Outputs of the blocks: the stream after each, and by direction (in scan order) its mixer output."""
 
     layers: tuple[Tensor, ...]
     directions: tuple[tuple[Tensor, ...], ...]
@@ -30,11 +30,11 @@ class BlockStack(nn.ModuleList):
     recompute = False
 
     def __iter__(self) -> Iterator[Any]:
-        """The blocks."""
+        """Iterate over the blocks."""
         return super().__iter__()
 
     def forward(self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any) -> Tensor:
-        """The stream after the last block."""
+        """Return the stream after the last block."""
         for block in self:
             tokens = self._run(block, tokens, orders, *context)
         return tokens
@@ -42,7 +42,7 @@ class BlockStack(nn.ModuleList):
     def streams(
         self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any, directions: bool = False
     ) -> Streams:
-        """The stream after each block, and with `directions` each direction's share of every mixer output."""
+        """Return the stream after each block, and with `directions` each direction's share of every mixer output."""
         layers, shares = [], []
         for block in self:
             if directions:
@@ -99,16 +99,29 @@ def output_layer(mixer: Any) -> nn.Linear | None:
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Rates from zero at the first block to `rate` at the last."""
+    """Return rates from zero at the first block to `rate` at the last."""
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
 def reset_children(model: nn.Module) -> None:
-    """Draw the initial values of everything inside `model` anew, the innermost modules first."""
+    """Draw the initial values of everything inside `model` again, the innermost modules first.
+
+    Parameters of `model` itself, such as a position table, are left to its own `reset_parameters`.
+
+    Raises:
+        TypeError: a module inside owns parameters and has no `reset_parameters`.
+    """
 
     def reset(module: Any) -> None:
-        if module is not model and hasattr(module, "reset_parameters"):
+        if module is model:
+            return
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
+        elif owned := [name for name, _ in module.named_parameters(recurse=False)]:
+            raise TypeError(
+                f"{type(module).__name__} owns {', '.join(owned)} and has no reset_parameters: give it one that draws"
+                " them, or they would keep their values here and stay empty after to_empty"
+            )
 
     model.apply(reset)
 

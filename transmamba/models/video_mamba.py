@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -29,7 +29,7 @@ ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch
 
 
 @register
-class VideoMamba(Pretrained, nn.Module):
+class VideoMamba(Pretrained, FeatureMethods, nn.Module):
     """Class token and patches, position tables, Mamba blocks scanned forward and backward, a head on the class token.
 
     The class token comes first: in the last block only the backward scan brings anything to it.
@@ -118,33 +118,30 @@ class VideoMamba(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: ImageOrClip) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         tokens = self._embed(x)
         tokens = self.blocks(tokens, self._orders(tokens))
         return self.head(self.head_dropout(self.norm(tokens[:, 0])))
 
+    def pool_tokens(self, last: Tensor) -> Tensor:
+        """Return the class token, some of its numbers dropped while training."""
+        return self.head_dropout(last[:, 0])
+
     @typed
     def forward_features(self, x: ImageOrClip, directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         tokens = self._embed(x)
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
 
-    def forward_intermediates(
-        self, x: ImageOrClip, indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
-
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         spared = ("pos_embed", "cls_token", "A_log", ".D", "dt_bias")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew; frames start without a position of their own."""
+        """Draw the initial values again; frames start without a position of their own."""
         reset_children(self)
         init_patches(self.patch_embed.proj)
         nn.init.trunc_normal_(self.cls_token, std=0.02)
@@ -168,7 +165,7 @@ class VideoMamba(Pretrained, nn.Module):
         return scan_orders(names, tokens.shape[1], tokens.device)
 
     def place(self, patches: Tensor, temporal_pos_embed: Tensor | None) -> Tensor:
-        """Tokens from the projected patches of one frame or of as many as the table has rows."""
+        """Make tokens from the projected patches of one frame, or of as many frames as the table has rows."""
         in_frame = self.pos_embed[:, None, 1:]
         if temporal_pos_embed is not None:
             in_frame = in_frame + temporal_pos_embed[:, :, None]
@@ -179,23 +176,23 @@ class VideoMamba(Pretrained, nn.Module):
 
 @register
 def video_mamba_tiny(**options: Any) -> VideoMamba:
-    """VideoMamba-Ti: 24 blocks of width 192."""
+    """Build VideoMamba-Ti: 24 blocks of width 192."""
     return VideoMamba(dim=192, depth=24, **options)
 
 
 @register
 def video_mamba_small(**options: Any) -> VideoMamba:
-    """VideoMamba-S: 24 blocks of width 384."""
+    """Build VideoMamba-S: 24 blocks of width 384."""
     return VideoMamba(dim=384, depth=24, **options)
 
 
 @register
 def video_mamba_middle(**options: Any) -> VideoMamba:
-    """VideoMamba-M: 32 blocks of width 576."""
+    """Build VideoMamba-M: 32 blocks of width 576."""
     return VideoMamba(dim=576, depth=32, **options)
 
 
 @register
 def video_mamba_base(**options: Any) -> VideoMamba:
-    """VideoMamba-B: 24 blocks of width 768."""
+    """Build VideoMamba-B: 24 blocks of width 768."""
     return VideoMamba(dim=768, depth=24, **options)

@@ -73,7 +73,7 @@ class VideoRetriever(nn.Module):
     def forward(
         self, ids: Ids, clips: Clips, token_mask: TokenMask | None = None, frame_mask: FrameMask | None = None
     ) -> Float[Tensor, "text video"]:
-        """Scaled similarity of every text with every clip. True in the masks marks real tokens and frames."""
+        """Compute the scaled similarity of each text with each clip. True in the masks marks real tokens and frames."""
         return self.similarity(self.text(ids, token_mask), self.video(clips, frame_mask), token_mask, frame_mask)
 
     @typed
@@ -86,21 +86,21 @@ class VideoRetriever(nn.Module):
         *,
         chunk: int | None = None,
     ) -> Float[Tensor, "text video"]:
-        """The same from features, which may come from a cache or from all processes (`distill.gather_batch`).
+        """Compute the same from features, which may come from a cache or from all processes (`distill.gather_batch`).
 
         Args:
-            text: what the text encoder gives.
-            frames: what the video encoder gives.
+            text: output of the text encoder.
+            frames: output of the video encoder.
             token_mask: real tokens.
             frame_mask: real frames.
             chunk: compare this many texts at a time; for `TightHead`, whose memory grows with texts x frames.
 
         Raises:
-            ValueError: a mask has not the shape of its frames or tokens.
+            ValueError: a mask does not have the shape of its frames or tokens.
         """
         for name, mask, x in (("frame_mask", frame_mask, frames), ("token_mask", token_mask, text.tokens)):
             if mask is not None and mask.shape != x.shape[:2]:
-                raise ValueError(f"{name} has shape {tuple(mask.shape)}, what it masks {tuple(x.shape[:2])}")
+                raise ValueError(f"{name} has shape {tuple(mask.shape)}, its frames or tokens {tuple(x.shape[:2])}")
         size = chunk or max(len(text.pooled), 1)
         masks = [None] * -(-len(text.pooled) // size) if token_mask is None else token_mask.split(size)
         parts = zip(text.pooled.split(size), text.tokens.split(size), masks, strict=True)
@@ -126,9 +126,9 @@ class PooledText(nn.Module):
 
     @typed
     def forward(self, ids: Ids, token_mask: TokenMask | None = None) -> TextFeatures:
-        """The text; True in the mask marks a real token."""
+        """Encode the text; True in the mask marks a real token."""
         tokens = self.encoder(ids, token_mask)
-        check_width(tokens, self.proj.in_features, "what the encoder gives")
+        check_width(tokens, self.proj.in_features, "output of the encoder")
         tokens = self.proj(tokens)
         return TextFeatures(masked_mean(tokens, token_mask), tokens)
 
@@ -160,14 +160,14 @@ class MambaFrames(nn.Module):
 
     @typed
     def forward(self, clips: Clips, frame_mask: FrameMask | None = None) -> Frames:
-        """One vector per frame (per tubelet, if the encoder has longer ones); padded frames influence no other."""
+        """Return one vector per frame (per tubelet, if longer); padded frames influence no other."""
         return self.forward_features(clips, frame_mask).frames
 
     @typed
     def forward_features(
         self, clips: Clips, frame_mask: FrameMask | None = None, *, directions: bool = False
     ) -> VideoFeatures:
-        """Frames and tokens, class token in front; with `directions` each direction's share of every mixer output.
+        """Return frames and tokens, class token first; with `directions` each direction's share of every mixer output.
 
         Raises:
             ValueError: the clips have another size than the encoder, or the mask another number of frames.
@@ -201,14 +201,14 @@ class ClipText(nn.Module):
 
     @typed
     def forward(self, ids: Ids, token_mask: TokenMask | None = None) -> TextFeatures:
-        """The text; True in the mask marks a real token."""
+        """Encode the text; True in the mask marks a real token."""
         check_filled(ids, "ids")
         out = self.encoder(input_ids=ids, attention_mask=None if token_mask is None else token_mask.long())
         return TextFeatures(self.proj(out.pooler_output), self.proj(out.last_hidden_state))
 
 
 class ClipFrames(nn.Module):
-    """The image side of a Hugging Face `CLIPModel`, which sees every frame by itself.
+    """The image side of a Hugging Face `CLIPModel`, which encodes every frame by itself.
 
     Raises:
         TypeError: the model has no image side.
@@ -222,14 +222,14 @@ class ClipFrames(nn.Module):
 
     @typed
     def forward(self, clips: Clips, frame_mask: FrameMask | None = None) -> Frames:
-        """One vector per frame; a padded one has a vector too, which the head leaves out."""
+        """Return one vector per frame; a padded one has a vector too, which the head leaves out."""
         check_filled(clips, "clips")
         out = self.encoder(pixel_values=clips.transpose(1, 2).flatten(0, 1))
         return self.proj(out.pooler_output).unflatten(0, (len(clips), -1))
 
     @typed
     def forward_features(self, clips: Clips, frame_mask: FrameMask | None = None) -> VideoFeatures:
-        """Frames, and the patch tokens of all frames in the order of VideoMamba's; class tokens are left out."""
+        """Return frames, and the patch tokens of all frames in VideoMamba's order; class tokens are left out."""
         check_filled(clips, "clips")
         out = self.encoder(pixel_values=clips.transpose(1, 2).flatten(0, 1), output_hidden_states=True)
         last, *layers = (
@@ -244,14 +244,14 @@ class ClipFrames(nn.Module):
 
 @typed
 def clip4clip(clip: nn.Module, head: nn.Module | None = None) -> VideoRetriever:
-    """A Hugging Face `CLIPModel` as a video retriever that shares its weights, temperature included in value.
+    """Build a video retriever from a Hugging Face `CLIPModel`: it shares the weights and copies the temperature.
 
     Args:
         clip: the model, for instance `CLIPModel.from_pretrained("openai/clip-vit-base-patch32")`.
         head: one of `retrieval_heads`, `MeanPooling()` by default.
 
     Raises:
-        TypeError: the model is no `CLIPModel`.
+        TypeError: the model is not a `CLIPModel`.
 
     Reference:
         CLIP4Clip, arXiv 2104.08860.

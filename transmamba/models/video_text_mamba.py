@@ -15,7 +15,7 @@ from transmamba.ops import scan_orders
 
 
 class VideoText(NamedTuple):
-    """What a video is for a text.
+    """Video features to compare with a text.
 
     Attributes:
         patches: visible patch tokens after the final norm, `(batch, patch, dim)`.
@@ -39,7 +39,7 @@ class ClipDecoder(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch token dim"]) -> Float[Tensor, "batch token teacher_dim"]:
-        """Each token by itself."""
+        """Decode each token by itself."""
         return self.norm(self.head(x))
 
 
@@ -102,11 +102,11 @@ class VideoTextMamba(Pretrained, nn.Module):
         return VideoText(patches, self.pool_norm(last[:, :1] + mean), aligned)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
 
 
@@ -118,7 +118,7 @@ def _keep(tokens: Tensor, visible: Tensor) -> Tensor:
 
 
 def sinusoids(length: int, dim: int, *, like: Tensor) -> Tensor:
-    """The fixed position code of the first Transformer, `(length, dim)`: sines and cosines take turns."""
+    """Return the fixed positions of the first Transformer, `(length, dim)`: sines and cosines alternate."""
     rate = 10000 ** (torch.arange(0, dim, device=like.device, dtype=torch.float64) // 2 * 2 / dim)
     angle = torch.arange(length, device=like.device, dtype=torch.float64)[:, None] / rate
     angle[:, 0::2], angle[:, 1::2] = angle[:, 0::2].sin(), angle[:, 1::2].cos()

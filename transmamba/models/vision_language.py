@@ -25,7 +25,7 @@ Images = Sequence[Float[Tensor, "_ channel height width"]]
 
 
 class VisionLanguageOutput(NamedTuple):
-    """What a pass gives; a placeholder has become as many tokens as an image has patches.
+    """Output of a forward pass; a placeholder has become as many tokens as an image has patches.
 
     Attributes:
         logits: of the token after each token, `(batch, token, vocabulary)`.
@@ -46,7 +46,7 @@ class VisionLanguageOutput(NamedTuple):
     grid: Grid
 
     def loss(self) -> Float[Tensor, ""]:
-        """Cross-entropy of the labels, each predicted from the tokens before it; mean over the labels.
+        """Compute the cross-entropy of the labels, each predicted from the tokens before it; mean over the labels.
 
         Raises:
             ValueError: the pass had no labels.
@@ -56,7 +56,7 @@ class VisionLanguageOutput(NamedTuple):
         return F.cross_entropy(self.logits[:, :-1].flatten(0, 1), self.labels[:, 1:].flatten())
 
     def answers(self) -> Bool[Tensor, "batch token"]:
-        """The tokens whose logits predict a label: where logits are to be distilled.
+        """Mark the tokens whose logits predict a label, at which logits are to be distilled.
 
         Raises:
             ValueError: the pass had no labels.
@@ -67,14 +67,14 @@ class VisionLanguageOutput(NamedTuple):
 
 
 class VisionLanguageCache(NamedTuple):
-    """What is kept between decoded tokens: the state of every block, and what text reads, by CrossMamba block."""
+    """State kept between decoded tokens: that of every block, and that read by text, by CrossMamba block."""
 
     blocks: tuple[LayerCache, ...]
     contexts: tuple[CrossCache, ...]
 
 
 def cross_block(dim: int) -> CrossMambaBlock:
-    """The block that is stacked in: CrossMamba over the whole context from both ends, and an MLP."""
+    """Build the block to stack in: CrossMamba over the whole context from both ends, and an MLP."""
     return CrossMambaBlock(dim, dim, CrossMamba(dim, dim, bidirectional=True, residual=False), norm=RMSNorm)
 
 
@@ -83,7 +83,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
     """Patches, projected, stand in the text like words; after chosen blocks one modality reads the other.
 
     With `query="image"` the patches read the question (language awareness in visual features: Q is visual; K, V and
-    step size are text), so that what the next blocks carry on from the image is what was asked for. With
+    step size are text), so that the next blocks carry on those parts of the image that the question concerns. With
     `query="text"` every text token reads all images of its sample. Both sides are tokens of the stream at that depth.
     The CrossMamba blocks start as the identity, so that an inherited language model starts as it was.
 
@@ -95,13 +95,13 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         cross: builds a CrossMamba block from a width.
 
     Raises:
-        TypeError: the vision encoder does not say its width.
+        TypeError: the vision encoder has no attribute for its width.
         ValueError: a block of `cross_after` does not exist, or patches would read after the last block, where nothing
             reads them any more.
 
     Reference:
-        Sections on cross-Mamba and on LLaVA of arXiv 2502.15130; LLaVA, arXiv 2304.08485. What reads what, and where
-        the blocks stand, is ours (docs/decisions.md).
+        Sections on cross-Mamba and on LLaVA of arXiv 2502.15130; LLaVA, arXiv 2304.08485. The choice of query and
+        context, and the places of the blocks, are ours (docs/decisions.md).
 
     Example:
         >>> from transmamba.models import BackbonePatches, VisionMamba
@@ -144,17 +144,17 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         mask: Bool[Tensor, "batch text"] | None = None,
         labels: Int[Tensor, "batch text"] | None = None,
     ) -> VisionLanguageOutput:
-        """Logits and the stream of every layer, images in the place of their placeholders, padded on the right.
+        """Compute logits and every layer's stream, images in the place of their placeholders, padded on the right.
 
         Args:
             ids: tokens; `IMAGE_TOKEN_INDEX` stands for an image.
             images: one tensor per sample, as many images in it as the sample has placeholders.
             mask: True marks a real token.
-            labels: tokens to learn, `IGNORE_INDEX` on the prompt. Patches read what stands before the first label.
+            labels: tokens to learn, `IGNORE_INDEX` on the prompt. Patches read the text before the first label.
 
         Raises:
-            ValueError: placeholders and images do not fit; patches read and there are no labels, for then they would
-                read the answers too.
+            ValueError: the numbers of placeholders and images differ; or patches read without labels, in which case
+                they would read the answers too.
         """
         if labels is None and len(self.cross) and self.query == "image":
             raise ValueError(
@@ -179,7 +179,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
     def prefill(
         self, ids: Int[Tensor, "batch text"], images: Images, mask: Bool[Tensor, "batch text"] | None = None
     ) -> tuple[Float[Tensor, "batch vocabulary"], VisionLanguageCache]:
-        """Logits after the last token of each prompt, and the cache after it; all text of the prompt is read."""
+        """Read the prompts with all their text; return the logits after each one's last token, and the new cache."""
         spliced, _ = self.splice(ids, images, mask, padding="left")
         reader, context = self._sides(spliced)
         x, caches, contexts = spliced.tokens, [], []
@@ -200,7 +200,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
     def step(
         self, ids: Int[Tensor, " batch"], cache: VisionLanguageCache
     ) -> tuple[Float[Tensor, "batch vocabulary"], VisionLanguageCache]:
-        """Logits after one more text token per sequence, and the cache after it."""
+        """Read one more text token per sequence; return the logits after it, and the cache after it."""
         x, caches, contexts = self.language._embed(ids), [], iter(cache.contexts)
         for i, (block, before) in enumerate(zip(self.language.blocks, cache.blocks, strict=True)):
             x, after = block.step(x, before)
@@ -223,7 +223,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         pad_token: int = 0,
         **sampling: Any,
     ) -> Int[Tensor, "batch new"]:
-        """The continuations alone, for a prompt holds placeholders.
+        """Generate continuations, returned without the prompts, because a prompt holds placeholders.
 
         Args:
             ids: prompts, padded on either side.
@@ -231,7 +231,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
             max_new_tokens: tokens to add at most.
             mask: True marks a real token of a prompt.
             stop_tokens: each ends its sequence.
-            pad_token: what fills up a sequence that has ended.
+            pad_token: token that fills up a sequence that has ended.
             sampling: `temperature`, `top_k`, `top_p` and `generator` of `next_token`; greedy by default.
         """
         logits, cache = self.prefill(ids, images, mask)
@@ -246,7 +246,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         labels: Int[Tensor, "batch text"] | None = None,
         padding: Literal["left", "right"] = "right",
     ) -> tuple[Spliced, Grid]:
-        """What the first block reads, and the grid of the patches.
+        """Build the input of the first block, and the grid of the patches.
 
         Raises:
             ValueError: placeholders and images do not fit.
@@ -262,11 +262,11 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         return splice(ids, text, patches, mask, labels, padding), grid
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew, but for the vision encoder, which is there to be loaded."""
+        """Draw the initial values again, except in the vision encoder, which is meant to be loaded."""
         self.language.reset_parameters()
         reset_children(self.cross)
         self.projector.reset_parameters()
@@ -274,7 +274,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
 
     @torch.no_grad()
     def _start_as_identity(self) -> None:
-        """What is inherited goes on undisturbed until the new blocks have learned something."""
+        """Zero the output layers so that new blocks start as the identity."""
         for block in cast(Iterable[Any], self.cross.values()):
             nn.init.zeros_(block.mixer.out_proj.weight)
             if block.mlp is not None:
@@ -282,7 +282,7 @@ class VisionLanguageMamba(Pretrained, nn.Module):
                 nn.init.zeros_(block.mlp.fc2.bias)
 
     def _sides(self, spliced: Spliced) -> tuple[Chosen, Chosen]:
-        """The tokens that read, and those that are read."""
+        """Return the tokens that read, and those that are read."""
         if self.query == "image":
             return Chosen.of(spliced.image), Chosen.of(spliced.question)
         return Chosen.of(spliced.mask & ~spliced.image), Chosen.of(spliced.image)
@@ -295,5 +295,5 @@ def _check_places(cross_after: Sequence[int], query: str, depth: int) -> None:
     last = depth - 2 if query == "image" else depth - 1
     for i in cross_after:
         if not 0 <= i <= last:
-            why = ", for nothing reads what patches have read after the last block" if i == depth - 1 else ""
+            why = ", because nothing reads the patches after the last block" if i == depth - 1 else ""
             raise ValueError(f"no CrossMamba block can follow block {i}: expected 0 to {last} of {depth}{why}")

@@ -1,15 +1,16 @@
 """The paper's student: an isotropic vision Mamba whose blocks are those of a Transformer but for the mixer."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import BlockStack, init_linear, reset_children
+from transmamba.models.stack import BlockStack, Builders, init_linear, per_layer, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
 from transmamba.nn.embed import draw_position
 from transmamba.ops import scan_orders
@@ -18,7 +19,7 @@ SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
 
 
 @register
-class VisionMamba(Pretrained, nn.Module):
+class VisionMamba(Pretrained, FeatureMethods, nn.Module):
     """Patches, position table, blocks of LN-SSM-residual and LN-MLP-residual, mean over tokens, linear head.
 
     Args:
@@ -31,10 +32,14 @@ class VisionMamba(Pretrained, nn.Module):
         orders: one scan order per direction: a name of `ops.scan_order`, or the token numbers themselves.
             `("forward",)`, `("forward", "backward")` and `SNAKES` are the usual ones.
         mlp: blocks with their second half; False leaves plain Mamba blocks.
-        d_state: states per channel.
+        d_state: states per channel, 16 by default; a `mixer` of your own has it in its builder.
+        mixer: builds a mixer from a width, or one builder per block, as in `MambaLM`; a `MambaMixer` with one branch
+            per order by default. It is called as `mixer(x, orders, mask)`.
+        mlp_ratio: hidden width of the MLPs as a multiple of `dim`.
 
     Raises:
-        ValueError: the patches do not tile the image, or an order does not fit the patch grid.
+        ValueError: the patches do not tile the image, an order does not fit the patch grid, there is not one builder
+            per block, or `d_state` is given along with `mixer`.
 
     Reference:
         arXiv 2502.15130, section on weight subcloning; how the directions are built is ours (docs/decisions.md).
@@ -58,7 +63,9 @@ class VisionMamba(Pretrained, nn.Module):
         depth: int = 12,
         orders: Sequence[str | Sequence[int]] = ("forward", "backward"),
         mlp: bool = True,
-        d_state: int = 16,
+        d_state: int | None = None,
+        mixer: Builders | None = None,
+        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
@@ -68,8 +75,12 @@ class VisionMamba(Pretrained, nn.Module):
         self.pos_embed = init_position(self.grid[0] * self.grid[1], dim)
         self.order_specs = tuple(orders)
         scan_orders(self.order_specs, self.grid)  # a wrong order fails here, not at the first forward
+        if mixer is None:
+            mixer = partial(MambaMixer, d_state=d_state or 16, directions=len(orders))
+        elif d_state is not None:
+            raise ValueError(f"d_state={d_state} is for the default mixer: give it to the builder of yours instead")
         self.blocks = BlockStack(
-            MambaBlock(dim, MambaMixer(dim, d_state, directions=len(orders)), mlp=mlp) for _ in range(depth)
+            MambaBlock(dim, build(dim), mlp=mlp, mlp_ratio=mlp_ratio) for build in per_layer(mixer, depth, "mixer")
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes)
@@ -77,30 +88,23 @@ class VisionMamba(Pretrained, nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
-        """Logits."""
+        """Compute the logits."""
         orders = scan_orders(self.order_specs, self.grid, x.device)
-        return self.head(self.norm(self.blocks(self._embed(x), orders)).mean(1))
+        return self.forward_head(self.norm(self.blocks(self._embed(x), orders)))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
-        """Tokens of every layer, and with `directions` each direction's share of every mixer output."""
+        """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
         orders = scan_orders(self.order_specs, self.grid, x.device)
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders))
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """The final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
-
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that an optimiser should not shrink."""
+        """Return the names of parameters that an optimiser should not shrink."""
         return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         draw_position(self.pos_embed)
         init_linear(self.head)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
 from transmamba.nn import Attention, PatchEmbed, TransformerBlock, init_position
@@ -22,7 +22,7 @@ from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
-class ViT(Pretrained, nn.Module):
+class ViT(Pretrained, FeatureMethods, nn.Module):
     """Vision Transformer; with `distilled` a DeiT, whose two heads are averaged as DeiT does for prediction.
 
     Tokens stand in the order class token, distillation token, registers, patches.
@@ -31,7 +31,7 @@ class ViT(Pretrained, nn.Module):
         img_size: rows and columns of the image in pixels, or one number for both.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
-        num_classes: outputs of the head; 0 leaves what it would read as it is.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         dim: width of the tokens.
         depth: number of blocks.
         heads: attention heads.
@@ -39,8 +39,10 @@ class ViT(Pretrained, nn.Module):
         mixer: builds a mixer from a width, attention of `heads` heads by default; or one builder per block.
         block: builds a block from a width and a mixer, such as a `functools.partial` of `nn.TransformerBlock` with
             another MLP or other norms; or one builder per block.
-        orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none. The
-            other tokens come first in an order, and last in one whose name ends in "reverse" or "backward".
+        orders: scan orders of the patches, as for `VisionMamba`, for mixers that scan; attention needs none.
+        prefix_scan: where an order visits the other tokens: at both "ends", which is first in an order, and last in one
+            whose name ends in "reverse" or "backward"; or "first", "middle" (between the halves of the patches) or
+            "last" in each. The tokens themselves keep their places.
         class_token: whether there is one.
         registers: number of register tokens.
         position_table: add a learned table of positions.
@@ -52,7 +54,7 @@ class ViT(Pretrained, nn.Module):
         norm_eps: their epsilon.
         norm_bias: whether they have a bias; an RMSNorm has none.
         final_norm: a norm after the last block.
-        pool: what the head reads: the class token, or the mean of the patches.
+        pool: input of the head: the class token, or the mean of the patches.
         fc_norm: a norm of that.
 
     Raises:
@@ -83,6 +85,7 @@ class ViT(Pretrained, nn.Module):
         mixer: Builders | None = None,
         block: Builders | None = None,
         orders: Sequence[str | Sequence[int]] | None = None,
+        prefix_scan: Literal["ends", "first", "middle", "last"] = "ends",
         class_token: bool = True,
         registers: int = 0,
         position_table: bool = True,
@@ -103,7 +106,7 @@ class ViT(Pretrained, nn.Module):
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)
         self.order_specs = None if orders is None else tuple(orders)
-        self.prefix, self.pool = class_token + bool(distilled) + registers, pool
+        self.prefix, self.prefix_scan, self.pool = class_token + bool(distilled) + registers, prefix_scan, pool
         self._orders(None)  # a wrong order fails here, not at the first forward
         if not class_token and (distilled or pool == "token"):
             raise ValueError("without class token there is no distillation token, and the head reads pool='mean'")
@@ -134,9 +137,25 @@ class ViT(Pretrained, nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
         tokens = self.norm(self.blocks(self._embed(x), self._orders(x.device)))
-        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(1)
-        logits = self.head(self.fc_norm(pooled))
+        return self.forward_head(tokens)
+
+    def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
+
+        Args:
+            features: of this model.
+            pre_logits: return the input of the head; with a second head, the mean of the inputs of both, as timm does.
+        """
+        tokens = features if isinstance(features, Tensor) else features.last
+        pooled = self.pool_tokens(tokens)
+        if pre_logits:
+            return pooled if self.head_dist is None else (pooled + tokens[:, 1]) / 2
+        logits = self.head(pooled)
         return logits if self.head_dist is None else (logits + self.head_dist(tokens[:, 1])) / 2
+
+    def pool_tokens(self, last: Tensor) -> Tensor:
+        """Return the class token or the mean of the patches, normed where the head has a norm of its own."""
+        return self.fc_norm(last[:, 0] if self.pool == "token" else last[:, self.prefix :].mean(1))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -154,13 +173,6 @@ class ViT(Pretrained, nn.Module):
         extra = tuple(range(self.prefix))
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders or ()), extra)
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
-
     @property
     def architecture(self) -> Architecture | None:
         """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
@@ -176,7 +188,7 @@ class ViT(Pretrained, nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         reset_children(self)
         if self.pos_embed is not None:
             draw_position(self.pos_embed)
@@ -199,7 +211,16 @@ class ViT(Pretrained, nn.Module):
         if self.order_specs is None:
             return None
         orders = scan_orders(self.order_specs, self.grid, device)
-        return [_with_prefix(order, self.prefix, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
+        return [self._with_prefix(order, spec) for order, spec in zip(orders, self.order_specs, strict=True)]
+
+    def _with_prefix(self, order: ScanOrder, spec: str | Sequence[int]) -> ScanOrder:
+        """Bring the tokens before the patches into an order of the patches."""
+        first, patches = torch.arange(self.prefix, device=order.index.device), order.index + self.prefix
+        backward = isinstance(spec, str) and spec.endswith(("reverse", "backward"))
+        at_ends = len(patches) if backward else 0
+        place = {"ends": at_ends, "first": 0, "middle": len(patches) // 2, "last": len(patches)}[self.prefix_scan]
+        index = torch.cat([patches[:place], first.flip(0) if backward else first, patches[place:]])
+        return ScanOrder(index, index.argsort())
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)
@@ -217,16 +238,8 @@ class ViT(Pretrained, nn.Module):
         return self.norm_pre(tokens + torch.cat([table[:, :placed], none, table[:, placed:]], 1))
 
 
-def _with_prefix(order: ScanOrder, prefix: int, spec: str | Sequence[int]) -> ScanOrder:
-    """Bring the tokens before the patches into an order of the patches."""
-    first = torch.arange(prefix, device=order.index.device)
-    backward = isinstance(spec, str) and spec.endswith(("reverse", "backward"))
-    index = torch.cat([order.index + prefix, first.flip(0)] if backward else [first, order.index + prefix])
-    return ScanOrder(index, index.argsort())
-
-
 def init_transformer(module: nn.Module) -> None:
-    """The original ViT's start: Xavier-uniform linear weights, biases zero."""
+    """Initialise as the original ViT does: Xavier-uniform linear weights, biases zero."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -235,17 +248,17 @@ def init_transformer(module: nn.Module) -> None:
 
 @register
 def vit_tiny(**options: object) -> ViT:
-    """ViT-Ti / DeiT-Ti: 12 blocks of width 192, 3 heads."""
+    """Build ViT-Ti / DeiT-Ti: 12 blocks of width 192, 3 heads."""
     return ViT(dim=192, depth=12, heads=3, **options)  # type: ignore[arg-type]
 
 
 @register
 def vit_small(**options: object) -> ViT:
-    """ViT-S / DeiT-S: 12 blocks of width 384, 6 heads."""
+    """Build ViT-S / DeiT-S: 12 blocks of width 384, 6 heads."""
     return ViT(dim=384, depth=12, heads=6, **options)  # type: ignore[arg-type]
 
 
 @register
 def vit_base(**options: object) -> ViT:
-    """ViT-B / DeiT-B: 12 blocks of width 768, 12 heads."""
+    """Build ViT-B / DeiT-B: 12 blocks of width 768, 12 heads."""
     return ViT(dim=768, depth=12, heads=12, **options)  # type: ignore[arg-type]

@@ -12,8 +12,8 @@ from transmamba.nn.cross import CrossMamba as CrossMamba
 from transmamba.nn.cross_block import CrossMambaBlock as CrossMambaBlock
 from transmamba.nn.embed import PatchEmbed as PatchEmbed
 from transmamba.nn.embed import init_position as init_position
+from transmamba.nn.heads import HeadSSM as HeadSSM
 from transmamba.nn.layer_scale import ScaledMixer as ScaledMixer
-from transmamba.nn.mamba2 import HeadSSM as HeadSSM
 from transmamba.nn.mamba2 import Mamba2Mixer as Mamba2Mixer
 from transmamba.nn.mamba3 import Mamba3Mixer as Mamba3Mixer
 from transmamba.nn.mixer import MambaMixer as MambaMixer

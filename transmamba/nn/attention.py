@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import AttentionCache
-from transmamba.nn.mamba2 import mix_along
+from transmamba.nn.directions import mix_along
 from transmamba.nn.norm import build_norm
 from transmamba.nn.position import number_tokens
 from transmamba.nn.rotary import Rope, Rotary
@@ -167,13 +167,8 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "batch dim"], cache: AttentionCache
     ) -> tuple[Float[Tensor, "batch dim"], AttentionCache]:
         """Return the output for one token after those of `cache`, and the cache after it."""
-        place = cache.ends[:, None]
-        q, k, v = self._heads(x[:, None], place)
-        cache = cache.append(k, v, self.window)
-        keys, values, positions = cache.last(self.window)
-        allowed = self._allowed(_Places(place), _Places(positions), padded=True) if cache.padded else None
-        y = self._attend(q, keys.to(q.dtype), values.to(q.dtype), allowed, causal=False)
-        return self.proj(y)[:, 0], cache
+        y, after = self._step_heads(self.qkv(x), cache)
+        return self.proj(y), after
 
     def empty_cache(self, batch_size: int) -> AttentionCache:
         """Return the cache before the first token.
@@ -195,11 +190,18 @@ class Attention(nn.Module):
             raise ValueError("tokens of a grid cannot be packed: leave seq_idx out")
         if mask is not None:  # padding may hold anything, and nothing times NaN is NaN
             x = x.masked_fill(~mask[..., None], 0.0)
-        query = _Places(*number_tokens(x, mask, seq_idx))
+        y, cache = self._mix_heads(self.qkv(x), mask, seq_idx, cache)
+        return self.proj(y), cache
+
+    def _mix_heads(
+        self, rows: Tensor, mask: Tensor | None, seq_idx: Tensor | None, cache: AttentionCache | None
+    ) -> tuple[Tensor, AttentionCache | None]:
+        """Weighted values of all heads side by side, from queries, keys and values side by side."""
+        query = _Places(*number_tokens(rows, mask, seq_idx))
         if cache is not None:
             place = query.positions + cache.ends[:, None]
             query = _Places(place if mask is None else place.masked_fill(~mask, -1))
-        q, k, v = self._heads(x, query.positions)
+        q, k, v = self._heads(rows, query.positions)
         if cache is None:
             y = self._attend(q, k, v, self._allowed(query, query, padded=mask is not None), causal=self.causal)
         else:
@@ -210,15 +212,23 @@ class Attention(nn.Module):
             padded = cache.padded or mask is not None
             allowed = self._allowed(query, _Places(positions), padded=padded)
             y = self._attend(q, keys, values, allowed, causal=self.causal)
-            ends = cache.ends + (x.shape[1] if mask is None else mask.sum(1))
+            ends = cache.ends + (rows.shape[1] if mask is None else mask.sum(1))
             cache = AttentionCache.of(*_latest(keys, values, positions, self.window, mask), ends, padded=padded)
         if mask is not None:
             y = y.masked_fill(~mask[..., None], 0.0)
-        return self.proj(y), cache
+        return y, cache
 
-    def _heads(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step_heads(self, row: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
+        """Do the same for one token (batch, channel) after those of `cache`."""
+        q, k, v = self._heads(row[:, None], place := cache.ends[:, None])
+        cache = cache.append(k, v, self.window)
+        keys, values, positions = cache.last(self.window)
+        allowed = self._allowed(_Places(place), _Places(positions), padded=True) if cache.padded else None
+        return self._attend(q, keys.to(q.dtype), values.to(q.dtype), allowed, causal=False)[:, 0], cache
+
+    def _heads(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (batch, head, token, channel) of the tokens at these positions."""
-        q, k, v = self.qkv(x).split(self.sizes, -1)
+        q, k, v = rows.split(self.sizes, -1)
         if self.qk_norm == "full":
             q, k = self._normed(q, k)
         q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in (q, k, v))

@@ -20,17 +20,11 @@ class MixerCache(NamedTuple):
     # a method, because the dynamo of older torches cannot read properties of named tuples
     def before(self) -> Tensor:
         """The tokens that a continued convolution still sees, `(batch, direction, d_conv - 1, channel)`."""
-        return self.conv[..., 1:].transpose(1, 2)[:, None]
+        return inputs_before(self.conv)
 
     def last_inputs(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """`conv` after the tokens `x` (batch, token, channel), of which `mask` says which are real."""
-        width = self.conv.shape[-1]
-        seen = torch.cat([self.conv.transpose(1, 2), x], 1)
-        if mask is None:
-            return seen[:, seen.shape[1] - width :].transpose(1, 2)
-        ends = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(1)
-        window = ends[:, None] + torch.arange(width, device=x.device)
-        return seen.gather(1, window[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2)
+        return last_inputs(self.conv, x, mask)
 
 
 class CrossCache(NamedTuple):
@@ -107,3 +101,31 @@ class AttentionCache(NamedTuple):
         numbers = positions.new_zeros(len(positions), room)
         numbers[:, :length] = positions
         return AttentionCache(buffers[0], buffers[1], numbers, self.ends, length, self.padded, [length])
+
+
+class ConvolvedCache(NamedTuple):
+    """What `ConvolvedAttention` keeps.
+
+    Attributes:
+        conv: the last inputs of its convolution as in `MixerCache`; its last axis is empty if there is none.
+        attention: keys and values after the convolution.
+    """
+
+    conv: Tensor
+    attention: AttentionCache
+
+
+def inputs_before(conv: Tensor) -> Tensor:
+    """Return the tokens that a continued convolution still sees, `(batch, direction, d_conv - 1, channel)`."""
+    return conv[..., 1:].transpose(1, 2)[:, None]
+
+
+def last_inputs(conv: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the inputs to keep after the tokens `x` (batch, token, channel), of which `mask` says which are real."""
+    width = conv.shape[-1]
+    seen = torch.cat([conv.transpose(1, 2), x], 1)
+    if mask is None:
+        return seen[:, seen.shape[1] - width :].transpose(1, 2)
+    ends = (mask * torch.arange(1, x.shape[1] + 1, device=x.device)).amax(1)
+    window = ends[:, None] + torch.arange(width, device=x.device)
+    return seen.gather(1, window[..., None].expand(-1, -1, x.shape[2])).transpose(1, 2)

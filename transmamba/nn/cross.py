@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, check_width, typed
 from transmamba.nn.cache import CrossCache
 from transmamba.nn.ssm import decay_rates, init_decay, init_step_bias
-from transmamba.ops import causal_conv1d, cross_scan, multi_scan, read_state, scan_orders
+from transmamba.ops import ScanOrder, causal_conv1d, cross_scan, multi_scan, read_state
 
 Readout = Literal["final", "aligned", "progress"]
 
@@ -45,8 +45,10 @@ class CrossMamba(nn.Module):
 
     - "final": every query reads the last state. Any lengths; the order of the queries does not matter.
     - "aligned": s(t) = t, the lengths are equal; the literal C (M X).
-    - "progress": s(t) = ceil((t + 1) L_context / L_query) - 1, counting real context tokens: both start and end
+    - "progress": s(t) = ceil((t + 1) L_context / L_query) - 1, counting real tokens on both sides: both start and end
       together.
+
+    An empty context, or one of padding alone, has nothing to read: the query stays as it is.
 
     Args:
         query_dim: width of the query, which is also the width of the output.
@@ -102,8 +104,16 @@ class CrossMamba(nn.Module):
         query: Float[Tensor, "batch token dim"],
         context: Float[Tensor, "batch context_token context_dim"],
         context_mask: Bool[Tensor, "batch context_token"] | None = None,
+        query_mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The query, having read the context. True in `context_mask` marks a real token.
+        """Let the query read the context.
+
+        Args:
+            query: tokens that read.
+            context: tokens that are read.
+            context_mask: True marks a real token; a padded one is not there.
+            query_mask: True marks a real token; a padded one reads nothing, and the readout "progress" does not count
+                it.
 
         Raises:
             ValueError: a width is not the one the module was built for, or the readout is "aligned" and the lengths
@@ -117,14 +127,15 @@ class CrossMamba(nn.Module):
                 'tokens: use readout="final" or "progress"'
             )
         if self.readout == "final":
-            return self.read(query, self.prefill(context, context_mask))
+            state = self.prefill(context, context_mask).state
+            return self._gate(query, read_state(self._readout(query), state, merge=True), query_mask)
         inputs, C = self._write(context, context_mask), self._readout(query)
         if self.readout == "aligned":
             y: Any = multi_scan(**inputs, C=C, merge=True)
         else:
-            reads = _in_proportion(query.shape[1], context, context_mask)
+            reads = _in_proportion(_real(query, query_mask), _real(context, context_mask))
             y = cross_scan(**inputs, C=C, reads=reads, merge=True)
-        return self._gate(query, y)
+        return self._gate(query, y, query_mask)
 
     def prefill(
         self,
@@ -156,13 +167,16 @@ class CrossMamba(nn.Module):
         """C of each direction, (batch, direction, token, state)."""
         return self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
 
-    def _gate(self, query: Tensor, y: Tensor) -> Tensor:
+    def _gate(self, query: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = y if mask is None else y.masked_fill(~mask[..., None], 0.0)
         update = self.out_proj(y.to(query.dtype) * F.silu(self.gate_proj(query)))
         return query + update if self.residual else update
 
     def _write(self, context: Tensor, mask: Tensor | None) -> dict[str, Any]:
         """Arguments of the scans over the context."""
-        orders = scan_orders(("forward", "backward")[: len(self.branches)], context.shape[1], context.device)
+        # not by `scan_order`, which needs a token where a context may have none
+        there = torch.arange(context.shape[1], device=context.device)
+        orders = [ScanOrder(walk, walk) for walk in (there, there.flip(0))[: len(self.branches)]]
         x = self.in_proj(context)
         x = x if mask is None else x.masked_fill(~mask[..., None], 0.0)
         weight = torch.stack([branch.conv1d.weight[:, 0] for branch in self.branches])
@@ -179,11 +193,16 @@ class CrossMamba(nn.Module):
         return {**inputs, "orders": orders, "mask": mask}
 
 
-def _in_proportion(queries: int, context: Tensor, mask: Tensor | None) -> Tensor:
-    """The context token that each query reads after, (batch, query): the ceil((t + 1) L / queries)-th real one."""
-    batch, length, _ = context.shape
-    real = torch.ones(batch, length, dtype=torch.bool, device=context.device) if mask is None else mask
-    step = torch.arange(1, queries + 1, device=context.device)
-    rank = -(-step * real.sum(-1, keepdim=True) // queries) - 1
-    # where no token is real, any state is zero
-    return (~real).long().argsort(dim=-1, stable=True).gather(-1, rank.clamp(min=0))
+def _real(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    return tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+
+
+def _in_proportion(asking: Tensor, real: Tensor) -> Tensor:
+    """Return the context token that each query reads after, (batch, query), from the masks of both sides.
+
+    The t-th real query of T reads after the ceil(t L / T)-th real token of L.
+    """
+    count, length = asking.sum(-1, keepdim=True).clamp(min=1), real.sum(-1, keepdim=True)
+    rank = -(-asking.cumsum(-1) * length // count) - 1
+    # where no token is real any state is zero, and where there is no token none is read
+    return F.pad((~real).long().argsort(dim=-1, stable=True), (0, 1)).gather(-1, rank.clamp(min=0))

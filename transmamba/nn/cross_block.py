@@ -66,15 +66,18 @@ class CrossMambaBlock(nn.Module):
         x: Float[Tensor, "batch token dim"],
         context: Float[Tensor, "batch context_token context_dim"],
         context_mask: Bool[Tensor, "batch context_token"] | None = None,
+        query_mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block. True in `context_mask` marks a real token.
+        """Return the stream after the block. True in either mask marks a real token, as in `CrossMamba.forward`.
 
         Raises:
             ValueError: a width is not the one the block was built for.
         """
         for name, tokens, width in zip(("x", "context"), (x, context), self.dims, strict=True):
             check_width(tokens, width, name)
-        return self._add(x, self.mixer(self.norm1(x), self.norm_context(context), context_mask))
+        # a mixer of one's own need not have it
+        asking = {} if query_mask is None else {"query_mask": query_mask}
+        return self._add(x, self.mixer(self.norm1(x), self.norm_context(context), context_mask, **asking))
 
     def prefill(
         self,

@@ -1,6 +1,7 @@
 """The Mamba-2 mixer: one projection for everything, heads with scalar decay, gated norm."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,110 +11,25 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
+from transmamba.nn.directions import check_one_direction, orders_of, visit
+from transmamba.nn.heads import HeadSSM
 from transmamba.nn.norm import GatedRMSNorm, SiluGate
-from transmamba.nn.ssm import decay_rates, init_step_bias
-from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens, ssd_scan, ssd_step
-from transmamba.ops.ssd import check_limits
+from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens
 
 
-class HeadSSM(nn.Module):
-    """What the heads of a Mamba-2 mixer own: decay A, step-size bias and direct path D.
+class Mamba2Branch(nn.Module):
+    """The own part of a further direction of a mixer: a causal convolution and the heads."""
 
-    A starts evenly spread over [-16, -1], the step sizes evenly on a log scale over [1e-3, 1e-1], D at one.
-
-    Args:
-        heads: number of heads.
-        head_dim: channels per head.
-        d_state: states per channel.
-        groups: groups of heads that share B and C.
-        channel_skip: D has one weight per channel instead of one per head.
-        dt_limit: smallest and largest step size.
-        chunk_size: tokens per matrix product of the scan; changes the speed, not the result.
-
-    Raises:
-        ValueError: the groups do not divide the heads, or `dt_limit` is no interval of step sizes.
-    """
-
-    @typed
-    def __init__(
-        self,
-        heads: int,
-        head_dim: int = 64,
-        *,
-        d_state: int = 128,
-        groups: int = 1,
-        channel_skip: bool = False,
-        dt_limit: tuple[float, float] = (0.0, float("inf")),
-        chunk_size: int = 64,
-    ) -> None:
+    def __init__(self, conv1d: nn.Conv1d, ssm: HeadSSM) -> None:
         super().__init__()
-        check_sizes(heads=heads, head_dim=head_dim, d_state=d_state, groups=groups, chunk_size=chunk_size)
-        check_limits(dt_limit)
-        if heads % groups:
-            raise ValueError(f"groups must divide the heads: got {groups} groups, {heads} heads")
-        self.heads, self.head_dim, self.d_state, self.groups = heads, head_dim, d_state, groups
-        self.dt_limit, self.chunk_size = dt_limit, chunk_size
-        self.A_log = nn.Parameter(torch.empty(heads))
-        self.D = nn.Parameter(torch.empty(heads * head_dim if channel_skip else heads))
-        self.dt_bias = nn.Parameter(torch.empty(heads))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
-        with torch.no_grad():
-            self.A_log.uniform_(1, 16).log_()
-        nn.init.ones_(self.D)
-        init_step_bias(self.dt_bias, 1e-3, 1e-1)
-
-    @typed
-    def forward(
-        self,
-        xBC: Float[Tensor, "batch token conv_channel"],
-        dt: Float[Tensor, "batch token head"],
-        mask: Bool[Tensor, "batch token"] | None = None,
-        initial_state: Float[Tensor, "batch head channel state"] | None = None,
-        seq_idx: Int[Tensor, "batch token"] | None = None,
-    ) -> tuple[Float[Tensor, "batch token inner"], Float[Tensor, "batch head channel state"]]:
-        """Scan the tokens; x, B and C come side by side. Outputs and the state after the last token.
-
-        Raises:
-            ValueError: a width or the shape of the state is not that of the heads.
-        """
-        shape = (self.heads, self.head_dim, self.d_state)
-        if initial_state is not None and initial_state.shape[1:] != shape:
-            raise ValueError(f"initial_state is {tuple(initial_state.shape[1:])} per sample: expected {shape}")
-        y, last_state = ssd_scan(
-            *self._inputs(xBC, dt),
-            dt_bias=self.dt_bias,
-            dt_softplus=True,
-            dt_limit=self.dt_limit,
-            initial_state=initial_state,
-            seq_idx=seq_idx,
-            mask=mask,
-            chunk_size=self.chunk_size,
-            return_last_state=True,
-        )
-        return y.flatten(2), last_state
-
-    def step(self, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One token (batch, channel) from `state`: output and the state after it."""
-        y, state = ssd_step(
-            state, *self._inputs(xBC, dt), dt_bias=self.dt_bias, dt_softplus=True, dt_limit=self.dt_limit
-        )
-        return y.flatten(1), state
-
-    def _inputs(self, xBC: Tensor, dt: Tensor) -> tuple[Tensor, ...]:
-        shared = self.groups * self.d_state
-        check_width(xBC, self.heads * self.head_dim + 2 * shared, "xBC")
-        check_width(dt, self.heads, "dt")
-        x, B, C = xBC.split([self.heads * self.head_dim, shared, shared], -1)
-        B, C = (z.unflatten(-1, (self.groups, self.d_state)) for z in (B, C))
-        D = self.D if len(self.D) == self.heads else self.D.unflatten(0, (self.heads, self.head_dim))
-        return x.unflatten(-1, (self.heads, self.head_dim)), dt, decay_rates(self.A_log), B, C, D
+        self.conv1d, self.ssm = conv1d, ssm
 
 
 class Mamba2Mixer(nn.Module):
     """in_proj -> causal convolution and SiLU over x, B, C -> scan by heads -> gated norm -> out_proj.
+
+    Several directions share both projections, the gate and the norm; each has a convolution and heads of its own, and
+    its output is normed by itself before the sum, so that it does not depend on the other directions.
 
     Args:
         d_model: width of the tokens.
@@ -125,7 +41,9 @@ class Mamba2Mixer(nn.Module):
         conv_bias: bias of the convolution.
         d_ssm: channels that the heads fill; the rest of the inner width is a gated MLP beside them. All by default.
         normed: the gate comes with a norm; without, it is the product with silu(z) alone.
-        ssm: the heads, if `d_state` and `head_dim` do not say enough about them.
+        ssm: the heads, if `d_state` and `head_dim` do not say enough about them; further directions have heads of the
+            same sizes with a start of their own.
+        directions: number of scan orders.
 
     Raises:
         ValueError: `head_dim` does not divide `d_ssm`, the heads do not fill it, or it is beyond the inner width.
@@ -152,9 +70,11 @@ class Mamba2Mixer(nn.Module):
         d_ssm: int | None = None,
         normed: bool = True,
         ssm: HeadSSM | None = None,
+        directions: int = 1,
     ) -> None:
         super().__init__()
         check_sizes(d_model=d_model, d_state=d_state, head_dim=head_dim, d_conv=d_conv, d_ssm=d_ssm)
+        check_sizes(directions=directions)
         d_inner = scaled_size(d_model, expand, "expand")
         filled = d_inner if d_ssm is None else d_ssm
         if filled > d_inner:
@@ -172,6 +92,12 @@ class Mamba2Mixer(nn.Module):
         self.conv1d = nn.Conv1d(conv_channels, conv_channels, d_conv, groups=conv_channels, bias=conv_bias)
         self.norm: Any = GatedRMSNorm(filled, groups=self.ssm.groups) if normed else SiluGate()
         self.out_proj = nn.Linear(d_inner, d_model, bias=bias)
+        self.others = nn.ModuleList(self._another_branch() for _ in range(directions - 1))
+
+    @property
+    def directions(self) -> int:
+        """Number of scan orders."""
+        return 1 + len(self.others)
 
     @typed
     def forward(
@@ -185,14 +111,15 @@ class Mamba2Mixer(nn.Module):
 
         Args:
             x: tokens.
-            orders: the one scan order; None is forward.
+            orders: one scan order per direction. None is forward for one direction, forward and backward for two.
             mask: True marks a real token; padded ones influence no other.
             seq_idx: number of the packed sequence each token belongs to; they do not see each other.
 
         Raises:
-            ValueError: there is more than one order.
+            ValueError: there is not one order per direction, or one mixes packed sequences.
         """
-        return mix_along(self._mix, x, orders, mask, seq_idx)
+        beside, parts = self._directions(x, orders, mask, seq_idx)
+        return self._output(beside, sum(parts[1:], parts[0]))
 
     def forward_directions(
         self,
@@ -201,10 +128,15 @@ class Mamba2Mixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """What `forward` gives, and the part of it that is not the bias of `out_proj` as that of the one direction."""
-        mixed = self(x, orders, mask, seq_idx)
-        part = mixed if self.out_proj.bias is None else mixed - self.out_proj.bias
-        return mixed, part[None]
+        """Return the output, and each direction's part of it in natural token order; the parts add up to it.
+
+        The bias of `out_proj` belongs to no direction, the MLP beside the heads to all of them alike.
+        """
+        beside, parts = self._directions(x, orders, mask, seq_idx)
+        shares = torch.stack([self._joined(beside / len(parts), part) for part in parts])
+        shares = F.linear(shares, self.out_proj.weight)
+        mixed = shares.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
 
     def prefill(
         self,
@@ -215,8 +147,15 @@ class Mamba2Mixer(nn.Module):
         """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
 
         Padding may stand on either side, but a continued sequence is not to be padded in between.
+
+        Raises:
+            ValueError: the mixer has more than one direction.
         """
-        return self._mix(x, mask, cache=cache)
+        cache = self.empty_cache(x.shape[0]) if cache is None else cache
+        beside, z, xBC, dt = self._project(x)
+        xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
+        y, state = self._scan(self, xBC, dt, mask, None, cache)
+        return self._output(beside, self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
         """One token after those of `cache`, which is not written to."""
@@ -224,27 +163,53 @@ class Mamba2Mixer(nn.Module):
         kernel, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         xBC, conv = conv_step(cache.conv, xBC, kernel, bias, activation="silu")
         y, state = self.ssm.step(xBC, dt, cache.state)
-        return self._output(beside, y, z), MixerCache(conv, state)
+        return self._output(beside, self.norm(y, z)), MixerCache(conv, state)
 
     def empty_cache(self, batch_size: int) -> MixerCache:
-        """The cache before the first token."""
+        """The cache before the first token.
+
+        Raises:
+            ValueError: the mixer has more than one direction.
+        """
+        check_one_direction(self.directions)
         ssm, kernel = self.ssm, self.conv1d.weight
         dtype = torch.promote_types(ssm.A_log.dtype, torch.float32)
         state = ssm.A_log.new_zeros(batch_size, ssm.heads, ssm.head_dim, ssm.d_state, dtype=dtype)
         return MixerCache(kernel.new_zeros(batch_size, len(kernel), kernel.shape[-1]), state)
 
-    def _mix(
-        self, x: Tensor, mask: Tensor | None, seq_idx: Tensor | None = None, cache: MixerCache | None = None
-    ) -> tuple[Tensor, MixerCache]:
-        cache = self.empty_cache(x.shape[0]) if cache is None else cache
+    def _directions(
+        self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, seq_idx: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the MLP beside the heads, and what each direction gives to `out_proj`, in natural token order."""
         beside, z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
-        bias = None if self.conv1d.bias is None else self.conv1d.bias[None]
-        before = cache.before().to(xBC.dtype)
-        weight = self.conv1d.weight[None, :, 0]
+        parts = []
+        for branch, order in zip([self, *self.others], orders_of(self.directions, orders, x, seq_idx), strict=True):
+            y, _ = self._scan(branch, *visit(order, xBC, dt, mask, seq_idx))
+            parts.append(self.norm(y if order is None else permute_tokens(y, order.undo()), z))
+        return beside, parts
+
+    def _scan(
+        self,
+        branch: Any,
+        xBC: Tensor,
+        dt: Tensor,
+        mask: Tensor | None,
+        seq_idx: Tensor | None,
+        cache: MixerCache | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve and scan the tokens as they come with the convolution and the heads of a direction."""
+        weight, bias = branch.conv1d.weight[None, :, 0], branch.conv1d.bias
+        bias = None if bias is None else bias[None]
+        before = None if cache is None else cache.before().to(xBC.dtype)
         convolved = causal_conv1d(xBC, weight, bias, seq_idx=seq_idx, initial_tokens=before, activation="silu")
-        y, state = self.ssm(convolved[:, 0], dt, mask, cache.state, seq_idx)
-        return self._output(beside, y, z), MixerCache(cache.last_inputs(xBC, mask), state)
+        return branch.ssm(convolved[:, 0], dt, mask, None if cache is None else cache.state, seq_idx)
+
+    def _another_branch(self) -> Mamba2Branch:
+        branch = Mamba2Branch(copy.deepcopy(self.conv1d), copy.deepcopy(self.ssm))
+        branch.conv1d.reset_parameters()
+        branch.ssm.reset_parameters()
+        return branch
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The MLP beside the heads, their gate, the inputs of the convolution, and the step sizes."""
@@ -252,26 +217,8 @@ class Mamba2Mixer(nn.Module):
         gate, value, z, xBC, dt = self.in_proj(x).split(self.sizes, -1)
         return F.silu(gate) * value, z, xBC, dt
 
-    def _output(self, beside: Tensor, y: Tensor, z: Tensor) -> Tensor:
-        y = self.norm(y, z)
-        return self.out_proj(torch.cat([beside, y], -1) if beside.shape[-1] else y)
+    def _output(self, beside: Tensor, y: Tensor) -> Tensor:
+        return self.out_proj(self._joined(beside, y))
 
-
-def mix_along(
-    mix: Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Any]],
-    x: Tensor,
-    orders: Sequence[ScanOrder] | None,
-    mask: Tensor | None,
-    seq_idx: Tensor | None,
-) -> Tensor:
-    """What `mix(x, mask, seq_idx)` gives when the tokens come in the one order; forward by default.
-
-    Raises:
-        ValueError: there is more than one order.
-    """
-    if orders is None:
-        return mix(x, mask, seq_idx)[0]
-    if len(orders) != 1:
-        raise ValueError(f"a mixer of 1 direction got {len(orders)} scan orders")
-    by_step = [None if t is None else t[:, orders[0].index] for t in (mask, seq_idx)]
-    return permute_tokens(mix(permute_tokens(x, orders[0]), *by_step)[0], orders[0].undo())
+    def _joined(self, beside: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([beside, y], -1) if beside.shape[-1] else y

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
+from transmamba.nn.directions import check_one_direction
 from transmamba.nn.ssm import SelectiveSSM, scan_directions, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, selective_step
 
@@ -157,10 +158,7 @@ class MambaMixer(nn.Module):
         Raises:
             ValueError: the mixer has more than one direction.
         """
-        if len(self.branches) != 1:
-            raise ValueError(
-                f"decoding goes forward: it needs a mixer of 1 direction, this one has {len(self.branches)}"
-            )
+        check_one_direction(len(self.branches))
         A_log, kernel = self.branches[0].ssm.A_log, self.branches[0].conv1d.weight
         state = A_log.new_zeros(batch_size, *A_log.shape, dtype=torch.promote_types(A_log.dtype, torch.float32))
         return MixerCache(kernel.new_zeros(batch_size, len(kernel), kernel.shape[-1]), state)

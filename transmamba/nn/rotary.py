@@ -27,6 +27,7 @@ class Rotary:
     Args:
         rope: as `rope_parameters` of transformers: `rope_theta`, `rope_type` (default, linear, llama3, yarn), the
             numbers of that type, and `partial_rotary_factor`, the share of the channels that turn (the first ones).
+            With `interleaved` channels 2 i and 2 i + 1 are a pair.
             "axial" is the one of DINOv3: the last tokens are those of `grid`, each turned by its row and its column;
             the tokens before them are left alone.
         head_dim: channels of a head.
@@ -90,8 +91,12 @@ class Rotary:
     def turn(self, x: Tensor, phases: tuple[Tensor, Tensor]) -> Tensor:
         """Turn queries or keys (batch, head, token, channel) by the phases of their tokens."""
         cos, sin = phases
-        first, second = x[..., : self.width].chunk(2, -1)
-        turned = [first * cos - second * sin, second * cos + first * sin]
+        if self.rope.get("interleaved"):
+            first, second = x[..., : self.width].unflatten(-1, (-1, 2)).unbind(-1)
+            turned = [torch.stack([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)]
+        else:
+            first, second = x[..., : self.width].chunk(2, -1)
+            turned = [first * cos - second * sin, second * cos + first * sin]
         return torch.cat([*turned, x[..., self.width :]] if self.width < x.shape[-1] else turned, -1)
 
 

@@ -56,7 +56,7 @@ def mixing_matrix(
 
     def in_scan_order(x: Tensor) -> Tensor:
         x = x.expand(-1, directions, -1, -1)
-        return x.gather(2, index[None, :, :, None].expand(len(x), -1, -1, x.shape[-1]))
+        return x.gather(2, index[None, :, :, None].expand(x.shape[0], -1, -1, x.shape[-1]))
 
     dt_scan, B_scan, C_scan = (in_scan_order(x) for x in (dt, B, C))
     elapsed = dt_scan.cumsum(2)

@@ -100,7 +100,8 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
         >>> scan_order("snake", (2, 3)).index
         tensor([0, 1, 2, 5, 4, 3])
     """
-    sides = (grid,) if isinstance(grid, int) else tuple(grid)
+    # a size that torch.export keeps open is a SymInt, and len() of a tensor would fix it
+    sides = (grid,) if isinstance(grid, (int, torch.SymInt)) else tuple(grid)
     if not 1 <= len(sides) <= 3 or any([not isinstance(side, (int, torch.SymInt)) or side < 1 for side in sides]):
         raise ValueError(f"grid must be 1 to 3 positive integers, got {sides}")
     if math.prod(sides) > LARGEST:
@@ -159,8 +160,8 @@ def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
     for number, order in enumerate(orders):
         if not isinstance(order, ScanOrder) or not all([isinstance(part, Tensor) for part in order]):
             raise TypeError(f"orders[{number}] is {order!r}: expected a ScanOrder, as scan_order gives")
-        if not len(order.index) == len(order.inverse) == length:
-            raise ValueError(f"orders visit {len(order.index)} tokens, there are {length}")
+        if not order.index.shape[0] == order.inverse.shape[0] == length:
+            raise ValueError(f"orders visit {order.index.shape[0]} tokens, there are {length}")
     indices, inverses = zip(*orders, strict=True)
     return ScanOrder(torch.stack(indices).long(), torch.stack(inverses).long())
 
@@ -200,8 +201,8 @@ def permute_tokens(x: Float[Tensor, "..."], order: ScanOrder, dim: int = -2) -> 
     """
     if not -x.dim() <= dim < x.dim():
         raise ValueError(f"x has {x.dim()} axes, and no axis {dim}")
-    if x.shape[dim] != len(order.index):
-        raise ValueError(f"order has {len(order.index)} tokens, axis {dim} of x has {x.shape[dim]}")
+    if x.shape[dim] != order.index.shape[0]:
+        raise ValueError(f"order has {order.index.shape[0]} tokens, axis {dim} of x has {x.shape[dim]}")
     if torch.compiler.is_compiling():
         # dynamo cannot trace a function with a forward-mode rule; the compiled backward fuses its scatter anyway
         return x.index_select(dim, order.index)

@@ -160,9 +160,12 @@ def scan_chunks(
     """Outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
     check_sizes(chunk_size=chunk_size)
     (batch, length, heads, channels), groups = x.shape, B.shape[2]
-    if isinstance(length, torch.SymInt) and exporting_to_onnx():
-        chunk_size = 1  # the exporter would fix a length that fills one chunk to that number of chunks
-    padding = (length + chunk_size - 1) // chunk_size * chunk_size - length
+    spare = 0
+    if isinstance(length, torch.SymInt) and torch.compiler.is_exporting():
+        # an exporter would tie the program to lengths of one chunk: onnx has a loop for chunks of one token, and for
+        # torch.export one more than there are is never one alone
+        chunk_size, spare = (1, 0) if exporting_to_onnx() else (chunk_size, 1)
+    padding = ((length + chunk_size - 1) // chunk_size + spare) * chunk_size - length
     run = _runs(seq_idx, padding, chunk_size)
     # a step of rate and input zero leaves the state as it is
     x, B, C, rate = (F.pad(t, (0, 0) * (t.dim() - 2) + (0, padding)) for t in (x, B, C, rate))

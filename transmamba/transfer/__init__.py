@@ -1,4 +1,4 @@
-"""Weights: from a teacher's tensors to a student's, by names; knows no loss and no model."""
+"""Inherit weights: match a teacher's tensors to a student's by name. Nothing here imports a loss or a model."""
 
 from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.attention_weights import AttentionInit
@@ -7,6 +7,7 @@ from transmamba.transfer.closed_form.layer_costs import Sensitivity, sensitivity
 from transmamba.transfer.closed_form.layer_fit import LayerFit
 from transmamba.transfer.closed_form.layerwise import fit_layers
 from transmamba.transfer.closed_form.least_squares import LeastSquares, Readout
+from transmamba.transfer.closed_form.projected import project_start
 from transmamba.transfer.closed_form.spread import principal_axes
 from transmamba.transfer.closed_form.teacher_forced import MixerPair, mixer_pairs
 from transmamba.transfer.convolutions import init_convolutions
@@ -55,6 +56,7 @@ __all__ = [
     "open_safetensors",
     "param_groups",
     "principal_axes",
+    "project_start",
     "random_importance",
     "sensitivity",
     "stability_importance",

@@ -1,4 +1,4 @@
-"""What a teacher's attention does, and what a mixer can read of it."""
+"""A teacher's attention weights, in the form in which a mixer can take them."""
 
 import math
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class AttentionInit:
     heads one to one, Q to C, K to B, V to x, O to out_proj; its SiLU then acts as the feature map.
 
     The gate is opened to exactly one where the input projection has a bias or the norm before it gives a constant
-    direction (a LayerNorm with a bias); elsewhere it keeps its initialisation, and the report says so.
+    direction (a LayerNorm with a bias); elsewhere it keeps its initialisation, and the report lists it.
 
     On a real language model this start does nothing: on SmolLM2-135M its output is 3 to 7 % of the attention's in size
     and explains none of it, because the gate stays random (an RMSNorm has no bias), rotary positions are lost, scores
@@ -29,9 +29,9 @@ class AttentionInit:
     Solve the readouts of mixers with a random start instead: `fit_layers`.
 
     Args:
-        heads: query heads of the teacher; None takes what its configuration says.
+        heads: query heads of the teacher; None takes the number in its configuration.
         length: tokens over which attention is a mean.
-        kv_heads: key and value heads; by default what the configuration says, or as many as heads.
+        kv_heads: key and value heads; by default the number in the configuration, or as many as heads.
         decay: share of the state, about, that is lost over `length` tokens.
 
     Raises:
@@ -74,7 +74,7 @@ class AttentionWeights(NamedTuple):
 
 
 class MixerInput(NamedTuple):
-    """What the mixer reads: does its projection have a bias, and which direction of the norm's output is always 1."""
+    """Input of a mixer: whether its projection has a bias, and which direction of the norm's output is always 1."""
 
     bias: bool
     constant: Tensor | None
@@ -85,7 +85,7 @@ class MixerInput(NamedTuple):
         return self.bias or self.constant is not None
 
     def project(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows with a bias column as weight and bias of the projection."""
+        """Return rows with a bias column as the weight and the bias of the projection."""
         weight, bias = rows[:, :-1], rows[:, -1]
         return (weight if self.bias or self.constant is None else weight + bias[:, None] * self.constant), bias
 
@@ -110,7 +110,7 @@ def read_attention(
 
 
 def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None:
-    """The w with w.h = 1 for every output h = gamma n + beta of a LayerNorm: w = c / gamma, because sum(n) = 0."""
+    """Return the w with w.h = 1 for all h = gamma n + beta of a LayerNorm: w = c / gamma, because sum(n) = 0."""
     gamma, beta = (norms.get(f"blocks.{layer}.norm1.{leaf}") for leaf in ("weight", "bias"))
     if gamma is None or beta is None:
         return None
@@ -121,5 +121,5 @@ def constant_direction(layer: int, norms: Mapping[str, Tensor]) -> Tensor | None
 
 
 def expand_heads(init: Start, rows: Tensor) -> Tensor:
-    """Key or value rows, once per query head that reads them."""
+    """Repeat key or value rows, once for each query head that reads them."""
     return rows.unflatten(0, (init.groups, -1)).repeat_interleave(init.heads // init.groups, 0).flatten(0, 1)

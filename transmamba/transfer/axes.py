@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# words that say how two sizes meet; every other name stands for a set of neurons of which the best are kept
+# words for how two sizes are matched; every other name denotes a set of neurons of which the best are kept
 PREFIX = {"vocab", "logit", "sequence"}
 SPECIAL = PREFIX | {"token", "time", "class"}
 
@@ -39,7 +39,7 @@ class Axis(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """An axis, the size it has, and the tensor that says so."""
+    """An axis, its size, and the tensor that the size was read from."""
 
     axis: Axis
     total: int
@@ -47,13 +47,13 @@ class Equation(NamedTuple):
 
 
 def parse_axes(text: str) -> tuple[Axis, ...]:
-    """The axes of one tensor."""
+    """Parse the axes of one tensor."""
     words = text.split()
     return tuple(Axis(word, tuple(tuple(term.split("*")) for term in word.split("+"))) for word in words)
 
 
 def substitute(text: str, sizes: Mapping[str, int]) -> str:
-    """`text` with every factor named in `sizes` written as a number."""
+    """Write every factor named in `sizes` as a number."""
     words = (
         "+".join("*".join(str(sizes.get(factor, factor)) for factor in term.split("*")) for term in word.split("+"))
         for word in text.split()
@@ -62,7 +62,7 @@ def substitute(text: str, sizes: Mapping[str, int]) -> str:
 
 
 def solve(equations: Iterable[Equation], side: str) -> dict[str, int]:
-    """The size of every neuron set, as far as the shapes tell.
+    """Solve for the size of every neuron set, as far as the shapes determine it.
 
     Raises:
         ValueError: two tensors disagree about a size.
@@ -88,7 +88,7 @@ def solve(equations: Iterable[Equation], side: str) -> dict[str, int]:
 
 
 def factor_sizes(axis: Axis, total: int, sizes: Mapping[str, int]) -> list[list[int]] | None:
-    """The size of every factor of every term, or None where the shapes do not tell."""
+    """Return the size of every factor of every term, or None where the shapes leave it open."""
     known = {**sizes, **{factor: int(factor) for factor in _factors(axis) if factor.isdigit()}}
     unknown = {factor for factor in _factors(axis) if factor not in known}
     if len(unknown) > 1:
@@ -104,7 +104,7 @@ def factor_sizes(axis: Axis, total: int, sizes: Mapping[str, int]) -> list[list[
 
 
 def flatten(indices: list[Tensor], sizes: list[int], offset: int) -> Tensor:
-    """Row-major positions of a product of index sets, moved by `offset`."""
+    """Return the row-major positions of a product of index sets, moved by `offset`."""
     flat = torch.zeros(1, dtype=torch.long)
     for index, size in zip(indices, sizes, strict=True):
         flat = (flat[:, None] * size + index).flatten()
@@ -133,7 +133,7 @@ def _solve_one(equation: Equation, unknown: str, sizes: Mapping[str, int], side:
     if slope is None or rest <= 0 or rest % slope:
         raise ValueError(
             f"{side} tensor {equation.tensor} has {equation.total} entries on axis {equation.axis.word!r}, which is"
-            f" no whole number of {unknown}: with {known or 'nothing else known'} each takes {slope}"
+            f" not a multiple of {unknown}: with {known or 'nothing else known'} each takes {slope}"
         )
     return rest // slope
 

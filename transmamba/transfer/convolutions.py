@@ -1,4 +1,4 @@
-"""How the short convolutions of the mixers start: they stand between what is inherited and the scan."""
+"""Initial values of the mixers' short convolutions, which lie between the inherited projections and the scan."""
 
 import math
 from typing import Literal
@@ -18,7 +18,8 @@ def init_convolutions(student: Weights, start: Literal["normal", "identity"], *,
     Args:
         student: a module or a state dict.
         start: "normal" draws weights from a normal distribution, the paper's recipe for language models, which it
-            found critical; "identity" passes the current token unchanged, so that the scan sees what is inherited.
+            found critical; "identity" passes the current token unchanged, so that the scan reads the inherited
+            projections.
         std: spread of the normal distribution; the paper's is standard.
 
     Returns:
@@ -59,7 +60,7 @@ def init_convolutions(student: Weights, start: Literal["normal", "identity"], *,
 
 
 def identity_convolution(weight: Tensor) -> Tensor:
-    """A depthwise kernel that passes the current token: the last tap of a causal one, the centre of a 2-D one."""
+    """Return a depthwise kernel that passes the current token: the last tap if causal, the centre if 2-D."""
     kernel = torch.zeros(weight.shape)
     if weight.dim() == 3:
         kernel[:, 0, -1] = 1.0

@@ -1,4 +1,4 @@
-"""Which table fits a student and a teacher."""
+"""Choice of the table that fits a student and a teacher."""
 
 import math
 
@@ -41,21 +41,21 @@ def table_for(student: Student, teacher: Translated, layer_map: LayerMap) -> Tab
 
 
 def _as_language(plan: Entries, student: Student) -> Entries:
-    """A head over a vocabulary instead of classes, for students with an embedding."""
+    """Replace the head over classes by one over a vocabulary, for students with an embedding."""
     if "embedding.weight" not in student.tensors:
         return plan
     return {**plan, "head.weight": ("head.weight", "logit residual")}
 
 
 def _norm_before_head(plan: Entries, student: Student, teacher: Translated) -> Entries:
-    """`plan` for a teacher that norms what its head reads instead of all tokens: CLIP, BEiT, mean-pooled ViTs."""
+    """Adapt `plan` to a teacher that norms the head's input instead of all tokens: CLIP, BEiT, mean-pooled ViTs."""
     if "norm.weight" in teacher or "fc_norm.weight" not in teacher or "fc_norm.weight" in student.tensors:
         return plan
     return plan | affine("norm", "fc_norm", "residual")
 
 
 def _pre_norm(plan: Entries, student: Student, depth: int, layer_map: LayerMap) -> Entries:
-    """`plan` for a student that norms before its branches: what enters a teacher's layer was normed by the one before.
+    """Adapt `plan` to a pre-norm student of a post-norm teacher, each of whose layers gets a stream normed by the last.
 
     The norm of the embeddings stays where it is, or becomes the first norm of a student that has no place for it.
     """
@@ -69,7 +69,7 @@ def _pre_norm(plan: Entries, student: Student, depth: int, layer_map: LayerMap) 
 
 
 def _place_positions(plan: Entries, student: Student, teacher: Translated) -> Entries:
-    """`plan` with the class rows and the grids of both position tables."""
+    """Add the class rows and the grids of both position tables to `plan`."""
     if "pos_embed" not in teacher or plan.get("pos_embed", ("", ""))[1] != "1 token residual":
         return plan
     grid, ours = teacher.architecture.grid, student.attribute("grid")
@@ -87,7 +87,7 @@ def _place_positions(plan: Entries, student: Student, teacher: Translated) -> En
 
 
 def _in_stages(plan: Entries, student: Student, depth: int, layer_map: LayerMap) -> Entries:
-    """`plan` for a pyramid: norms and MLPs of its blocks, norm and head; each stage has a stream of its own width."""
+    """Adapt `plan` to a pyramid: norms and MLPs of its blocks, norm and head; each stage has its own stream width."""
     blocks = [block for block in student.blocks if block.startswith("stages.")]
     if not blocks:
         return plan

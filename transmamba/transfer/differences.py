@@ -17,12 +17,12 @@ NORMS = {"layer": "LayerNorm", "rms": "RMSNorm"}
 
 
 def share_stem(student: Student, teacher: Translated) -> bool:
-    """Whether both read images, or both text, as far as the student has a stem."""
+    """Check that both read images, or both read text, as far as the student has a stem."""
     return student.reads in (None, READS.get(teacher.architecture.kind))
 
 
 def compare(table: Table, student: Student, teacher: Translated, layers: Mapping[int, int]) -> None:
-    """Fill in what a table refuses, and what differs.
+    """Fill in the table's refusals and differences.
 
     Args:
         table: the table of a Transformer and a student.
@@ -126,7 +126,7 @@ def _refuse_mlp(table: Table, student: Student, block: str, reason: str) -> None
 
 
 def _their_bias(table: Table, part: str, teacher: Translated) -> str | None:
-    """A bias of the teacher that belongs to a matrix or norm of the student."""
+    """Return a bias of the teacher that belongs to a matrix or norm of the student."""
     key = re.sub(r"(?<=blocks\.)\d+(?=\.)", "{i}", part) if not part.startswith("stages.") else part
     entry = table.plan.get(f"{key}.bias")
     if entry is None:
@@ -172,7 +172,7 @@ def _other_facts(ours: Any, teacher: Translated, source: int) -> list[str]:
 
 
 def _rope(rope: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Rotary parameters with the defaults that were left out."""
+    """Complete rotary parameters with the defaults that were left out."""
     if rope is None:
         return None
     given = {key: value for key, value in rope.items() if key != "grid" and value is not None}

@@ -1,4 +1,4 @@
-"""Which neurons to keep: scores of a teacher's weights, higher is kept.
+"""Importance of a teacher's neurons: scores of its weights, of which the highest are kept.
 
 A score is a tensor of the weight's shape, or of size 1 along axes on which it is constant. Some need the weights alone,
 others let the teacher run: on a few batches of its data, or along a fine-tuning.
@@ -20,17 +20,21 @@ MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def magnitude_importance(name: str, weight: Tensor) -> Tensor:
-    """The absolute value of each weight. Pass the function itself as `importance`."""
+    """Score each weight by its absolute value. Pass the function itself as `importance`."""
     return weight.abs()
 
 
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def first_importance(name: str, weight: Tensor) -> Tensor:
-    """One score for all, so that ties keep the first neurons: the baseline of cutting tensors at the front."""
+    """Give all weights one score, so that ties keep the first neurons: the baseline that cuts tensors at the front."""
     return torch.zeros(()).expand(weight.shape)
 
 
 def random_importance(seed: int = 0) -> Callable[[str, Tensor], Tensor]:
-    """Independent scores per weight, the same for one seed and name: the control of every comparison."""
+    """Draw independent scores per weight, the same for one seed and name: the control of every comparison."""
 
     def score(name: str, weight: Tensor) -> Tensor:
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
@@ -43,7 +47,7 @@ def random_importance(seed: int = 0) -> Callable[[str, Tensor], Tensor]:
 def stability_importance(
     before: Weights, after: Weights, *, measure: Literal["absolute", "relative", "squared"] = "absolute"
 ) -> dict[str, Tensor]:
-    """Minus the change of each weight under a short fine-tuning of the teacher: what moved least is kept.
+    """Score weights by how little they change in a short fine-tuning of the teacher: the score is minus the change.
 
     Args:
         before: the pretrained teacher.
@@ -65,14 +69,14 @@ def stability_importance(
     old, new = named_tensors(before), named_tensors(after)
     scores = {}
     for name in old:
-        if name not in new or not old[name].is_floating_point():
+        if name not in new or not _is_number(old[name]):
             continue
         if old[name].shape != new[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(old[name].shape)} before the fine-tuning and {tuple(new[name].shape)} after:"
                 " expected one model at two times"
             )
-        if not new[name].is_floating_point():
+        if not _is_number(new[name]):
             raise TypeError(f"{name} is {old[name].dtype} before the fine-tuning and {new[name].dtype} after")
         change = (new[name].detach() - old[name].detach().to(new[name].device)).abs()
         if measure == "relative":
@@ -88,7 +92,7 @@ def stability_importance(
 
 @typed
 def activation_importance(teacher: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> dict[str, Tensor]:
-    """The mean absolute value of every neuron, where a layer or a norm reads it.
+    """Return the mean absolute value of every neuron, where a layer or a norm reads it.
 
     A matrix gets one score per input, a norm one per channel of the stream that enters it.
 
@@ -109,7 +113,7 @@ def activation_importance(teacher: nn.Module, batches: Iterable[Batch], *, progr
 
 @typed
 def wanda_importance(teacher: nn.Module, batches: Iterable[Batch], *, progress: bool = True) -> dict[str, Tensor]:
-    """The absolute value of each weight times the L2 norm of its input over all tokens.
+    """Score each weight by its absolute value times the L2 norm of its input over all tokens.
 
     Args:
         teacher: the model; called as `teacher(batch)`, `teacher(*batch)` or `teacher(**batch)`.
@@ -135,13 +139,13 @@ def taylor_importance(
     *,
     progress: bool = True,
 ) -> dict[str, Tensor]:
-    """|weight times gradient|, summed over batches: how far the loss would move, to first order, without the weight.
+    """Sum |weight times gradient| over batches: to first order, how far the loss would move without the weight.
 
     The teacher's own gradients and training mode are as before afterwards.
 
     Args:
         teacher: the model.
-        batches: what `loss` takes.
+        batches: inputs of `loss`.
         loss: (teacher, batch) -> scalar.
         progress: show a progress bar, if tqdm is installed.
 
@@ -151,8 +155,8 @@ def taylor_importance(
     Reference:
         Importance estimation for pruning, arXiv 1906.10771.
     """
-    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad and p.is_floating_point()}
-    scores = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad}
+    scores = {name: torch.zeros_like(p.detach().abs()) for name, p in parameters.items()}
     reached: set[str] = set()
     if not parameters:
         raise ValueError("no parameter of the teacher requires a gradient: call teacher.requires_grad_(True) first")
@@ -162,7 +166,8 @@ def taylor_importance(
             for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
                 if gradient is not None:
                     reached.add(name)
-                    scores[name] += (parameter.detach() * gradient).abs()
+                    # the gradient of a complex number points along its conjugate
+                    scores[name] += (parameter.detach().conj() * gradient).real.abs()
     if not reached:
         raise ValueError("the loss depends on no parameter of the teacher")
     return {name: scores[name] for name in parameters if name in reached}
@@ -171,7 +176,8 @@ def taylor_importance(
 class StabilityRecorder:
     """The paper's importance from a recorded run: minus the path each weight travels while the teacher is fine-tuned.
 
-    Two checkpoints see only where a weight ends; the path also counts what it went to and fro.
+    Two checkpoints give only the distance between start and end (`stability_importance`); this sums the distance moved
+    at every step.
 
     Args:
         teacher: the model that is being fine-tuned.
@@ -203,14 +209,14 @@ class StabilityRecorder:
             self._last[name].copy_(p)
 
     def importance(self) -> dict[str, Tensor]:
-        """Scores of all weights so far."""
+        """Return the scores of all weights so far."""
         return {name: -path for name, path in self._path.items()}
 
 
 def _read_inputs(
     teacher: nn.Module, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor], progress: bool
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Per channel, the sum of `measure` over all inputs of each matrix and norm, and the number of those inputs."""
+    """Sum `measure` per channel over all inputs of each matrix and norm, and count those inputs."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -237,7 +243,7 @@ def _read_inputs(
 
 
 def _readers(teacher: nn.Module) -> dict[str, nn.Module]:
-    """By weight name, the modules that read a stream: matrices, and whatever has one weight per channel."""
+    """Map weight names to the modules that read a stream: matrices, and modules with one weight per channel."""
     found = {}
     for name, module in teacher.named_modules():
         weight = getattr(module, "weight", None)
@@ -249,7 +255,7 @@ def _readers(teacher: nn.Module) -> dict[str, nn.Module]:
 
 
 def _as_input(teacher: nn.Module, name: str, score: Tensor) -> Tensor:
-    """One score per channel, laid along the axis of the weight that reads the channel."""
+    """Place one score per channel along the axis of the weight that reads the channel."""
     dims = teacher.get_parameter(name).dim()
     return score if dims == 1 else score.reshape(1, -1, *(1,) * (dims - 2))
 

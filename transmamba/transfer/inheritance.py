@@ -21,7 +21,7 @@ from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.student import Student, Table
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Translated, translate, translate_for
-from transmamba.transfer.tensors import check_target
+from transmamba.transfer.tensors import check_kind, check_target
 from transmamba.transfer.write import Write, plan_write
 
 # the part of a composite teacher that a student reads
@@ -46,7 +46,7 @@ def subclone(
     *,
     family: str | None = None,
     plan: Plan | None = None,
-    layer_map: LayerMap = "early",
+    layer_map: LayerMap | None = None,
     rescale: Literal["sqrt"] | None = None,
     exclude: Sequence[str] | None = None,
     grow: bool = False,
@@ -55,7 +55,7 @@ def subclone(
 ) -> SubcloneReport:
     """Initialise the student from the teacher's most important neurons, in place.
 
-    The teacher is translated into canonical form first (`translate`), so that every tensor is known by what it does:
+    The teacher is translated into canonical form first (`translate`), so that every tensor is known by its role:
     LayerScale, multipliers and offsets are folded into the weights. An MLP is inherited whole or not at all.
 
     Each axis name of the plan has one set of neurons, shared by all tensors on that axis: one for the whole residual
@@ -64,7 +64,7 @@ def subclone(
     Everything is checked before the first number is written.
 
     Args:
-        teacher: a module, a state dict, `open_safetensors(...)`, or what `translate` returned.
+        teacher: a module, a state dict, `open_safetensors(...)`, or the result of `translate`.
         student: a module or a state dict; written in its own dtype, on its own device.
         importance: higher is kept. Scores by teacher tensor name, one per weight (or 1 along an axis); scores by axis
             name, one per neuron; or a function (name, tensor) -> scores such as `magnitude_importance`.
@@ -73,13 +73,13 @@ def subclone(
             then its stored ones, or canonical ones if `teacher` is translated; nothing is folded or compared.
         layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
             "drop_middle" (arXiv 2312.09299), "proportional", or student layer -> teacher layer; `distill.match_layers`
-            has the same names. For glyphs "early" did best, for a text encoder "uniform" did far better
-            (docs/results.md). The blocks of a pyramid such as VMamba count through its stages; "uniform" fills the last
-            stage, which "early" does not reach if the student is deeper.
+            has the same names. The default is "early", and for a pyramid such as VMamba, whose blocks count through its
+            stages, "uniform": "early" would not reach the last stage of one deeper than its teacher. For glyphs "early"
+            did best, for a text encoder "uniform" did far better (docs/results.md).
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.
-        grow: let a wider student keep the initialisation of what the teacher does not have.
+        grow: let a wider student keep the initialisation of neurons that the teacher does not have.
         partial: accept that less than half of the tensors of the student's blocks have a counterpart.
         ssm_from: where the SSM parameters come from, after all the rest: another Mamba (the paper's recipe for language
             and video), or the teacher's own attention, `AttentionInit(heads=..., length=...)`. By default they keep
@@ -91,7 +91,8 @@ def subclone(
         TypeError: a tensor is quantised or sharded.
 
     Reference:
-        TransMamba, arXiv 2502.15130, section on weight subcloning. What the paper leaves open: docs/decisions.md.
+        TransMamba, arXiv 2502.15130, section on weight subcloning. For details that the paper leaves open see
+        docs/decisions.md.
 
     Example:
         >>> teacher, student = torch.nn.Linear(3, 2), torch.nn.Linear(2, 2)
@@ -100,8 +101,9 @@ def subclone(
         >>> report.kept, bool((student.weight == teacher.weight[:, [0, 2]]).all())
         ({'input': (0, 2)}, True)
     """
-    target = _floating(student)
+    target = _numbers(student)
     ours = Student(student, target)
+    layer_map = _default_layers(ours) if layer_map is None else layer_map
     if plan is None:
         source = Source(translate_for(KINDS.get(ours.reads or ""), teacher, family))
         table = table_for(ours, cast(Translated, source.translated), layer_map)
@@ -125,7 +127,7 @@ def subclone(
 
 @typed
 def plan_for(
-    teacher: Weights, student: Weights, *, family: str | None = None, layer_map: LayerMap = "early"
+    teacher: Weights, student: Weights, *, family: str | None = None, layer_map: LayerMap | None = None
 ) -> dict[str, tuple[str, str]]:
     """Return the plan by which `subclone` would inherit, to read, change and give back.
 
@@ -147,14 +149,19 @@ def plan_for(
         >>> plan_for(ViT(**size, heads=3), VisionMamba(**size))["blocks.{i}.mlp.fc1.weight"]
         ('blocks.{i}.mlp.up.weight', 'hidden.{i} residual')
     """
-    target = _floating(student)
+    target = _numbers(student)
     ours = Student(student, target)
+    layer_map = _default_layers(ours) if layer_map is None else layer_map
     translated = translate_for(KINDS.get(ours.reads or ""), teacher, family)
     table = table_for(ours, translated, layer_map)
     found = match(table.plan, target, Source(translated), layer_map)
     there = {copy.student for copy in found.copies if copy.student not in table.refused}
     unused = match(table.plan, there, Source(translated), layer_map).unused
     return {key: entry for key, entry in table.plan.items() if key not in unused}
+
+
+def _default_layers(student: Student) -> LayerMap:
+    return "uniform" if any(block.startswith("stages.") for block in student.blocks) else "early"
 
 
 def prepare(
@@ -167,12 +174,13 @@ def prepare(
     grow: bool = False,
     refused: Mapping[str, str] | None = None,
 ) -> Prepared:
-    """Check a transfer, and list what it will write."""
+    """Check a transfer, and list its writes."""
     reasons = {**(refused or {}), **left}
     copies = [copy for copy in found.copies if copy.student not in reasons]
     for copy in copies:
         check_target(copy.student, target[copy.student])
         source.check(copy.teacher)
+        check_kind(source.label(copy.teacher), source.is_complex(copy.teacher), copy.student, target[copy.student])
     geometry = choose(measure(copies, source, target), copies, source, importance, grow=grow)
     writes, skipped = [], {**found.beyond, **found.absent, **reasons}
     for copy in copies:
@@ -217,7 +225,7 @@ def _add_ssm(
 
 
 def _norms_after(writes: Sequence[Write], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values that the norm before each mixer will have after the planned writes."""
+    """Return the values that the norm before each mixer will have after the planned writes."""
     norms = {name: tensor.detach() for name, tensor in target.items() if ".norm1." in name}
     norms.update(
         {write.student: torch.cat(list(write.blocks())) for write in writes if write.student in norms and write.whole}
@@ -261,7 +269,7 @@ def _write(prepared: Prepared, target: Mapping[str, Tensor], source: Source, tab
 
 
 def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[str, str], dict[str, str]]:
-    """Tell tensors that hold every number of one stored tensor from those of which something was changed."""
+    """Split off the tensors that hold every number of one stored tensor from those with changed values."""
     parts: dict[str, list[Write]] = {}
     for write in writes:
         parts.setdefault(write.student, []).append(write)
@@ -276,10 +284,12 @@ def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[s
     return copied, sliced
 
 
-def _floating(student: Weights) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in named_tensors(student).items() if tensor.is_floating_point()}
+def _numbers(student: Weights) -> dict[str, Tensor]:
+    """Return the student's tensors of real or complex numbers."""
+    tensors = named_tensors(student).items()
+    return {name: tensor for name, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 
 
 def _memory(tensor: Tensor) -> tuple[int, ...]:
-    """Equal for two names of one tensor."""
+    """Return a key that is equal for two names of one tensor."""
     return (tensor.data_ptr() if tensor.numel() and not tensor.is_meta else id(tensor), *tensor.shape)

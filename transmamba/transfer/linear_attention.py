@@ -14,7 +14,7 @@ OPEN_GATE = 1.2784645  # silu of it is 1
 
 
 def check_mamba(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if the inner width has no room for a single pair of value channels."""
+    """Raise ValueError if the inner width has no room for a single pair of value channels."""
     inner, _, state, rank = _mamba_sizes(mixer)
     if rank < 1:
         raise ValueError(
@@ -26,7 +26,7 @@ def check_mamba(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None
 def build_mamba(
     init: Start, attention: AttentionWeights, mixer: Mapping[str, Tensor], reads: MixerInput
 ) -> dict[str, Tensor]:
-    """All tensors of a Mamba mixer: channel pairs for values, queries and keys, in this order."""
+    """Build all tensors of a Mamba mixer: channel pairs for values, queries and keys, in this order."""
     made = {name: tensor.detach().float().cpu().clone() for name, tensor in mixer.items()}
     inner, directions, state, rank = _mamba_sizes(mixer)
     head_dim = len(attention.q) // init.heads
@@ -53,7 +53,7 @@ def build_mamba(
 
 
 def check_mamba2(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> None:
-    """Raises ValueError if the heads of the two do not fit."""
+    """Raise ValueError if the heads of the two do not fit."""
     heads, inner, shared = _mamba2_sizes(mixer)
     groups, channels = init.groups, init.heads * head_dim
     if heads != init.heads or inner != channels or shared not in (channels, groups * head_dim):
@@ -67,7 +67,7 @@ def check_mamba2(init: Start, head_dim: int, mixer: Mapping[str, Tensor]) -> Non
 def build_mamba2(
     init: Start, attention: AttentionWeights, mixer: Mapping[str, Tensor], reads: MixerInput
 ) -> dict[str, Tensor]:
-    """All tensors of a Mamba-2 mixer but its norm: Q to C, K to B, V to x, head by head.
+    """Build all tensors of a Mamba-2 mixer except its norm: Q to C, K to B, V to x, head by head.
 
     With as many groups as key heads, the queries that share a key are averaged.
     """
@@ -91,7 +91,7 @@ def build_mamba2(
 
 
 def _mamba_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
-    """Inner width, directions, states, and the value channels that fit beside queries and keys, all in pairs."""
+    """Return inner width, directions, states, and the value channels that fit beside queries and keys, all in pairs."""
     rows, width = mixer["in_proj.weight"].shape
     states = [tensor.shape[1] for name, tensor in mixer.items() if name.endswith("A_log")]
     # PlainMamba's mixer scans four ways with one set of parameters and adds a vector for each move to B
@@ -100,7 +100,7 @@ def _mamba_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
 
 
 def _mamba2_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int]:
-    """Heads, inner width, rows of B."""
+    """Return heads, inner width and rows of B."""
     heads, inner = len(mixer["ssm.A_log"]), mixer["out_proj.weight"].shape[1]
     return heads, inner, (len(mixer["in_proj.weight"]) - 2 * inner - heads) // 2
 
@@ -114,7 +114,7 @@ def _open_gate(made: dict[str, Tensor], gate: slice, reads: MixerInput) -> None:
 
 
 def _start_ssm(init: Start, attention: AttentionWeights, made: dict[str, Tensor], step: float) -> dict[str, Tensor]:
-    """Constant step, hardly any decay, no direct path, convolutions that pass the current token."""
+    """Set a constant step, hardly any decay, no direct path, and convolutions that pass the current token."""
     for name, tensor in made.items():
         leaf = name.removesuffix(".weight").split(".")[-1]
         if name == "out_proj.bias":
@@ -131,12 +131,12 @@ def _start_ssm(init: Start, attention: AttentionWeights, made: dict[str, Tensor]
 
 
 def step_bias(step: float) -> float:
-    """The bias whose softplus is `step`."""
+    """Return the bias whose softplus is `step`."""
     return math.log(math.expm1(step))
 
 
 def low_rank(product: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """left, right of `rank` rows with left.T @ right nearest to `product`; rows of zeros where the rank is smaller."""
+    """Return left and right with `rank` rows each, left.T @ right nearest to `product`; surplus rows are zero."""
     U, S, Vh = torch.linalg.svd(product.double(), full_matrices=False)
     root = S[:rank].sqrt()[:, None]
     left, right = (root * U.T[:rank]).float(), (root * Vh[:rank]).float()

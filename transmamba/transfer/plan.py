@@ -35,7 +35,7 @@ class Copy(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What a plan finds.
+    """The tensors matched by a plan, and those left over.
 
     Attributes:
         copies: pairs of tensors.
@@ -87,7 +87,7 @@ def match(plan: Plan, student: Iterable[str], teacher: Iterable[str], layer_map:
 
 
 def count_layers(plan: Plan, teacher: Iterable[str]) -> int:
-    """How many layers of the teacher the plan's patterns find."""
+    """Count the layers of the teacher that the plan's patterns find."""
     patterns = {part.strip() for pattern, _ in plan.values() for part in pattern.split(" + ") if "{i}" in part}
     hits = (re.fullmatch(regex, name) for regex in map(_regex, patterns) for name in teacher)
     return 1 + max((int(hit["i"]) for hit in hits if hit), default=-1)
@@ -106,7 +106,7 @@ def _student_layers(plan: Plan, student: Iterable[str]) -> list[tuple[str, str, 
 
 
 def _regex(pattern: str) -> str:
-    """`blocks.{i}.norm` as a regular expression in which every placeholder is one number."""
+    """Compile `blocks.{i}.norm` as a regular expression in which every placeholder is one number."""
     seen: set[str] = set()
     pieces = []
     for piece in re.split(r"(\{[a-z]+(?:-1)?\})", pattern):
@@ -146,7 +146,7 @@ def _copies(student: str, sources: list[str], axes: tuple[Axis, ...]) -> list[Co
 
 
 def affine(student: str, teacher: str, axes: str) -> Entries:
-    """The entries of a weight and a bias; the bias lies on the weight's first axis.
+    """Return the entries of a weight and a bias; the bias lies on the weight's first axis.
 
     Example:
         >>> affine("head", "head", "class residual")["head.bias"]
@@ -161,7 +161,7 @@ def affine(student: str, teacher: str, axes: str) -> Entries:
 
 @typed
 def bind(plan: Plan, **sizes: int) -> Entries:
-    """`plan` with axis names replaced by numbers, for what shapes do not tell.
+    """Replace axis names by numbers, where shapes alone do not determine the sizes.
 
     Example:
         >>> bind({"attn.proj.weight": ("attn.proj.weight", "residual head*head_dim")}, head_dim=64)

@@ -1,4 +1,4 @@
-"""What of a student is left alone, and when a transfer is refused as a whole."""
+"""Student tensors that are left alone, and the conditions under which a whole transfer is refused."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,7 +15,7 @@ LEAST_SHARE = 0.5
 
 
 def excluded_names(target: Mapping[str, Tensor], source: Source, exclude: Sequence[str] | None) -> dict[str, str]:
-    """The student tensors to leave alone, with the pattern that names them."""
+    """Return the student tensors to leave alone, with the pattern that names them."""
     if exclude is None:
         patterns: Sequence[str] = () if any(fnmatchcase(name, "*A_log") for name in source) else SSM_PARAMETERS
     else:
@@ -32,7 +32,7 @@ def excluded_names(target: Mapping[str, Tensor], source: Source, exclude: Sequen
 
 
 def refuse_unresolved(found: Matches, target: Mapping[str, Tensor], source: Source) -> None:
-    """A plan that somebody wrote must fit; our own tables name more than one model has."""
+    """Raise ValueError for unmatched entries of a user's plan; our own tables name more tensors than one model has."""
     if found.unused:
         raise ValueError(
             f"the plan names student tensors that do not exist: {', '.join(found.unused[:5])}; the student has"
@@ -51,7 +51,7 @@ def refuse_debris(
     left: Mapping[str, str],
     beyond: Mapping[str, str],
 ) -> None:
-    """A student of whose blocks hardly a tensor has a counterpart is not initialised from the teacher."""
+    """Raise ValueError if hardly a tensor of the student's blocks has a counterpart in the teacher."""
     share = placed_share(student, left, written, beyond)
     if share >= LEAST_SHARE and written:
         return

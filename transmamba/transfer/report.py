@@ -1,10 +1,13 @@
-"""What a transfer did."""
+"""The report of a transfer."""
 
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from transmamba._checkpoint import Weights, named_tensors
+from transmamba.transfer.student import Student
 
 
 @dataclass(frozen=True)
@@ -13,11 +16,12 @@ class SubcloneReport:
 
     Attributes:
         copied: student name -> teacher name, where every number was taken over unchanged.
-        sliced: student name -> teacher name and what was done, where neurons were chosen, rows resized or values made.
+        sliced: student name -> teacher name and the change, where neurons were chosen, rows resized or values made.
         skipped: student name -> reason.
         kept: axis name -> the teacher's neurons that stay, for axes that became narrower.
         layers: student layer -> teacher layer.
-        fraction: share of the student's numbers that was initialised, tied tensors counted once.
+        fraction: share of the student's numbers that was initialised; tied tensors count once, and so does a complex
+            number, as in `numel()`.
         family: the teacher's family; None if a plan was given for stored names.
         differs: facts of the teacher that the student does not share, such as an activation.
         unused: teacher tensors that nothing was taken from.
@@ -38,14 +42,33 @@ class SubcloneReport:
         """Names of the student's tensors that were written, for `param_groups`."""
         return frozenset(self.copied) | frozenset(self.sliced)
 
+    def pads(self, student: Weights) -> list[Literal["right"] | tuple[int, ...]]:
+        """Return the `pad` of each block of the student, for calibrators that meet the channels it was cut from.
+
+        A pyramid keeps other channels in every stage. "right" stands for a stream that kept all of the teacher's
+        channels, or inherited none.
+
+        Args:
+            student: the student that the report is about.
+
+        Example:
+            >>> import torch
+            >>> report = SubcloneReport({}, {}, {}, {"residual": (0, 2)}, {}, 0.0)
+            >>> report.pads({"blocks.0.norm1.weight": torch.ones(2), "blocks.1.norm1.weight": torch.ones(2)})
+            [(0, 2), (0, 2)]
+        """
+        blocks = [block.split(".") for block in Student(student, named_tensors(student)).blocks]
+        axes = [f"residual.{parts[1]}" if parts[0] == "stages" else "residual" for parts in blocks]
+        return [self.kept.get(axis, "right") for axis in axes]
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain dictionaries, lists and numbers, fit for JSON."""
+        """Return plain dictionaries, lists and numbers, fit for JSON."""
         plain = asdict(self)
         lists = {"differs": list(self.differs), "unused": list(self.unused)}
         return plain | lists | {"kept": {name: list(kept) for name, kept in self.kept.items()}}
 
     def __str__(self) -> str:
-        """A table; tensors that differ in layer numbers alone share a line. `to_dict` has them apart."""
+        """Format a table; tensors that differ only in layer numbers share a line. `to_dict` lists them one by one."""
         kinds = (("copied", self.copied), ("sliced", self.sliced), ("skipped", self.skipped))
         rows = Counter(
             (_any_layer(name), kind, _any_layer(text)) for kind, names in kinds for name, text in names.items()

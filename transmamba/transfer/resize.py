@@ -24,7 +24,7 @@ class Resize(NamedTuple):
     frames: int = 1
 
     def __call__(self, tensor: Tensor, dim: int) -> Tensor:
-        """The rows of the student."""
+        """Return the rows of the student."""
         if self.frames > 1:
             return _inflate(tensor, dim, self.frames)
         tensor = tensor.index_select(dim, self.rows.to(tensor.device))
@@ -36,7 +36,7 @@ class Resize(NamedTuple):
 
 
 def resize(axis: Axis, teacher: int, student: int, names: tuple[str, str]) -> Resize | str:
-    """How an axis of a special word is resized, or the reason to skip the tensor.
+    """Return the resize of an axis with a special word, or the reason to skip the tensor.
 
     Raises:
         ValueError: the sizes cannot be brought together.
@@ -71,7 +71,7 @@ def _resize_tokens(axis: Axis, teacher: int, student: int, names: tuple[str, str
             return Resize(torch.arange(teacher), None, torch.arange(teacher))
         bad, size = (names[0], teacher) if theirs is None else (names[1], student)
         raise ValueError(
-            f"position table {bad} of {size} rows is no square of patches after at most two class rows: write class"
+            f"position table {bad} of {size} rows is not a square of patches after at most two class rows: write class"
             " rows and grids in the plan, token:1>0:6x10>12x20"
         )
     shared = min(ours, theirs)
@@ -85,7 +85,7 @@ def _resize_tokens(axis: Axis, teacher: int, student: int, names: tuple[str, str
 
 
 def _places(size: int, count: int, middle: bool) -> tuple[Tensor, Tensor]:
-    """Rows of the class tokens, and of the patches."""
+    """Return the rows of the class tokens, and those of the patches."""
     if not middle:
         return torch.arange(count), torch.arange(count, size)
     centre, patches = (size - 1) // 2, torch.arange(size - 1)
@@ -93,7 +93,7 @@ def _places(size: int, count: int, middle: bool) -> tuple[Tensor, Tensor]:
 
 
 def _count(given: str | None, size: int) -> int | None:
-    """Class rows: as given, or what a square leaves over."""
+    """Return the number of class rows: the given one, or the remainder beside the largest square."""
     if given == "mid":
         return 1
     if given is not None and given != "*":
@@ -125,6 +125,6 @@ def _bicubic(tensor: Tensor, dim: int, prefix: int, source: tuple[int, int], tar
 
 
 def _inflate(tensor: Tensor, dim: int, frames: int) -> Tensor:
-    """The image kernel in the centre frame, zeros in the others: a still clip gives what the image gave."""
+    """Put the image kernel in the centre frame, zeros in the others: a still clip gives the image's output."""
     zeros = torch.zeros_like(tensor)
     return torch.cat([tensor if frame == frames // 2 else zeros for frame in range(frames)], dim)

@@ -1,4 +1,4 @@
-"""Which neurons stay: one index set per axis name, shared by every tensor that has the axis."""
+"""Choice of the neurons to keep: one index set per axis name, shared by every tensor that has the axis."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -23,7 +23,7 @@ class Geometry(NamedTuple):
 
 
 def align(shape: tuple[int, ...], axes: tuple[Axis, ...], tensor: str) -> tuple[int, ...]:
-    """A shape with one entry per axis word; axes of the words `1` and `time` may be missing in the tensor.
+    """Return a shape with one entry per axis word; axes of the words `1` and `time` may be missing in the tensor.
 
     Raises:
         ValueError: the number of axes is another.
@@ -33,23 +33,23 @@ def align(shape: tuple[int, ...], axes: tuple[Axis, ...], tensor: str) -> tuple[
         return shape
     if len(shape) != absent.count(False):
         words = " ".join(axis.word for axis in axes)
-        raise ValueError(f"{tensor} has shape {shape}, the plan says {words!r}")
+        raise ValueError(f"{tensor} has shape {shape}, but axes {words!r} in the plan")
     rest = iter(shape)
     return tuple(1 if gone else next(rest) for gone in absent)
 
 
 def teacher_shape(copy: Copy, teacher: Source) -> tuple[int, ...]:
-    """The aligned shape of a copy's source."""
+    """Return the aligned shape of a copy's source."""
     return align(teacher.shape(copy.teacher), copy.teacher_axes, f"teacher tensor {teacher.label(copy.teacher)}")
 
 
 def student_shape(copy: Copy, student: Tensor) -> tuple[int, ...]:
-    """The aligned shape of a copy's target."""
+    """Return the aligned shape of a copy's target."""
     return align(tuple(student.shape), copy.axes, f"student tensor {copy.student}")
 
 
 def measure(copies: Iterable[Copy], teacher: Source, student: Mapping[str, Tensor]) -> Geometry:
-    """The sizes, with no neuron chosen yet.
+    """Measure the sizes; no neuron is chosen yet.
 
     Raises:
         ValueError: shapes and axes do not fit, or axes of one name differ in size.
@@ -74,7 +74,7 @@ def choose(
     *,
     grow: bool = False,
 ) -> Geometry:
-    """`geometry` with the neurons of the highest score kept, in their old order.
+    """Keep the neurons with the highest scores, in their old order.
 
     Raises:
         ValueError: the student is wider and `grow` is False, a score is unknown, missing, misshapen or not finite.
@@ -88,7 +88,7 @@ def choose(
         if wanted > size and not grow:
             raise ValueError(
                 f"the student is wider than the teacher on axis {name!r}, {wanted} against {size}: choose a narrower"
-                " student, or grow=True to leave what is new at its initialisation"
+                " student, or grow=True to leave the new neurons at their initialisation"
             )
         kept[name] = torch.arange(size)
         if wanted < size:
@@ -107,7 +107,7 @@ def axis_scores(
     teacher: Source,
     importance: Importance,
 ) -> dict[str, Tensor]:
-    """The score of every neuron: the mean over all scored weights attached to it, whatever the tensor.
+    """Score every neuron by the mean over all scored weights attached to it, in every tensor.
 
     Raises:
         ValueError: no score reaches an axis, or a score is misshapen or not finite.
@@ -153,6 +153,8 @@ def _element_scores(copy: Copy, teacher: Source, importance: Importance) -> Tens
             f"importance of {label} has shape {tuple(score.shape)}, the tensor {shape}: expected one score per"
             " weight, or 1 on the axes along which the score is constant"
         )
+    if score.is_complex():
+        raise TypeError(f"importance of {label} is complex, and neurons are ranked: give its absolute value")
     _refuse_non_finite(label, score)
     return score.detach().cpu().reshape(align(tuple(score.shape), copy.teacher_axes, label))
 
@@ -176,7 +178,7 @@ def _reduce(
 
 
 def _sum_over_others(score: Tensor, dim: int) -> Tensor:
-    """The sum over all axes but one, in float64, of which only some rows exist at a time."""
+    """Sum over all axes but one in float64, with only some rows in memory at a time."""
     others = [other for other in range(score.dim()) if other != dim]
     if not others:
         return score.double()

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from transmamba._checkpoint import Weights, named_tensors, shape_of
+from transmamba._checkpoint import LazyTensors, Weights, named_tensors, shape_of
 from transmamba.transfer.teachers import Translated
 from transmamba.transfer.tensors import check_source
 
@@ -15,7 +15,7 @@ Importance = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
 class Source(Mapping[str, Tensor]):
     """The teacher of a plan.
 
-    A canonical matrix or norm without a bias has one of zeros here, because that is what it computes with; a student's
+    A canonical matrix or norm without a bias has one of zeros here, because its value is then the same; a student's
     bias then becomes zero instead of keeping its random start.
     """
 
@@ -45,25 +45,35 @@ class Source(Mapping[str, Tensor]):
         return name in self._tensors or name in self._zeros
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
+        """Return the shape of a tensor without reading it."""
         if name in self._zeros:
             return self.shape(self._zeros[name])[:1]
         return self._tensors.shape(name) if isinstance(self._tensors, Translated) else shape_of(self._tensors, name)
 
+    def is_complex(self, name: str) -> bool:
+        """Check whether a tensor has complex numbers, without reading it."""
+        if name in self._zeros:
+            return False
+        stored = self._tensors if self.translated is None else self.translated.weights
+        names = (name,) if self.translated is None else self.translated.sources(name)
+        if isinstance(stored, LazyTensors):
+            return any(stored.dtype(part) == "C64" for part in names)
+        return any(stored[part].is_complex() for part in names)
+
     def label(self, name: str) -> str:
-        """The stored name, for people."""
+        """Return the stored name, to be shown to people."""
         if name in self._zeros:
             return "zero"
         return name if self.translated is None else self.translated.sources(name)[0]
 
     def note(self, name: str) -> str:
-        """Changes of values on the way from the stored tensor, in words."""
+        """Describe in words how values change on the way from the stored tensor."""
         if name in self._zeros:
             return "the teacher has no bias here"
         return "" if self.translated is None else self.translated.note(name)
 
     def score(self, name: str, importance: Importance) -> Tensor | None:
-        """Scores of a tensor, 1 along axes on which they are constant; None if there are none for it.
+        """Return the scores of a tensor, of size 1 along axes on which they are constant; None if it has none.
 
         Raises:
             ValueError: they have another shape than the tensor.
@@ -86,11 +96,11 @@ class Source(Mapping[str, Tensor]):
             self.translated.check(name)
 
     def knows(self, name: str) -> bool:
-        """Whether scores by this name belong to a tensor of the teacher."""
+        """Check that scores by this name belong to a tensor of the teacher."""
         return name in (self._tensors if self.translated is None else self.translated.weights)
 
     def unused(self, used: set[str]) -> tuple[str, ...]:
-        """Stored tensors behind none of the names in `used`."""
+        """Return the stored tensors that none of the names in `used` is computed from."""
         if self.translated is None:
             return tuple(name for name in self._tensors if name not in used)
         taken = {stored for name in used & set(self.translated) for stored in self.translated.sources(name)}

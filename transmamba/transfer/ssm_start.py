@@ -35,7 +35,7 @@ Builder = Callable[[Start, AttentionWeights, Mapping[str, Tensor], MixerInput], 
 
 
 class Started(NamedTuple):
-    """The checked writes of every mixer, the canonical names they read, and what linear attention leaves out."""
+    """The checked writes of every mixer, the canonical names they read, and the parts lost in linear attention."""
 
     writes: list[Write]
     used: set[str]
@@ -74,7 +74,7 @@ def plan_attention(
 
 
 def _left_out(facts: Architecture, names: list[str]) -> list[str]:
-    """What softmax attention has and its linear counterpart here has not."""
+    """List the parts of softmax attention that its linear counterpart here lacks."""
     parts = {
         "rotary positions": any(rope is not None for rope in facts.ropes),
         "query and key norms": any(name.endswith("attn.q_norm.weight") for name in names),
@@ -100,8 +100,8 @@ def _layer(
     mixer = {name.removeprefix(prefix): tensor for name, tensor in target.items() if name.startswith(prefix)}
     if not {IN, OUT} <= set(mixer):
         raise ValueError(
-            f"block {layer} has only a part of what a mixer and an attention need, {', '.join(mixer)}: exclude whole"
-            " mixers, blocks.3.mixer.*"
+            f"block {layer} has only some of the tensors that a mixer and an attention need, {', '.join(mixer)}:"
+            " exclude whole mixers, blocks.3.mixer.*"
         )
     for name in names:
         source.check(name)
@@ -141,10 +141,10 @@ def _layer(
 
 
 def _check_heads(init: AttentionInit, names: list[str], source: Source) -> Start:
-    """`init` with the teacher's heads, where it leaves them open, and checked against what the teacher says.
+    """Fill in the teacher's heads where `init` leaves them open, and check them against the teacher's configuration.
 
     Raises:
-        ValueError: the teacher has other heads, or nobody says how many.
+        ValueError: the teacher has other heads, or their number is unknown.
     """
     facts: Architecture = source.translated.architecture  # type: ignore[union-attr]
     heads = init.heads or facts.heads

@@ -1,4 +1,4 @@
-"""A student: its tensors, what its modules add to them, and the table by which it inherits."""
+"""A student: its tensors, the facts that its modules add, and the table by which it inherits."""
 
 import re
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ BLOCK = re.compile(r"(?:stages\.\d+\.)?blocks\.\d+\.")
 
 @dataclass
 class Table:
-    """How a student inherits from one teacher.
+    """Rules by which a student inherits from one teacher.
 
     Attributes:
         plan: student name pattern -> (canonical names, axes).
@@ -29,31 +29,31 @@ class Table:
 
 
 class Student:
-    """A student's tensors, and what a module says beyond them."""
+    """A student's tensors, and the facts that its module adds."""
 
     def __init__(self, weights: Weights, tensors: Mapping[str, Tensor]) -> None:
         self.tensors, self._module = tensors, weights if isinstance(weights, nn.Module) else None
 
     def attribute(self, name: str) -> Any:
-        """An attribute of the module; None for a state dict."""
+        """Return an attribute of the module; None for a state dict."""
         return getattr(self._module, name, None)
 
     def part(self, name: str) -> nn.Module | None:
-        """A submodule, if the student is a module and has it."""
+        """Return a submodule, if the student is a module and has it."""
         try:
             return None if self._module is None else self._module.get_submodule(name)
         except AttributeError:
             return None
 
     def norm(self, name: str) -> str:
-        """The kind of a norm: "layer" or "rms". In a state dict a bias shows it."""
+        """Return the kind of a norm: "layer" or "rms". In a state dict a bias is the sign of a LayerNorm."""
         part = self.part(name)
         if part is None:
             return "layer" if f"{name}.bias" in self.tensors else "rms"
         return "rms" if "RMS" in type(part).__name__ else "layer"
 
     def gated(self, mlp: str) -> bool:
-        """Whether fc1 holds a value and a gate."""
+        """Check whether fc1 holds a value and a gate."""
         names = f"{mlp}.fc1.weight", f"{mlp}.fc2.weight"
         if not all(name in self.tensors for name in names):
             return False
@@ -61,7 +61,7 @@ class Student:
         return first[0] == 2 * second[1]
 
     def activation(self, mlp: str) -> str:
-        """The activation of an MLP; those of ours have GELU, gated ones SiLU, unless they say otherwise."""
+        """Return the activation of an MLP; ours have GELU, gated ones SiLU, unless the module has another."""
         return getattr(self.part(mlp), "activation", None) or ("silu" if self.gated(mlp) else "gelu")
 
     @property
@@ -78,7 +78,7 @@ class Student:
 
     @property
     def placement(self) -> str:
-        """Where the blocks have their norms: "pre" unless they say otherwise."""
+        """Return the place of the blocks' norms: "pre" unless the module has another."""
         return getattr(self.part("blocks.0"), "placement", "pre")
 
 

@@ -13,7 +13,9 @@ SSM_PARAMETERS = (
     "*conv1d.*",
     "*conv2d.*",
     "*x_proj.*",
+    "*ssm.x_proj",
     "*dt_proj.*",
+    "*ssm.dt_proj",
     "*dt_bias",
     "*A_log",
     "*.D",
@@ -27,7 +29,7 @@ OWN, BRANCH = "blocks.{i}.mixer.", "blocks.{i}.mixer.branches."
 
 
 def transformer_table(facts: Architecture, gated: bool, full_norms: bool = False) -> Entries:
-    """Our backbones' names -> canonical names, for any Transformer.
+    """Map our backbones' names to canonical names, for any Transformer.
 
     Args:
         facts: the teacher's.
@@ -75,7 +77,7 @@ def transformer_table(facts: Architecture, gated: bool, full_norms: bool = False
 
 
 def mamba_table(branches: int, gated: bool) -> Entries:
-    """Our Mamba backbones' names -> the same names.
+    """Map our Mamba backbones' names to the same names.
 
     Args:
         branches: scan directions of the teacher; one direction fills all of the student's.
@@ -96,7 +98,7 @@ def mamba_table(branches: int, gated: bool) -> Entries:
 
 
 def mamba2_table(groups: int, gated: bool) -> Entries:
-    """Our Mamba-2 language models' names -> the same names.
+    """Map our Mamba-2 language models' names to the same names.
 
     Args:
         groups: groups of heads that share B and C.
@@ -115,7 +117,7 @@ def mamba2_table(groups: int, gated: bool) -> Entries:
 
 
 def _common(gated: bool) -> Entries:
-    """What all state-space models have around their mixers."""
+    """Return the entries around the mixers, common to all state-space models."""
     return {
         "embedding.weight": ("embedding.weight", "vocab residual"),
         "cls_token": ("cls_token", "1 1 residual"),
@@ -131,7 +133,7 @@ def _common(gated: bool) -> Entries:
 
 
 def _selective(ours: str, theirs: str, branch: str) -> Entries:
-    """The entries of one selective SSM; with several, each branch has its own states and ranks."""
+    """Return the entries of one selective SSM; with several, each branch has its own states and ranks."""
     rank, state = f"rank.{{i}}{branch}", f"state.{{i}}{branch}"
     return {
         ours + "ssm.x_proj.weight": (theirs + "ssm.x_proj.weight", f"{rank}+{state}+{state} inner.{{i}}"),

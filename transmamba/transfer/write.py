@@ -17,7 +17,7 @@ BLOCK = 2**18  # numbers picked at a time
 
 
 class Step(NamedTuple):
-    """One dimension: the teacher's entries (None: all), what is done to them, the student's entries (None: all)."""
+    """One dimension: the teacher's entries (None: all), the change made to them, the student's entries (None: all)."""
 
     source: Tensor | None
     target: Tensor | None
@@ -55,7 +55,7 @@ class Write(NamedTuple):
 
 
 def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor, rescale: str | None) -> Write | str:
-    """The write of one copy, or the reason to skip its tensor.
+    """Plan the write of one copy, or return the reason to skip its tensor.
 
     Raises:
         ValueError: the shapes cannot be brought together.
@@ -89,7 +89,7 @@ def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor,
 
 
 def _pick(tensor: Tensor, index: list[Tensor | None]) -> Iterator[Tensor]:
-    """The chosen entries of every axis, some rows at a time: a copy of all would double the student's tensor."""
+    """Yield the chosen entries of every axis, some rows at a time: a copy of all would double the student's tensor."""
     if all(entries is None for entries in index):
         yield tensor
         return
@@ -107,7 +107,7 @@ def _ranges(index: Sequence[Tensor | None], shape: Sequence[int], device: torch.
 
 
 def _grid(index: list[Tensor]) -> tuple[Tensor, ...]:
-    """One index per axis, shaped so that together they name a block."""
+    """Make one index per axis, shaped so that together they address a block."""
     dims = range(len(index))
     return tuple(entries.view([-1 if dim == axis else 1 for dim in dims]) for axis, entries in enumerate(index))
 

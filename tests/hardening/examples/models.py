@@ -18,7 +18,9 @@ def _backbone(s, **options):
 
 
 def VisionMamba(s):
-    options = {"depth": 2, "orders": ("forward", "backward"), "mlp": s.choice(True, False), "d_state": s["state"]}
+    mixers = {"d_state": s["state"], "mixer": None}, {"d_state": None, "mixer": partial(tnn.MambaMixer, directions=2)}
+    options = {"depth": 2, "orders": ("forward", "backward"), "mlp": s.choice(True, False), "mlp_ratio": 2.0}
+    options |= s.choice(*mixers)
     return Call(models.VisionMamba, _backbone(s, **options), _image(s))
 
 
@@ -43,7 +45,7 @@ def Vim(s):
 
 def ViT(s):
     scans = {"mixer": [partial(tnn.MambaMixer, directions=2), partial(tnn.Attention, heads=1)],
-             "orders": ("forward", "backward")}  # fmt: skip
+             "orders": ("forward", "backward"), "prefix_scan": s.choice("ends", "middle", "last")}  # fmt: skip
     options = s.choice(scans, {"block": partial(tnn.TransformerBlock, hidden_dim=3, placement="post")})
     parts = {"registers": s.choice(0, 2), "position_table": True, "prefix_positions": s.choice(None, 1),
              "class_token": True, "patch_bias": True, "norm_pre": s.choice(True, False), "norm": "layer",

@@ -97,7 +97,8 @@ def Mamba2Mixer(s):
     return Call(
         tnn.Mamba2Mixer,
         {"d_model": s["dim"], "d_state": s["state"], "head_dim": s["dim"], "d_conv": s["width"],
-         "expand": 2, "bias": s.choice(True, False), "conv_bias": s.choice(True, False), "ssm": None},
+         "expand": 2, "bias": s.choice(True, False), "conv_bias": s.choice(True, False), "ssm": None,
+         "directions": 1},
         _packed(s),
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ def Mamba3Mixer(s):
     return Call(
         tnn.Mamba3Mixer,
         {"d_model": s["dim"], "d_state": 2 * s["pair"], "head_dim": s["dim"], "expand": 2, "groups": 1,
-         "rotary_fraction": 1.0, "decay": nn.functional.softplus},
+         "rotary_fraction": 1.0, "decay": nn.functional.softplus, "directions": 1},
         _packed(s),
     )  # fmt: skip
 
@@ -131,7 +132,7 @@ def CrossMamba(s):
          "readout": s.choice("final", "progress"), "bidirectional": s.choice(True, False),
          "residual": s.choice(True, False)},
         {"query": s.normal("batch length dim"), "context": s.normal("batch past context"),
-         "context_mask": s.choice(None, s.mask("batch past"))},
+         "context_mask": s.choice(None, s.mask("batch past")), "query_mask": s.choice(None, s.mask("batch length"))},
     )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def CrossMambaBlock(s):
         {"query_dim": s["dim"], "context_dim": s["context"], "mixer": s.choice(None, mixer),
          "mlp": s.choice(True, False), "mlp_ratio": 2.0, "norm": nn.LayerNorm, "drop_path": 0.1},
         {"x": s.normal("batch length dim"), "context": s.normal("batch past context"),
-         "context_mask": s.choice(None, s.mask("batch past"))},
+         "context_mask": s.choice(None, s.mask("batch past")), "query_mask": s.choice(None, s.mask("batch length"))},
     )  # fmt: skip
 
 

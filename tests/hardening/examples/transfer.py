@@ -133,6 +133,14 @@ def principal_axes(s):
     return Call(transfer.principal_axes, {"teacher": teacher, "batches": [ids], "dim": 1})
 
 
+def project_start(s):
+    image = {"img_size": 4, "patch_size": 2, "num_classes": 2}
+    return Call(transfer.project_start, {
+        "teacher": models.ViT(**image, dim=4, depth=2, heads=1), "student": models.VisionMamba(**image, dim=2, depth=1),
+        "projection": torch.eye(4)[:2], "layer_map": s.choice("uniform", {0: 1}),
+    })  # fmt: skip
+
+
 def sensitivity(s):
     model, _, ids = _hybrid(s)
     return Call(transfer.sensitivity, {

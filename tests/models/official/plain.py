@@ -119,6 +119,43 @@ def mamba2(p: State, at: str, x: Tensor, c: dict) -> Tensor:
     return linear(p, f"{at}out_proj", torch.cat([F.silu(z0) * x0, y], -1))
 
 
+def _turned(x: Tensor, c: dict) -> Tensor:
+    """A head (batch, token, channel), its first channels turned in pairs; angles are those of float32."""
+    width = c.get("rotary_emb_dim", 0)
+    y, apart = x.clone(), not c.get("rotary_emb_interleaved")
+    for i in range(width // 2):
+        frequency = 1 / torch.tensor(c.get("rotary_emb_base", 10000.0)) ** (torch.tensor(2.0 * i) / width)
+        angles = torch.arange(x.shape[1], dtype=torch.float32) * frequency
+        cos, sin = angles.cos().double(), angles.sin().double()
+        a, b = (i, i + width // 2) if apart else (2 * i, 2 * i + 1)
+        y[..., a], y[..., b] = x[..., a] * cos - x[..., b] * sin, x[..., b] * cos + x[..., a] * sin
+    return y
+
+
+def attention(p: State, at: str, x: Tensor, c: dict) -> Tensor:
+    """The attention of mamba_ssm, head by head and token by token."""
+    heads, kv_heads = c["num_heads"], c.get("num_heads_kv", c["num_heads"])
+    size = c.get("head_dim", x.shape[2] // heads)
+    rows = linear(p, f"{at}in_proj", x)
+    count = size * (heads + 2 * kv_heads)
+    rows, (up, gate) = rows[..., :count], rows[..., count:].chunk(2, -1)
+    if f"{at}conv1d.weight" in p:
+        weight = p[f"{at}conv1d.weight"][:, 0]
+        seen = F.pad(rows, (0, 0, weight.shape[1] - 1, 0))
+        rows = sum(seen[:, j : j + x.shape[1]] * weight[:, j] for j in range(weight.shape[1])) + p[f"{at}conv1d.bias"]
+    parts = rows.split(size, -1)
+    outputs = []
+    for h in range(heads):
+        group = h * kv_heads // heads
+        q, k = _turned(parts[h], c), _turned(parts[heads + group], c)
+        v, scale = parts[heads + kv_heads + group], c.get("softmax_scale", size**-0.5)
+        for_each = [
+            (scale * (q[:, t : t + 1] @ k[:, : t + 1].mT)).softmax(-1) @ v[:, : t + 1] for t in range(x.shape[1])
+        ]
+        outputs.append(torch.cat(for_each, 1))
+    return linear(p, f"{at}out_proj", torch.cat([*outputs, up * F.silu(gate)], -1))
+
+
 def patches(p: State, at: str, x: Tensor, stride: int) -> Tensor:
     """Every patch by itself through the stem's weights."""
     weight = p[f"{at}.weight"]
@@ -138,6 +175,53 @@ def layers(p: State, x: Tensor, mix, *, rms: bool, eps: float) -> Tensor:
     return norm(p, "norm_f", x, rms=rms, eps=eps)
 
 
+def angles(side: int, width: int, trained: int) -> Tensor:
+    """Angle of every cell and channel in Vim's rotation; float32, as it is kept."""
+    table = torch.zeros(side * side, width)
+    for cell in range(side * side):
+        for channel in range(width):
+            place = cell // side if channel < width // 2 else cell % side
+            pair = channel % (width // 2) // 2
+            table[cell, channel] = place / side * trained / 10000 ** (2 * pair / (width // 2))
+    return table
+
+
+def _turn(p: State, x: Tensor) -> Tensor:
+    """Every token but the first of an odd number, channel by channel."""
+    cos, sin = p["rope.freqs_cos"], p["rope.freqs_sin"]
+    y = x.clone()
+    for t in range(len(cos)):
+        for a in range(0, x.shape[2], 2):
+            token, b = t + x.shape[1] % 2, a + 1
+            y[:, token, a] = x[:, token, a] * cos[t, a] - x[:, token, b] * sin[t, a]
+            y[:, token, b] = x[:, token, b] * cos[t, b] + x[:, token, a] * sin[t, b]
+    return y
+
+
+def _vim_layers(p: State, x: Tensor, mix, c: dict) -> Tensor:
+    """Layers that carry output and sum of all before apart, one by one or two at a time."""
+    rms, eps = c.get("rms_norm", True), c.get("norm_epsilon", 1e-5)
+
+    def layer(i: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        residual = hidden if residual is None else residual + hidden
+        return mix(p, f"layers.{i}.mixer.", norm(p, f"layers.{i}.norm", residual, rms=rms, eps=eps)), residual
+
+    hidden, residual, paired = x, None, c.get("if_bidirectional", False)
+    for i in range(0, c["depth"], 1 + paired):
+        if c.get("if_rope"):
+            hidden = _turn(p, hidden)
+            if residual is not None and c.get("if_rope_residual"):
+                residual = _turn(p, residual)
+        if paired:
+            back = (hidden.flip(1), None if residual is None else residual.flip(1))
+            (hidden, residual), (more, other) = layer(i, hidden, residual), layer(i + 1, *back)
+            hidden, residual = hidden + more.flip(1), residual + other.flip(1)
+        else:
+            hidden, residual = layer(i, hidden, residual)
+    assert residual is not None
+    return norm(p, "norm_f", residual + hidden, rms=rms, eps=eps)
+
+
 def vim(p: State, x: Tensor, c: dict) -> Tensor:
     """Logits of Vim."""
     tokens = patches(p, "patch_embed.proj", x, c["stride"])
@@ -155,7 +239,7 @@ def vim(p: State, x: Tensor, c: dict) -> Tensor:
     def mix(p: State, at: str, x: Tensor) -> Tensor:
         return mamba(p, at, x, kind=kind, halve=c.get("if_divide_out", True))
 
-    y = layers(p, tokens, mix, rms=c.get("rms_norm", True), eps=c.get("norm_epsilon", 1e-5))
+    y = _vim_layers(p, tokens, mix, c)
     if places:
         return _head(p, sum(y[:, place] for place in places) / len(places))
     if c.get("final_pool_type") == "mean":
@@ -197,7 +281,10 @@ def language_model(p: State, ids: Tensor, c: dict) -> Tensor:
     while f"backbone.layers.{i}.norm.weight" in p:
         at = f"backbone.layers.{i}."
         normed = norm(p, f"{at}norm", x, rms=rms)
-        x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
+        if i in c.get("attn_layer_idx", ()):
+            x = x + attention(p, f"{at}mixer.", normed, c["attn_cfg"])
+        else:
+            x = x + (mamba2(p, f"{at}mixer.", normed, ssm_cfg) if two else mamba(p, f"{at}mixer.", normed))
         if f"{at}norm2.weight" in p:
             value, gate = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", x, rms=rms)).chunk(2, -1)
             x = x + linear(p, f"{at}mlp.fc2", value * F.silu(gate))
@@ -258,10 +345,16 @@ def plain_mamba(p: State, x: Tensor, c: dict) -> Tensor:
     x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
     grid = (x.shape[2] // side, x.shape[3] // side)
     tokens = patches(p, f"{at}patch_embed.projection", x, side)
-    tokens = tokens + p[f"{at}pos_embed"] if f"{at}pos_embed" in p else tokens
+    if f"{at}pos_embed" in p:
+        table, side = p[f"{at}pos_embed"], round(p[f"{at}pos_embed"].shape[1] ** 0.5)
+        image = table.mT.unflatten(2, (side, side))
+        if grid != (side, side):
+            image = F.interpolate(image, grid, mode=c["interpolate_mode"], align_corners=False)
+        tokens = tokens + image.flatten(2).mT
     for i in range(c["num_layers"]):
         layer = f"{at}layers.{i}."
-        normed = norm(p, f"{layer}norm", tokens, rms=c["layer_cfgs"]["use_rms_norm"])
+        own = c["layer_cfgs"] if isinstance(c["layer_cfgs"], dict) else c["layer_cfgs"][i]
+        normed = norm(p, f"{layer}norm", tokens, rms=own["use_rms_norm"])
         tokens = tokens + snake_mixer(p, f"{layer}mamba.", normed, grid)
         if f"{layer}dw.0.weight" in p:
             image = tokens.transpose(1, 2).unflatten(2, grid)
@@ -288,6 +381,43 @@ def _orders(scan: str, rows: int, columns: int) -> list[list[int]]:
     )
 
 
+def _along(p: State, at: str, k: int, seen: Tensor) -> Tensor:
+    """Direction k of VMamba's scan over tokens in its order."""
+    inner, states, rank = seen.shape[2], p[f"{at}A_logs"].shape[1], p[f"{at}dt_projs_weight"].shape[2]
+    of = slice(k * inner, (k + 1) * inner)
+    low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
+    dt = F.softplus(low @ p[f"{at}dt_projs_weight"][k].T + p[f"{at}dt_projs_bias"][k])
+    return recur(seen, dt, -p[f"{at}A_logs"][of].exp(), B, C, p[f"{at}Ds"][of])
+
+
+def _headed(p: State, at: str, k: int, seen: Tensor) -> Tensor:
+    """Direction k of the scan with the heads of Mamba-2, head by head."""
+    heads, width = p[f"{at}Ds"].shape[1:]
+    states = (p[f"{at}x_proj_weight"].shape[1] - heads) // 2
+    low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([heads, states, states], -1)
+    outputs = []
+    for h in range(heads):
+        u = seen[..., h * width : (h + 1) * width]
+        dt = F.softplus(low[..., h] + p[f"{at}dt_projs_bias"][k, h])[..., None].expand_as(u)
+        A = -p[f"{at}A_logs"][k, h].exp().expand(width, states)
+        outputs.append(recur(u, dt, A, B, C, p[f"{at}Ds"][k, h]))
+    return torch.cat(outputs, -1)
+
+
+def _cascade(p: State, at: str, u: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rows, then columns; what comes back is added step by step, not token by token."""
+
+    def unit(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    image = unit(u.unflatten(1, grid))
+    rows = [_along(p, at, 0, row) + _along(p, at, 1, row.flip(1)) for row in image.unbind(1)]
+    image = unit(torch.stack(rows, 1))
+    columns = [_along(p, at, 2, column) + _along(p, at, 3, column.flip(1)) for column in image.unbind(2)]
+    return torch.stack(columns, 2).flatten(1, 2)
+
+
 def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tensor:
     """The mixer of VMamba."""
     kind = c["forward_type"]
@@ -295,25 +425,24 @@ def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tens
     gated = "_noz" not in kind or "_nozact" in kind
     projected = linear(p, f"{at}in_proj", x)
     u, z = projected.chunk(2, -1) if gated else (projected, None)
-    if f"{at}conv2d.weight" in p:
-        kernel = p[f"{at}conv2d.weight"]
+    conv = f"{at}conv2d.1" if kind.startswith("m0") else f"{at}conv2d"
+    if f"{conv}.weight" in p:
+        kernel = p[f"{conv}.weight"]
         image = F.conv2d(
             u.mT.unflatten(2, grid),
             kernel,
-            p.get(f"{at}conv2d.bias"),
+            p.get(f"{conv}.bias"),
             padding=kernel.shape[-1] // 2,
             groups=len(kernel),
         )
         u = image.flatten(2).mT
     u = _act(act, u)
-    inner, states = u.shape[2], p[f"{at}A_logs"].shape[1]
-    rank, y = p[f"{at}dt_projs_weight"].shape[2], torch.zeros_like(u)
-    for k, order in enumerate(_orders(kind.split("_")[0], *grid)):
-        of, seen = slice(k * inner, (k + 1) * inner), u[:, order]
-        low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
-        dt = F.softplus(low @ p[f"{at}dt_projs_weight"][k].T + p[f"{at}dt_projs_bias"][k])
-        scanned = recur(seen, dt, -p[f"{at}A_logs"][of].exp(), B, C, p[f"{at}Ds"][of])
-        y = y + scanned[:, torch.tensor(order).argsort()]
+    if "2dc" in kind:
+        y = _cascade(p, at, u, grid)
+    else:
+        y, scan = torch.zeros_like(u), _headed if kind.startswith("m0") else _along
+        for k, order in enumerate(_orders(kind.split("_")[0], *grid)):
+            y = y + scan(p, at, k, u[:, order])[:, torch.tensor(order).argsort()]
     y = _out_norm(p, f"{at}out_norm", y, grid, kind)
     y = F.gelu(y) if "_oact" in kind else y
     if z is not None:
@@ -335,11 +464,28 @@ def _out_norm(p: State, at: str, y: Tensor, grid: tuple[int, int], kind: str) ->
     return norm(p, at, y, rms=False)
 
 
+def _channel_norm(p: State, at: str, x: Tensor) -> Tensor:
+    """LayerNorm, or BatchNorm in evaluation mode, channels last."""
+    if f"{at}.running_mean" not in p:
+        return norm(p, at, x, rms=False)
+    centred = x - p[f"{at}.running_mean"]
+    return centred / (p[f"{at}.running_var"] + 1e-5).sqrt() * p[f"{at}.weight"] + p[f"{at}.bias"]
+
+
+def _mlp(p: State, at: str, x: Tensor, c: dict) -> Tensor:
+    h = linear(p, f"{at}mlp.fc1", _channel_norm(p, f"{at}norm2", x))
+    act = c.get("mlp_act_layer", "gelu")
+    if c.get("gmlp"):
+        value, gate = h.chunk(2, -1)
+        return linear(p, f"{at}mlp.fc2", value * _act(act, gate))
+    return linear(p, f"{at}mlp.fc2", _act(act, h))
+
+
 def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
     """Logits of VMamba."""
 
     def normed(at: str, x: Tensor) -> Tensor:
-        return norm(p, at, x.movedim(1, -1), rms=False).movedim(-1, 1) if f"{at}.weight" in p else x
+        return _channel_norm(p, at, x.movedim(1, -1)).movedim(-1, 1) if f"{at}.weight" in p else x
 
     def conv(at: str, x: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, p[f"{at}.weight"], p[f"{at}.bias"], stride, padding)
@@ -355,23 +501,17 @@ def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
         grid, tokens = (x.shape[2], x.shape[3]), x.flatten(2).mT
         for i in range(depth):
             at = f"layers.{s}.blocks.{i}."
-            tokens = tokens + scan2d(p, f"{at}op.", norm(p, f"{at}norm", tokens, rms=False), grid, c)
+            tokens = tokens + scan2d(p, f"{at}op.", _channel_norm(p, f"{at}norm", tokens), grid, c)
             if f"{at}norm2.weight" in p:
-                h = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", tokens, rms=False))
-                if c.get("gmlp"):
-                    value, gate = h.chunk(2, -1)
-                    h = value * _act(c.get("mlp_act_layer", "gelu"), gate)
-                else:
-                    h = _act(c.get("mlp_act_layer", "gelu"), h)
-                tokens = tokens + linear(p, f"{at}mlp.fc2", h)
+                tokens = tokens + _mlp(p, at, tokens, c)
         x = tokens.mT.unflatten(2, grid)
         if s + 1 < len(c["depths"]):
             at, version = f"layers.{s}.downsample.", c.get("downsample_version", "v2")
             if version == "v1":
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
                 parts = [x[:, :, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))]
-                merged = norm(p, f"{at}norm", torch.cat(parts, 1).movedim(1, -1), rms=False)
+                merged = _channel_norm(p, f"{at}norm", torch.cat(parts, 1).movedim(1, -1))
                 x = linear(p, f"{at}reduction", merged).movedim(-1, 1)
             else:
                 x = normed(f"{at}3", conv(f"{at}1", x, 2, 0 if version == "v2" else 1))
-    return linear(p, "classifier.head", norm(p, "classifier.norm", x.flatten(2).mT, rms=False).mean(1))
+    return linear(p, "classifier.head", _channel_norm(p, "classifier.norm", x.flatten(2).mT).mean(1))

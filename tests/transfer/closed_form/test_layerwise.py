@@ -13,6 +13,7 @@ from transmamba.models import (
     ViT,
     replace_mixers,
 )
+from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import Attention, Mamba2Mixer, Mamba3Mixer, MambaMixer, TransformerBlock
 from transmamba.transfer import LayerFit, LeastSquares, fit_layers
 
@@ -222,6 +223,39 @@ def test_images_and_tokens_that_the_student_lacks():
         quiet(teacher, student, images)
     report = quiet(teacher, student, images, tokens=lambda x: x[:, 1:])
     assert report.rows[0].tokens == 3 * 8 * 16
+
+
+@pytest.mark.parametrize("names", [("forward", "backward"), SNAKES])
+@pytest.mark.parametrize("place", ["ends", "middle", "last"])
+@pytest.mark.parametrize("mixer", [Mamba2Mixer, Mamba3Mixer])
+def test_an_image_model_of_several_directions(mixer, names, place):
+    teacher = perturb(ViT(**IMAGE, depth=2, heads=2, registers=1))
+    mixer = partial(mixer, d_state=4, head_dim=6, directions=len(names))
+    student = replace_mixers(teacher, {0: mixer, 1: mixer}, orders=names, prefix_scan=place)
+    images = list(torch.randn(6, 8, 3, 8, 8).unbind())
+    before = error(student, teacher, images[4:])
+    report = quiet(teacher, student, images[:4])
+    assert error(student, teacher, images[4:]) < 0.8 * before
+    assert all(row.r2 < 1 and row.tokens == 4 * 8 * 18 for row in report.rows)
+
+
+def test_several_directions_are_the_ridge_regression_of_their_sum():
+    teacher = perturb(ViT(**IMAGE, depth=1, heads=2))
+    mixer = partial(Mamba2Mixer, d_state=4, head_dim=6, directions=2)
+    student = replace_mixers(teacher, {0: mixer}, orders=("snake", "snake_reverse")).eval()
+    images = list(torch.randn(4, 8, 3, 8, 8).unbind())
+    report = quiet(teacher, student, images, ridge=0.01, products=torch.float64)
+    sums, found = LeastSquares(24, 12), []
+    student.blocks[0].mixer.out_proj.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    with torch.no_grad():
+        for x in images:
+            found.clear()
+            student(x)
+            tokens = teacher._embed(x)
+            sums.update(found[0], teacher.blocks[0].attn(teacher.blocks[0].norm1(tokens)))
+    wanted = sums.solve(0.01)
+    torch.testing.assert_close(student.blocks[0].mixer.out_proj.weight.double(), wanted.weight, atol=1e-5, rtol=1e-4)
+    assert report.rows[0].r2 == pytest.approx(sums.r2(wanted.weight), abs=1e-5)
 
 
 def test_text_encoders_with_norms_after_the_residual():

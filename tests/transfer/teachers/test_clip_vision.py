@@ -138,5 +138,5 @@ def test_an_activation_without_canonical_form_is_refused(name, family):
 def test_patches_that_cannot_be_square_are_refused():
     teacher = build("Siglip")
     state = teacher.state_dict() | {"embeddings.patch_embedding.weight": torch.zeros(24, 30)}
-    with pytest.raises(ValueError, match="30 values are no square patch of 3 channels"):
+    with pytest.raises(ValueError, match="30 values do not make a square patch of 3 channels"):
         translate(state, "siglip_vision")

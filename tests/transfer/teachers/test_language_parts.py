@@ -105,7 +105,7 @@ def test_a_family_without_its_configuration_says_what_it_does_not_know():
 
 def test_another_number_of_layers_than_the_configuration_says_is_an_error():
     teacher = build("llama")
-    with pytest.raises(ValueError, match="the configuration says 3 layers, the checkpoint has 4"):
+    with pytest.raises(ValueError, match="the configuration gives 3 layers, the checkpoint has 4"):
         translate(teacher.state_dict(), config={**teacher.config.to_dict(), "num_hidden_layers": 3})
 
 

@@ -37,22 +37,22 @@ def from_official(
     num_frames: int | None = None,
     num_classes: int | None = None,
 ) -> nn.Module:
-    """Our model with the weights of an official one.
+    """Build our model with the weights of an official one.
 
     Args:
         family: one of `FAMILIES`.
         config: the official constructor arguments by their official names. A checkpoint of another square image size,
-            number of frames or number of classes is adapted, as far as its tensors tell; a new head is logged.
+            number of frames or number of classes is adapted, as far as its tensors show it; a new head is logged.
         state_dict: the official state dict, as it is or in the wrappers and with the prefixes training scripts add, or
             the path of a file with it. Of `.pth` files tensors and plain containers are read only.
         img_size: an image size other than that of `config`; position tables are resized.
         num_frames: another number of frames; an image model becomes a video model.
-        num_classes: another number of classes; the head starts anew.
+        num_classes: another number of classes; the head is initialised again.
 
     Raises:
         ValueError: the family is unknown, an argument is not understood, names are missing or left over, shapes are
             wrong (all are listed), or the family cannot be changed in that way.
-        TypeError: something in the state dict is no tensor.
+        TypeError: something in the state dict is not a tensor.
     """
     if family not in FAMILIES:
         raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
@@ -63,7 +63,7 @@ def from_official(
 
 
 def to_official(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `model` as the official implementation writes it, bit for bit what `from_official` read.
+    """Return the state dict of `model` as the official code writes it, bit for bit the one that `from_official` read.
 
     Raises:
         TypeError: no family has models of that class.

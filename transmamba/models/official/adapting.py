@@ -1,4 +1,4 @@
-"""A checkpoint for a model of another size: what its tensors tell, and how head and position rows change."""
+"""Change of a checkpoint's size: sizes inferred from its tensors, and its head and position rows resized."""
 
 import logging
 import math
@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def told_classes(model: nn.Module, state: State, name: str = "head") -> dict[str, Any]:
-    """`num_classes` of a checkpoint whose head, called `name`, fits `model` but for their number."""
+    """Return `num_classes` of a checkpoint whose head, called `name`, fits `model` but for their number."""
     weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
     if isinstance(model.get_submodule("head"), nn.Identity):
         return {}
@@ -27,7 +27,7 @@ def told_classes(model: nn.Module, state: State, name: str = "head") -> dict[str
 
 
 def told_side(table: Tensor | None, extra: int, cells: int) -> int | None:
-    """Rows of the square grid that a position table of `extra` more rows is for; None if it has `cells` as wanted."""
+    """Infer the side of a square position table with `extra` more rows; None if it has `cells` patches as wanted."""
     if table is None or table.dim() != 3 or table.shape[1] - extra == cells or table.shape[1] <= extra:
         return None
     side = math.isqrt(table.shape[1] - extra)
@@ -35,7 +35,7 @@ def told_side(table: Tensor | None, extra: int, cells: int) -> int | None:
 
 
 def fresh_head(state: State, target: nn.Module) -> State:
-    """`state`, with a head that starts anew if `target` has another number of classes."""
+    """Give `state` a new head if `target` has another number of classes."""
     like, old = next(iter(state.values())), state.get("head.weight")
     wanted = target.get_submodule("head")
     if not isinstance(wanted, nn.Linear):
@@ -43,7 +43,7 @@ def fresh_head(state: State, target: nn.Module) -> State:
     before = 0 if old is None else len(old)
     if before == wanted.out_features:
         return state
-    _log.warning("the head starts anew: the checkpoint has %d classes, the model %d", before, wanted.out_features)
+    _log.warning("the head is new: the checkpoint has %d classes, the model %d", before, wanted.out_features)
     head = nn.Linear(wanted.in_features, wanted.out_features, dtype=like.dtype, device=like.device)
     init_linear(head)
     return {**state, **{f"head.{name}": value for name, value in head.state_dict().items()}}
@@ -52,7 +52,7 @@ def fresh_head(state: State, target: nn.Module) -> State:
 def move_rows(
     table: Tensor, rows: Sequence[int], new_rows: Sequence[int], resize: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """A position table (1, position, dim) of another size: `rows` go to `new_rows` as they are, the rest is resized."""
+    """Resize a position table (1, position, dim): `rows` are moved unchanged to `new_rows`, the rest is resized."""
     patches = resize(table[:, [i for i in range(table.shape[1]) if i not in rows]])
     for row, new in zip(rows, new_rows, strict=True):
         patches = torch.cat([patches[:, :new], table[:, row : row + 1], patches[:, new:]], 1)

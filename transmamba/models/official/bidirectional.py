@@ -1,4 +1,4 @@
-"""What Vim and VideoMamba have alike: mixers, norms, and names, in which `_b` marks what the way back owns."""
+"""Common parts of Vim and VideoMamba: mixers, norms, and names, in which `_b` marks the backward direction."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -26,13 +26,13 @@ _LEAVES = {
 def read_mixer(
     ssm_cfg: Mapping[str, Any] | None, kind: str, *, average: bool, gamma: float | None = None, **own: Any
 ) -> Callable[[int], nn.Module]:
-    """What builds a block's mixer from a width.
+    """Return a function that builds a block's mixer from a width.
 
     Args:
         ssm_cfg: arguments of the official mixer.
         kind: "none" scans forward, "v1" also backward with decay rates of its own, "v2" with everything of its own.
         average: halve the sum of two directions.
-        gamma: what a scale of each output channel starts from; None is no scale.
+        gamma: initial value of a scale of each output channel; None for no scale.
         own: arguments of the mixer that the model has itself.
 
     Raises:
@@ -53,13 +53,18 @@ def read_mixer(
 
 
 def read_norm(rms_norm: bool, eps: float) -> Callable[[int], nn.Module]:
-    """What builds a norm from a width."""
+    """Return a function that builds a norm from a width."""
     return partial(RMSNorm if rms_norm else LayerNorm, eps=eps)
 
 
 def official_name(name: str) -> str:
-    """`blocks.0.mixer.branches.1.ssm.A_log` -> `layers.0.mixer.A_b_log`, and so on."""
+    """Map `blocks.0.mixer.branches.1.ssm.A_log` to `layers.0.mixer.A_b_log`, and so on."""
+    name = re.sub(r"^blocks\.(\d+)\.(there|back)\.", _of_pair, name)
     name = re.sub(r"^norm\.", "norm_f.", name).replace(".mixer.mixer.", ".mixer.")
     name = re.sub(r"^blocks\.(\d+)\.", r"layers.\1.", name).replace(".norm1.", ".norm.")
     name = name.replace("mixer.back_A_log", "mixer.A_b_log")
     return _BRANCH.sub(lambda found: "mixer." + _LEAVES[found[2]].format(b="_b" if found[1] == "1" else ""), name)
+
+
+def _of_pair(found: re.Match[str]) -> str:
+    return f"blocks.{2 * int(found[1]) + (found[2] == 'back')}."

@@ -1,4 +1,4 @@
-"""What has to be known of an official implementation to read and write its checkpoints."""
+"""Description of an official implementation: the rules by which its checkpoints are read and written."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,22 +9,22 @@ from transmamba._checkpoint import State
 
 
 def same_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """The official tensor has our shape."""
+    """Return the shape unchanged: the official tensor has ours."""
     return tuple(shape)
 
 
 def same_state(state: State) -> State:
-    """The official names are those of today."""
+    """Return the state unchanged: no older names exist."""
     return state
 
 
 def as_read(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Models of the family have no size that can change."""
+    """Return the state unchanged: models of the family cannot be resized."""
     return state
 
 
 def as_configured(model: nn.Module, state: State) -> dict[str, Any]:
-    """The checkpoint is of the size of the model."""
+    """Return no changes: the checkpoint is of the size of the model."""
     return {}
 
 
@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
     Attributes:
         model: our class.
-        build: makes our model from the official constructor arguments; it is also given the state dict, for what the
+        build: makes our model from the official constructor arguments; it also gets the state dict, for sizes that the
             arguments leave open.
         official_name: our name of a tensor -> the official one.
         official_shape: our name and shape -> the official shape, which holds the same numbers in the same order.
@@ -57,24 +57,32 @@ def read_config(
     defaults: Mapping[str, Any],
     fixed: Mapping[str, Any] | None = None,
     ignored: tuple[str, ...] = (),
+    reasons: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
+    """Return the official constructor arguments that matter here: those of `defaults`, overwritten by `config`.
 
     Args:
-        config: what the caller gave.
+        config: the caller's arguments.
         defaults: every argument that is understood, with its official default.
         fixed: arguments that have to have this value, because nothing else is built here.
         ignored: arguments without influence on the numbers.
+        reasons: why a fixed argument has no other value, for the message.
 
     Raises:
         ValueError: an argument is unknown, or a fixed one has another value; the message lists all of them.
     """
     fixed = fixed or {}
     wrong = [
-        f"{name}={value!r}: expected {fixed[name]!r}" if name in fixed else f"{name}={value!r}: unknown"
+        f"{name}={value!r}: expected {fixed[name]!r}{_because(name, reasons or {})}"
+        if name in fixed
+        else f"{name}={value!r}: unknown"
         for name, value in config.items()
         if name not in defaults and name not in ignored and not (name in fixed and value == fixed[name])
     ]
     if wrong:
         raise ValueError("cannot build from these official arguments: " + "; ".join(wrong))
     return {name: config.get(name, default) for name, default in defaults.items()}
+
+
+def _because(name: str, reasons: Mapping[str, str]) -> str:
+    return f", because {reasons[name]}" if name in reasons else ""

@@ -22,7 +22,7 @@ TIED_BY_DEFAULT = {"mamba": True, "falcon_mamba": True, "mamba2": False}
 
 
 def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Tensor] | None = None) -> MambaLM:
-    """The language model of a checkpoint of `transformers`.
+    """Build the language model of a checkpoint of `transformers`.
 
     Its `hidden_states` are `(*Features.layers, Features.last)`: entry i is the stream after block i, the last one
     follows the final norm, and the embedding is left out. The `hidden_states` of a ViT or a LLaMA in `transformers`
@@ -76,7 +76,7 @@ def _load(official: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> Mamb
 
 
 def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of mamba_ssm's language model."""
+    """Return the arguments of mamba_ssm's language model."""
     return {
         "d_model": config["hidden_size"],
         "n_layer": config["num_hidden_layers"],
@@ -88,7 +88,7 @@ def _lm(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _mamba(config: Mapping[str, Any]) -> dict[str, Any]:
     width = config["hidden_size"]
-    # FalconMamba's files say expand=16 and mean the intermediate size
+    # FalconMamba's files have expand=16, but the intermediate size is the one that counts
     inner = config.get("intermediate_size", int(config.get("expand", 2) * width))
     check_sizes(intermediate_size=inner)
     return {
@@ -103,7 +103,7 @@ def _mamba(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ratio(inner: int, width: int) -> int | float:
-    """What `width` is multiplied by to give `inner`, rounded down."""
+    """Return the factor that multiplies `width` to give `inner`, rounded down."""
     if inner % width == 0:
         return inner // width
     ratio = inner / width

@@ -14,10 +14,10 @@ from transmamba.models.pretrained import assign, weights_of
 def build_and_load(
     family: Family, config: Mapping[str, Any], state: State, changes: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """The model of `config | changes` with the numbers of `state`.
+    """Build the model of `config | changes` with the numbers of `state`.
 
-    The checkpoint may be of another size than `config` says, where its tensors tell which: they are adapted. They keep
-    their dtype and are copied.
+    The checkpoint may differ in size from `config`, where its tensors show it: they are adapted. They keep their dtype
+    and are copied.
 
     Raises:
         ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.
@@ -38,12 +38,12 @@ def build_and_load(
 
 
 def rebuild(family: Family, config: Mapping[str, Any], state: State) -> nn.Module:
-    """The empty model of `config` that a state by our names belongs to."""
+    """Build the empty model of `config` for a state with our names."""
     return family.build(config, {strip_prefixes(family.official_name(name)): value for name, value in state.items()})
 
 
 def translate(family: Family, model: nn.Module, state: State) -> State:
-    """`state` by our names and in our shapes.
+    """Translate `state` to our names and our shapes.
 
     Raises:
         ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.
@@ -66,7 +66,7 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
 
 
 def write_official(family: Family, model: nn.Module) -> State:
-    """The state dict of `model` by the official names and in the official shapes."""
+    """Return the state dict of `model` with the official names and shapes."""
     return {
         family.official_name(name): value.reshape(family.official_shape(name, value.shape))
         for name, value in weights_of(model).items()

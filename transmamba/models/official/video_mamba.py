@@ -41,7 +41,7 @@ _TEXT_IGNORED = ("clip_decoder_embed_dim", "clip_norm_type")
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The VideoMamba of the official constructor arguments; a clip model if they or the tensors speak of frames.
+    """Build the VideoMamba of the official constructor arguments; a clip model if they or the tensors have frames.
 
     Raises:
         ValueError: an argument is not understood, or the official model has none of that value.
@@ -85,7 +85,7 @@ def _build_text(config: Mapping[str, Any]) -> nn.Module:
 
 
 def official_name(name: str) -> str:
-    """As Vim, and `temporal_pos_embed` -> `temporal_pos_embedding`; the final norm of a video-text model is `norm`."""
+    """Map names as Vim does, and `temporal_pos_embed`; the final norm of a video-text model is `norm`."""
     if name.startswith("encoder."):
         return official_name(name.removeprefix("encoder.")).replace("norm_f.", "norm.")
     if name.startswith("decoder."):
@@ -94,7 +94,7 @@ def official_name(name: str) -> str:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes or frames, a position table of another square image, images instead of clips."""
+    """Infer another number of classes or frames, a position table of another square image, images instead of clips."""
     if not isinstance(model, VideoMamba):
         return {}
     told, (rows, columns) = told_classes(model, state), model.grid[-2:]
@@ -111,7 +111,7 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Resize the position tables; an image model becomes a clip model that sees one frame per tubelet."""
+    """Resize the position tables; an image model becomes a clip model with one frame per tubelet."""
     source, target = cast(VideoMamba, source), cast(VideoMamba, target)
     state = dict(state)
     patches = resize_position(state["pos_embed"][:, 1:], source.grid[-2:], target.grid[-2:])

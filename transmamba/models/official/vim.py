@@ -11,6 +11,7 @@ from transmamba.models.official.adapting import fresh_head, move_rows, told_clas
 from transmamba.models.official.bidirectional import official_name, read_mixer, read_norm
 from transmamba.models.official.family import Family, read_config
 from transmamba.models.vim import ClassTokens, Vim
+from transmamba.models.vim_layers import Turns
 from transmamba.nn.position import resize_position
 
 _DEFAULTS = {
@@ -37,15 +38,21 @@ _DEFAULTS = {
     "init_layer_scale": None,
     "use_double_cls_token": False,
     "use_middle_cls_token": True,
+    "if_rope": False,
+    "if_rope_residual": False,
+    "pt_hw_seq_len": 14,
+    "if_bidirectional": False,
 }
-# rotated streams and layers in pairs are not built here; flipping at random is no property of a trained model
-_FIXED = {"if_rope": False, "if_rope_residual": False, "if_bidirectional": False, "flip_img_sequences_ratio": -1.0}
+_FIXED = {"flip_img_sequences_ratio": -1.0}
+_REASONS = {
+    "flip_img_sequences_ratio": "the official model then flips its tokens by a coin, in evaluation too: it has no one "
+    "output for an image"
+}
 # no influence on the numbers; `if_devide_out` is a slip of the official vim_base, which falls into its **kwargs
 _IGNORED = (
     "fused_add_norm",
     "initializer_cfg",
     "ft_seq_len",
-    "pt_hw_seq_len",
     "device",
     "dtype",
     "pretrained",
@@ -55,13 +62,14 @@ _POOLING: dict[str, Literal["mean", "last", "max"]] = {"mean": "mean", "none": "
 
 
 def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """The Vim of the official constructor arguments.
+    """Build the Vim of the official constructor arguments.
 
     Raises:
         ValueError: an argument is not understood, or means no classifier.
     """
-    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
+    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED, _REASONS)
     size, tokens = args["img_size"], _class_tokens(args)
+    turns = _turns(args, tokens)
     pooling = args["final_pool_type"]
     if pooling not in _POOLING and tokens == "none":
         raise ValueError(f"final_pool_type={pooling!r} gives no logits of an image: expected mean, max or none")
@@ -85,7 +93,37 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         dropout=args["drop_rate"],
         drop_path=args["drop_path_rate"],
         float32_residual=args["residual_in_fp32"],
+        turns=turns,
+        turned_grid=args["pt_hw_seq_len"],
+        paired=_paired(args),
     )
+
+
+def _paired(args: Mapping[str, Any]) -> bool:
+    if args["if_bidirectional"] and args["depth"] % 2:
+        raise ValueError(
+            f"if_bidirectional=True, depth={args['depth']}: expected an even depth, because the official model takes "
+            "two layers at a time and never runs, nor trains, the last of an odd number"
+        )
+    return args["if_bidirectional"]
+
+
+def _turns(args: Mapping[str, Any], tokens: ClassTokens) -> Turns:
+    """Return the tokens that are rotated; refuse settings with which the official rotation fails."""
+    if not args["if_rope"]:
+        return "none"
+    size, side = args["img_size"], args["patch_size"]
+    extra = {"none": 0, "both": 2}.get(tokens, 1)
+    if not isinstance(size, int):
+        raise ValueError(f"if_rope=True, img_size={size}: expected one number, which the official rotation divides")
+    patches, cells = ((size - side) // args["stride"] + 1) ** 2, (size // side) ** 2
+    if (patches + extra) // 2 * 2 != cells or args["embed_dim"] % 4:
+        raise ValueError(
+            f"if_rope=True: the official model fails with {patches} patches, {extra} class tokens and a width of "
+            f"{args['embed_dim']}; expected an even number of patches that do not overlap, at most one class token, "
+            "and a width that is a multiple of 4"
+        )
+    return "stream" if args["if_rope_residual"] else "output"
 
 
 def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
@@ -97,7 +135,7 @@ def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
 
 
 def describe(model: nn.Module, state: State) -> dict[str, Any]:
-    """Another number of classes, or a position table of another square image."""
+    """Infer another number of classes, or a position table of another square image."""
     model = cast(Vim, model)
     told, embed = told_classes(model, state), model.patch_embed
     side = told_side(state.get("pos_embed"), len(model.cls_positions), model.patches)
@@ -105,12 +143,16 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Resize the position table but for the rows of class tokens."""
+    """Resize the position table except for the rows of class tokens, and compute the angles again."""
     source, target = cast(Vim, source), cast(Vim, target)
     if target.pos_embed is not None:
         resize = partial(resize_position, grid=source.grid, new_grid=target.grid)
         table = move_rows(state["pos_embed"], source.cls_positions, target.cls_positions, resize)
         state = {**state, "pos_embed": table}
+    if target.rope is not None:
+        target.rope.to_empty(device="cpu").reset_parameters()
+        tables = {f"rope.{name}": value for name, value in target.rope.state_dict().items()}
+        state = {**state, **{name: value.to(state[name].dtype) for name, value in tables.items()}}
     return fresh_head(state, target)
 
 

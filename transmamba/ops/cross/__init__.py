@@ -85,7 +85,7 @@ def cross_scan(
         (C[:, :, :0] if last_only else C).to(act),
         None if dt_bias is None else dt_bias.to(compute),
         order_table(orders, tokens.shape[2]),
-        C.new_empty(len(C), 0, dtype=torch.long) if last_only or reads is None else reads.long(),
+        C.new_empty(C.shape[0], 0, dtype=torch.long) if last_only or reads is None else reads.long(),
         softplus,
         merge,
     )

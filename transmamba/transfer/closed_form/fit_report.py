@@ -1,4 +1,4 @@
-"""What a layer-wise fit did, and how it is written down on the way."""
+"""The result of a layer-wise fit, and its log while it runs."""
 
 import os
 from collections.abc import Mapping

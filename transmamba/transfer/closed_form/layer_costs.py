@@ -1,4 +1,4 @@
-"""How much each layer's mixer is worth, and so which layers keep their attention."""
+"""The worth of each layer's mixer, which decides which layers keep their attention."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from transmamba.transfer.closed_form.streams import blocks_of, counted, evaluati
 
 
 class Sensitivity(NamedTuple):
-    """What the loss is without a change, and with the mixer of one layer changed.
+    """The loss of the unchanged model, and its loss with the mixer of one layer changed.
 
     Attributes:
         base: loss of the model as it is.
@@ -50,7 +50,7 @@ def sensitivity(
     replace: Mapping[int, nn.Module] | Callable[[int], nn.Module] | None = None,
     progress: bool = True,
 ) -> Sensitivity:
-    """Measure what the mixer of each layer is worth, one layer at a time; the model is unchanged afterwards.
+    """Measure the worth of each layer's mixer, one layer at a time; the model is unchanged afterwards.
 
     Costs of single layers need not add up: layers can stand in for each other.
 

@@ -116,7 +116,7 @@ class LayerFit:
         return [*found, readout_of(self._block.mlp)] if self._solves_mlp(mlp) else found
 
     def pairs(self) -> Iterator[tuple[Place, Tensor]]:
-        """Yield, batch by batch, what the next student block is called with and the target of its mixer's output.
+        """Yield, batch by batch, the input of the next student block and the target of its mixer's output.
 
         The stream is `place.tokens`; `place.mask(block)` has the padding.
         """
@@ -124,7 +124,7 @@ class LayerFit:
             yield from [(step.place, self._mixer_target(step)) for step in self._streams.steps()]
 
     def advance(self, *, measure: bool = True) -> tuple[float, float] | None:
-        """Go on to the next layer; with `measure`, return the errors of the student's stream there (see `FitRow`)."""
+        """Move on to the next layer; with `measure`, return the errors of the student's stream there (see `FitRow`)."""
         sums, mean = torch.zeros(4, dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         block = self._block
 

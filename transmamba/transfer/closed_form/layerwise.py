@@ -38,15 +38,16 @@ def fit_layers(
 ) -> FitReport:
     """Solve the output projection of a student's mixers by ridge regression, in place, from the bottom to the top.
 
-    With S the student's own stream before a block, T the teacher's, and z what the mixer's output projection W reads
-    when the mixer gets norm(S), W minimises |z W - (T + attention(norm T) - S)|^2: what is missing to the teacher's
-    stream, so that errors of the layers below are corrected as far as they can be. The mixers keep the weights they
-    have inside, random ones included. Then S goes on through the block, and the next one is solved.
+    With S the student's own stream before a block, T the teacher's, and z the input of the mixer's output projection W
+    when the mixer gets norm(S), W minimises |z W - (T + attention(norm T) - S)|^2. The target is the difference to the
+    teacher's stream, so that errors of the layers below are corrected as far as possible. The mixers keep their inner
+    weights, random ones included. Then S passes through the block, and the next block is solved.
 
     Both models are backbones with `blocks`, called as block(tokens, *context) with the same context for all, as ours
-    and those of `models.from_transformer` are. In a block, the mixer is what `mixer_name` names, or `mixer` or `attn`;
-    in the mixer the output projection is `out_proj` or `proj`, or else its last linear layer; in `mlp` the second
-    matrix is `fc2` or else the last one. A mask given to the student's blocks (`mask`) leaves tokens out.
+    and those of `models.from_transformer` are. In a block, the mixer is the module named by `mixer_name`, or else
+    `mixer` or `attn`; in the mixer the output projection is `out_proj` or `proj`, or else its last linear layer; in
+    `mlp` the second matrix is `fc2` or else the last one. A mask given to the student's blocks (`mask`) leaves tokens
+    out.
 
     Args:
         teacher: the model to follow.

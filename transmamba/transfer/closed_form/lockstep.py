@@ -10,7 +10,7 @@ from transmamba.transfer.closed_form.streams import Batch, Place, Taught, blocks
 
 
 class Step(NamedTuple):
-    """One batch at one layer: what the student's block is called with, and what the teacher's gave."""
+    """One batch at one layer: the input of the student's block, and the output of the teacher's."""
 
     place: Place
     taught: Taught
@@ -60,7 +60,7 @@ class Lockstep:
         _check_any(some)
 
     def advance(self, observe: Callable[[Step, Tensor], None] | None = None) -> None:
-        """Go on to the next student layer; `observe` gets every step and the student's stream after its block."""
+        """Move on to the next student layer; `observe` gets every step and the student's stream after its block."""
         kept, block = [], self.ours[self.layer]
         with evaluating(*self.models):
             for index, step in enumerate(self.steps() if observe is not None or self._kept is not None else ()):

@@ -14,7 +14,7 @@ MIXERS = ("mixer", "attn")
 OUTPUTS = ("out_proj", "proj", "fc2")
 
 
-class Reached(Exception):  # noqa: N818 - no error: it ends a forward that has given what was wanted
+class Reached(Exception):  # noqa: N818 - no error: it ends a forward that need not go on
     """Raised inside of a forward that needs to go no further."""
 
 
@@ -34,7 +34,7 @@ def blocks_of(model: nn.Module, side: str) -> nn.ModuleList:
 
 
 def mixer_of(block: Any) -> nn.Module:
-    """Return the mixer of a block: what its `mixer_name` names, else `mixer` or `attn`.
+    """Return the mixer of a block: the module named by its `mixer_name`, else `mixer` or `attn`.
 
     Raises:
         ValueError: there is none.
@@ -61,7 +61,7 @@ def readout_of(module: nn.Module) -> nn.Linear:
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and afterwards the modes as they were."""
+    """Switch to evaluation without gradients, and restore every module's mode afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()
@@ -84,7 +84,7 @@ def hooked(*handles: torch.utils.hooks.RemovableHandle) -> Iterator[None]:
 
 
 def counted(layers: Iterable[int], progress: bool) -> Iterable[int]:
-    """Go through layers, with a progress bar if tqdm is installed."""
+    """Iterate over layers, with a progress bar if tqdm is installed."""
     if not progress:
         return layers
     try:
@@ -103,7 +103,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 @dataclass
 class Place:
-    """The stream before a block, and what all blocks are called with beside it."""
+    """The stream before a block, and the other arguments with which all blocks are called."""
 
     tokens: Tensor
     arguments: tuple[Any, ...]
@@ -122,12 +122,12 @@ class Place:
         return self.at(self.run(block))
 
     def mask(self, block: nn.Module) -> Tensor | None:
-        """Return what the block is given as `mask`."""
+        """Return the block's `mask` argument."""
         return mask_of(block, (self.tokens, *self.arguments), self.options)
 
 
 def mask_of(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Tensor | None:
-    """Return what a module called with these arguments is given as `mask`."""
+    """Return the `mask` argument of a call of this module."""
     return inspect.signature(module.forward).bind(*arguments, **options).arguments.get("mask")
 
 
@@ -161,7 +161,7 @@ def watch(module: nn.Module, found: dict[str, Tensor], name: str) -> torch.utils
 
 
 def run_until(place: Place, block: nn.Module, layer: nn.Module) -> Tensor:
-    """Run a block until it calls one of its layers, and return what the layer would read.
+    """Run a block until it calls one of its layers, and return the input of that layer.
 
     Raises:
         ValueError: the block does not call it.

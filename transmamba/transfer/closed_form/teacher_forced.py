@@ -25,13 +25,13 @@ from transmamba.transfer.closed_form.streams import (
 
 @dataclass(frozen=True)
 class MixerPair:
-    """What a teacher's mixer read and gave for one batch, both without gradient.
+    """Input and output of a teacher's mixer for one batch, both without gradient.
 
     Attributes:
         inputs: tokens after the norm.
-        outputs: what the mixer added to the stream.
-        arguments: what it was called with beside the tokens, such as orders.
-        options: the same by keyword.
+        outputs: the mixer's addition to the stream.
+        arguments: its other positional arguments, such as orders.
+        options: its keyword arguments.
         mask: True marks a real token; None if all are.
     """
 

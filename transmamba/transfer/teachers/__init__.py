@@ -1,8 +1,8 @@
 """Teachers: which Transformer a checkpoint holds, and its tensors in one canonical form.
 
-A family is one file here, or several in one: its stored names, the steps to canonical tensors, what it ignores, and
-what it cannot keep. Files that define `FAMILIES` or `REFUSED` are found by themselves; docs/adding_a_teacher.md has an
-example.
+A family is one file here, or several in one: its stored names, the steps to canonical tensors, the tensors that it
+ignores, and the properties that it cannot keep. Files that define `FAMILIES` or `REFUSED` are found automatically;
+docs/adding_a_teacher.md has an example.
 """
 
 import functools
@@ -96,7 +96,7 @@ def _kinds(kind: str) -> tuple[str, ...]:
 
 
 def _refuse_other_type(family: Family, config: Config) -> None:
-    """A configuration that is another family's contradicts `family`; one that no family knows does not."""
+    """Raise ValueError if the configuration belongs to another family than `family`; an unknown model type passes."""
     kind, parts = config.model_type, _parts(config)
     if kind is None or kind in family.model_types or set(parts) & set(family.model_types):
         return
@@ -109,14 +109,14 @@ def _refuse_other_type(family: Family, config: Config) -> None:
 
 @functools.cache
 def families() -> Mapping[str, Family]:
-    """All families by name."""
+    """Return all families by name."""
     found = [family for module in _modules() for family in getattr(module, "FAMILIES", ())]
     return {family.name: family for family in found}
 
 
 @functools.cache
 def refused() -> Mapping[str, str]:
-    """Values of `config.model_type` that are refused -> what stands in the way."""
+    """Map refused values of `config.model_type` to the reason."""
     return {kind: reason for module in _modules() for kind, reason in getattr(module, "REFUSED", {}).items()}
 
 
@@ -126,13 +126,13 @@ def _modules() -> tuple[Any, ...]:
 
 
 def _parts(config: Config) -> dict[str, Mapping[str, Any]]:
-    """Configurations of the parts of a composite model by model type."""
+    """Map model types to the configurations of a composite model's parts."""
     found = (value for value in config.values.values() if isinstance(value, Mapping))
     return {part["model_type"]: part for part in found if part.get("model_type")}
 
 
 def _by_config(config: Config) -> tuple[list[Family], dict[str, Mapping[str, Any]]]:
-    """The families that the model type names, or those of the model's parts."""
+    """Return the families of the model type, or those of the model's parts."""
     if config.model_type is None:
         return [], {}
     chosen = [family for family in families().values() if config.model_type in family.model_types]
@@ -166,7 +166,7 @@ def _read(family: Family, weights: Mapping[str, Any], config: Config, composite:
     parts = _parts(config)
     own = next((parts[name] for name in family.model_types if name in parts), None)
     if own is not None and config.model_type not in family.model_types:
-        # the whole model's flag decides what is tied, not that of the part
+        # whether the head is tied is decided by the whole model's flag, not by that of the part
         tied = {key: config.values[key] for key in ("tie_word_embeddings",) if key in config.values}
         config, composite = Config({**own, **tied}), True
     config = Config(config.values, family.defaults)
@@ -184,7 +184,7 @@ def _has_marker(family: Family, weights: Mapping[str, Any]) -> bool:
 
 
 def _prefix(family: Family, weights: Mapping[str, Any]) -> str:
-    """The prefix of a wrapping model, by the family's marker.
+    """Return the prefix of a wrapping model, found by the family's marker.
 
     Raises:
         ValueError: no tensor has the name by which the family's models are known, or those of several parts have.
@@ -201,7 +201,7 @@ def _prefix(family: Family, weights: Mapping[str, Any]) -> str:
 
 
 def _by_names(weights: Mapping[str, Any], config: Config, kind: str | None) -> Translated:
-    """The one family whose tensors are those of the checkpoint."""
+    """Find the one family whose tensors are those of the checkpoint."""
     fitting, refusals = [], {}
     for family in families().values():
         try:

@@ -34,13 +34,13 @@ class Architecture:
     registers; the first rows of `pos_embed` belong to as many of them as it has rows beyond the grid.
 
     Attributes:
-        kind: what the Transformer reads, and whether it generates; "ssm" is a state-space model under our own names, of
+        kind: the Transformer's input, and whether it generates; "ssm" is a state-space model under our own names, of
             which only the sizes and `kv_heads`, its groups of B and C, mean anything.
         dim: width of the stream.
         depth: number of blocks.
-        heads: query heads; None if the checkpoint does not say.
+        heads: query heads; None if the checkpoint does not state it.
         kv_heads: key and value heads; `heads` unless grouped.
-        head_dim: channels of a head; None if the checkpoint does not say.
+        head_dim: channels of a head; None if the checkpoint does not state it.
         norm: LayerNorm or RMSNorm, for all norms alike.
         eps: added to the variance or mean square in every norm.
         placement: "pre" x + f(norm(x)); "post" norm(x + f(x)); "sandwich" x + post_norm(f(norm(x)));
@@ -58,10 +58,10 @@ class Architecture:
         logit_softcap: the same for the logits.
         grid: rows and columns of patches that the position table is for.
         tied: the head is the embedding (of the checkpoint; folding may have untied it).
-        class_position: where the class token stands; None if the checkpoint does not say.
-        pool: what the head of an image model reads: the class token, the mean of the patches, or nothing known.
+        class_position: position of the class token; None if the checkpoint does not state it.
+        pool: input of an image model's head: the class token, the mean of the patches, or None if unknown.
         pad_position: text encoders that number positions by counting real tokens (RoBERTa): the padding token.
-        unknown: names of the facts that the checkpoint does not tell, for instance "heads".
+        unknown: names of the facts that the checkpoint does not state, for instance "heads".
     """
 
     kind: Kind

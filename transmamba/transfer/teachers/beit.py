@@ -35,7 +35,7 @@ IGNORED = {
 
 
 def read_beit(checkpoint: Checkpoint) -> Canonical:
-    """Queries and values have a bias, keys have none."""
+    """Read BEiT: queries and values have a bias, keys have none."""
     canonical = _read(checkpoint)
     terms = {name: term for name, term in canonical.terms.items() if name != BLOCK + "attn.k.bias"}
     # the tensors of a plain ViT are BEiT's beside these biases
@@ -44,7 +44,7 @@ def read_beit(checkpoint: Checkpoint) -> Canonical:
 
 
 def _read(checkpoint: Checkpoint) -> Canonical:
-    """LayerScale is folded; a table that all layers share becomes one of every layer."""
+    """Read the blocks: LayerScale is folded; a table that all layers share becomes one of every layer."""
     # the head of masked training has a norm that is called as the model's own, which mean pooling does not have
     own_norm = checkpoint.stored.get("layernorm.weight", "").startswith(checkpoint.prefix or "layernorm")
     table = checkpoint.shape(TABLE)[1] if TABLE in checkpoint else None
@@ -66,7 +66,7 @@ def _read(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_internvl(checkpoint: Checkpoint) -> Canonical:
-    """BEiT's tower with biases or norms of all three of queries, keys and values, and with either kind of norm."""
+    """Read BEiT's tower with biases or norms of all three of queries, keys and values, and with either kind of norm."""
     config, canonical = checkpoint.config, _read(checkpoint)
     norm = config("norm_type", default="layer_norm", fact="norm")
     normed = LAYER.replace("{i}", "0") + "attention.q_norm.weight" in checkpoint

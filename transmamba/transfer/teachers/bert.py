@@ -1,4 +1,4 @@
-"""BERT and what is built from its layers: RoBERTa, ELECTRA, ERNIE, ALBERT, DistilBERT, ESM and their kin."""
+"""BERT and the models built from its layers: RoBERTa, ELECTRA, ERNIE, ALBERT, DistilBERT, ESM and their kin."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,7 +28,7 @@ HEADS = {
 
 
 class Norms(NamedTuple):
-    """Where a layer's norms are stored, and which of the ends of the encoder have one."""
+    """Names of a layer's norms in the checkpoint, and the ends of the encoder that have a norm."""
 
     attention: str
     mlp: str
@@ -43,14 +43,14 @@ MEGATRON = Norms("attention.ln", "ln", "encoder.ln", None)
 
 
 def bert_layers(norms: Norms) -> Terms:
-    """Canonical tensors of all blocks under BERT's names."""
+    """Map all blocks to their names in BERT."""
     names = {f"attn.{part[0]}": f"attention.self.{part}" for part in ("query", "key", "value")}
     names |= {"attn.out": "attention.output.dense", "mlp.up": "intermediate.dense", "mlp.down": "output.dense"}
     return all_affine(names | {"norm1": norms.attention, "norm2": norms.mlp}, "blocks.{i}.", LAYER)
 
 
 def embedding_terms(checkpoint: Checkpoint, first_position: int = 0, norm: str | None = POST.embedding) -> Terms:
-    """Words, positions and token types, and the projection of embeddings narrower than the stream."""
+    """Return words, positions and token types, and the projection of embeddings narrower than the stream."""
     positions = src(EMBEDDINGS + "position_embeddings.weight").rows(first_position)
     # ERNIE adds the row of the task to every token; task 0 unless a task is given
     positions = positions.plus(TASKS, slice(0, 1)) if TASKS in checkpoint else positions
@@ -84,32 +84,32 @@ def _read(checkpoint: Checkpoint, norms: Norms = POST, counted: bool = False, ac
 
 
 def read_bert(checkpoint: Checkpoint, activation: str = "gelu") -> Canonical:
-    """Norms stand after each sum; ELECTRA and RemBERT project narrow embeddings."""
+    """Read BERT: norms follow each sum; ELECTRA and RemBERT project narrow embeddings."""
     return _read(checkpoint, activation=activation)
 
 
 def read_roberta(checkpoint: Checkpoint) -> Canonical:
-    """BERT whose positions count real tokens."""
+    """Read RoBERTa: BERT whose positions count real tokens."""
     return _read(checkpoint, counted=True)
 
 
 def read_roberta_prelayernorm(checkpoint: Checkpoint) -> Canonical:
-    """RoBERTa with norms before the branches, and one at the end."""
+    """Read RoBERTa with norms before the branches, and one at the end."""
     return _read(checkpoint, BEFORE_BRANCHES, counted=True)
 
 
 def read_xlm_roberta_xl(checkpoint: Checkpoint) -> Canonical:
-    """RoBERTa with norms before the branches, and none after the embedding."""
+    """Read RoBERTa with norms before the branches, and none after the embedding."""
     return _read(checkpoint, XL, counted=True)
 
 
 def read_megatron_bert(checkpoint: Checkpoint) -> Canonical:
-    """BERT with norms before the branches, and none after the embedding."""
+    """Read BERT with norms before the branches, and none after the embedding."""
     return _read(checkpoint, MEGATRON)
 
 
 def read_distilbert(checkpoint: Checkpoint) -> Canonical:
-    """BERT without token types; eps is no field of the configuration; sinusoidal positions are stored as a table."""
+    """Read BERT without token types; the configuration has no eps; sinusoidal positions are stored as a table."""
     layer, config = "transformer.layer.{i}.", checkpoint.config
     depth = checkpoint.depth(layer + "attention.out_lin.weight")
     dim = checkpoint.shape("embeddings.word_embeddings.weight")[1]
@@ -130,7 +130,7 @@ def read_distilbert(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_albert(checkpoint: Checkpoint) -> Canonical:
-    """All layers of a group are the same few layers, one after the other, so every layer names its tensors itself."""
+    """Read ALBERT: the layers of a group are the same few layers in turn, so every layer names its tensors itself."""
     config, groups = checkpoint.config, "encoder.albert_layer_groups."
     count = checkpoint.depth(groups + "{i}.albert_layers.0.ffn.weight")
     inner = checkpoint.depth(groups + "0.albert_layers.{i}.ffn.weight")

@@ -34,7 +34,7 @@ def _sizes(checkpoint: Checkpoint) -> tuple[int, int]:
 
 
 def read_roformer(checkpoint: Checkpoint) -> Canonical:
-    """BERT without a table of positions: queries and keys are turned in pairs of neighbouring channels."""
+    """Read BERT without a table of positions: queries and keys are rotated in pairs of neighbouring channels."""
     architecture = encoder_facts(checkpoint, *_sizes(checkpoint))
     if SINES not in checkpoint:
         raise ValueError(f"the teacher lacks {SINES}, by which RoFormer is known")
@@ -54,7 +54,7 @@ def read_roformer(checkpoint: Checkpoint) -> Canonical:
 
 
 def _check_sines(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the stored table holds what rotary positions of base 10000 compute again."""
+    """Raise ValueError unless the stored table equals the rotary positions of base 10000."""
     table = checkpoint.weights[checkpoint.stored[SINES]].detach()
     if table.is_meta:
         return
@@ -66,7 +66,7 @@ def _check_sines(checkpoint: Checkpoint) -> None:
 
 
 def read_esm(checkpoint: Checkpoint) -> Canonical:
-    """Norms stand before the branches; positions are a table that counts real tokens, or rotary."""
+    """Read ESM: norms precede the branches; positions are a table that counts real tokens, or rotary."""
     config, (depth, dim) = checkpoint.config, _sizes(checkpoint)
     architecture = encoder_facts(checkpoint, depth, dim, "pre")
     table = "embeddings.position_embeddings.weight" in checkpoint
@@ -97,7 +97,7 @@ def read_esm(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_ibert(checkpoint: Checkpoint) -> Canonical:
-    """RoBERTa with room for integers, which are used in quant_mode only."""
+    """Read RoBERTa with room for integers, which are used in quant_mode only."""
     if "embeddings.word_embeddings.weight_integer" not in checkpoint:
         raise ValueError("the teacher lacks embeddings.word_embeddings.weight_integer, by which I-BERT is known")
     if checkpoint.config("quant_mode"):
@@ -108,11 +108,11 @@ def read_ibert(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_big_bird(checkpoint: Checkpoint) -> Canonical:
-    """BERT, if attention is not sparse; the factor of the words stands in the configuration only."""
+    """Read BERT, if attention is not sparse; the factor of the words is in the configuration only."""
     config = checkpoint.config
     if config("attention_type", default="block_sparse") != "original_full":
         raise ValueError(
-            "its attention is sparse: expected attention_type='original_full', of which the configuration says"
+            "its attention is sparse: expected attention_type='original_full', but the configuration has"
             f" {config('attention_type', default='block_sparse')!r}"
         )
     canonical, words = read_bert(checkpoint, activation="gelu_new"), src(WORDS)
@@ -121,7 +121,7 @@ def read_big_bird(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_xlm(checkpoint: Checkpoint) -> Canonical:
-    """Layers are lists of attentions, MLPs and norms; FlauBERT may have the norms before the branches."""
+    """Read lists of attentions, MLPs and norms; FlauBERT may have the norms before the branches."""
     config, words = checkpoint.config, "embeddings.weight"
     if config("causal") or config("asm"):
         raise ValueError("the teacher is causal, or has an adaptive softmax: expected a plain encoder")
@@ -150,7 +150,7 @@ def read_xlm(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_prophetnet(checkpoint: Checkpoint) -> Canonical:
-    """BERT's order; the first position is the row behind the padding token's."""
+    """Read blocks in BERT's order; the first position is the row after the padding token's."""
     config, layer = checkpoint.config, "encoder.layers.{i}."
     words = "encoder.word_embeddings.weight"
     words = words if words in checkpoint else "word_embeddings.weight"

@@ -14,7 +14,7 @@ BUFFERS = r"(.*\.)?(position_ids|(original_)?inv_freq)"
 
 
 class Config:
-    """The configuration of a teacher, and a record of what was asked in vain.
+    """The configuration of a teacher, and a record of the facts that it did not state.
 
     Args:
         values: keys of the family's own configuration; None if there is none.
@@ -28,7 +28,7 @@ class Config:
         self.unknown: list[str] = []
 
     def __call__(self, *keys: str, default: Any = None, fact: str | None = None) -> Any:
-        """The first of `keys` that is set; else `default`.
+        """Return the first of `keys` that is set; else `default`.
 
         Args:
             keys: names under which versions of a configuration hold one value.
@@ -52,12 +52,12 @@ class Config:
 
 
 class Checkpoint:
-    """Stored tensors under the names that a family knows.
+    """Stored tensors under the names of a family.
 
     Args:
         weights: stored tensors.
         config: the teacher's configuration.
-        prefix: what precedes the names of the base model, such as "vit.". Names without it stay as they are; where
+        prefix: prefix of the base model's names, such as "vit.". Names without it stay as they are; where
             the base model has a tensor of the same name, "../" is put in front.
         older: (pattern, replacement) pairs that bring names of older versions to today's.
         composite: the model has other parts beside the one under `prefix`, as CLIP and LLaVA have.
@@ -73,7 +73,7 @@ class Checkpoint:
     ) -> None:
         self.weights, self.config, self.prefix, self._composite = weights, config, prefix, composite
         self.stored: dict[str, str] = {}
-        # a head may have a norm of the same name as the base model: what stands under the prefix goes first
+        # a head may have a norm of the same name as the base model: names with the prefix go first
         for name in sorted(weights, key=lambda name: not name.startswith(prefix)):
             known = name.removeprefix(prefix)
             for pattern, today in older:
@@ -81,14 +81,14 @@ class Checkpoint:
             self.stored[f"../{known}" if known in self.stored else known] = name
 
     def is_outside(self, name: str) -> bool:
-        """Whether a name belongs to another part of a composite model."""
+        """Check whether a name belongs to another part of a composite model."""
         return self._composite and not self.stored[name].startswith(self.prefix)
 
     def __contains__(self, name: str) -> bool:
         return name in self.stored
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor by its name of today, from the header of a file where there is one.
+        """Return the shape of a tensor by its present name, from the header of a file where there is one.
 
         Raises:
             ValueError: there is no such tensor.
@@ -100,7 +100,7 @@ class Checkpoint:
         return tuple(read(stored)) if read is not None else tuple(weights[stored].shape)
 
     def depth(self, pattern: str) -> int:
-        """Number of layers, counted by a name with `{i}`.
+        """Return the number of layers, counted by a name with `{i}`.
 
         Raises:
             ValueError: there is none, or the layers are not numbered from 0 without a gap.
@@ -113,7 +113,7 @@ class Checkpoint:
 
 
 def unwrap(teacher: Weights) -> Weights:
-    """The module inside torch.compile's and DistributedDataParallel's wrappers; anything else as it is."""
+    """Take a module out of torch.compile's and DistributedDataParallel's wrappers; return anything else unchanged."""
     while isinstance(teacher, nn.Module):
         inner = getattr(teacher, "_orig_mod", None)
         if inner is None and type(teacher).__name__ in ("DataParallel", "DistributedDataParallel"):
@@ -125,7 +125,7 @@ def unwrap(teacher: Weights) -> Weights:
 
 
 def read_teacher(teacher: Weights, config: Any = None) -> tuple[Mapping[str, Tensor], Config]:
-    """The tensors and the configuration of a module, a state dict or files."""
+    """Return the tensors and the configuration of a module, a state dict or files."""
     teacher = unwrap(teacher)
     if config is None and isinstance(teacher, nn.Module):
         # ours say more by their modules than by the config that they have for peft

@@ -20,7 +20,7 @@ TEXT = {r"text_model\..*": "the text tower", r"text_projection\..*|logit_(scale|
 
 
 def read_clip(checkpoint: Checkpoint) -> Canonical:
-    """There is a norm before the first block, and none behind the last one.
+    """Read CLIP's image tower, which has a norm before the first block and none after the last one.
 
     `post_layernorm` follows the pooling, and a classifier does not read it; GIT's tower norms all tokens.
     """
@@ -56,7 +56,7 @@ def read_clip(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_siglip(checkpoint: Checkpoint) -> Canonical:
-    """No class token; SigLIP 2 cuts patches beforehand and embeds them by a matrix; Janus renames a projection."""
+    """Read SigLIP without class token; SigLIP 2 embeds ready-cut patches by a matrix; Janus renames a projection."""
     config, table = checkpoint.config, checkpoint.shape(TABLE)
     linear, janus = len(checkpoint.shape(PATCHES + ".weight")) == 2, config.model_type == "janus_vision_model"
     if config("use_qk_norm"):
@@ -82,7 +82,7 @@ def read_siglip(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_blip(checkpoint: Checkpoint) -> Canonical:
-    """Queries, keys and values are fused; in BLIP-2 the bias of the keys is zero, and stored."""
+    """Read BLIP, whose queries, keys and values are fused; in BLIP-2 the bias of the keys is zero, and stored."""
     table, config = checkpoint.shape("embeddings.position_embedding"), checkpoint.config
     later = config.model_type is not None and config.model_type != "blip_vision_model"
     architecture = Architecture(
@@ -116,7 +116,7 @@ def _patch(checkpoint: Checkpoint, channels: int) -> int:
     values = checkpoint.shape(PATCHES + ".weight")[1]
     patch = math.isqrt(values // channels)
     if patch * patch * channels != values:
-        raise ValueError(f"{values} values are no square patch of {channels} channels: give the config")
+        raise ValueError(f"{values} values do not make a square patch of {channels} channels: give the config")
     return patch
 
 

@@ -1,4 +1,4 @@
-"""What decoder language models have in common: terms by a table of names, facts by transformers' keys."""
+"""Common parts of decoder language models: terms by a table of names, facts by transformers' keys."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,19 +27,19 @@ TASKS = {r"(score|classifier|qa_outputs)\..*": "head of another task"}
 
 
 def without(names: Mapping[str, str], *parts: str) -> dict[str, str]:
-    """The table without some of its parts."""
+    """Return the table without some of its parts."""
     return {part: name for part, name in names.items() if part not in parts}
 
 
 def block_terms(
     names: Mapping[str, str], steps: Mapping[str, Steps] | None = None, layer: str = "layers.{i}."
 ) -> Terms:
-    """Canonical tensors of the blocks.
+    """Return the canonical tensors of the blocks.
 
     Args:
         names: canonical part, such as "attn.q" -> stored name within a layer. Biases are taken where there are any.
-        steps: canonical part -> what is done to its weight and bias; of a norm, to its gain alone.
-        layer: what precedes the names.
+        steps: canonical part -> the steps of its weight and bias; of a norm, to its gain alone.
+        layer: prefix of the names.
     """
     terms: Terms = {}
     for part, name in names.items():
@@ -60,7 +60,7 @@ def stem_terms(
     embed_scale: float = 1.0,
     logit_scale: float = 1.0,
 ) -> Terms:
-    """Embedding, last norm and head. A tied head is the stored table: factors of the embedding are not its own."""
+    """Return embedding, last norm and head. A tied head is the stored table: factors of the embedding do not apply."""
     gain, own = gain or _same, find_head(checkpoint, head)
     weight = src(embedding) if is_tied(checkpoint, head) else src(f"{own}.weight").maybe
     return {
@@ -73,14 +73,14 @@ def stem_terms(
 
 
 def find_head(checkpoint: Checkpoint, head: str = "lm_head") -> str:
-    """The head's name: at the root, or at any level of the models that wrap the base model."""
+    """Find the head's name: at the root, or at any level of the models that wrap the base model."""
     levels = checkpoint.prefix.split(".")[:-1]
     names = [".".join((*levels[:count], head)) for count in range(len(levels), -1, -1)]
     return next((name for name in names if f"{name}.weight" in checkpoint), head)
 
 
 def is_tied(checkpoint: Checkpoint, head: str = "lm_head") -> bool:
-    """Whether the head is the embedding.
+    """Check whether the head is the embedding.
 
     Files of a tied model lack the head's tensor; without a configuration, so does a model with a prefix and no other
     head, while the base model alone has no prefix.
@@ -96,7 +96,7 @@ def is_tied(checkpoint: Checkpoint, head: str = "lm_head") -> bool:
 
 
 def ignored(checkpoint: Checkpoint, head: str = "lm_head") -> dict[str, str]:
-    """Names of other tasks' heads, and of the copy of the embedding that a tied head is."""
+    """List the names of other tasks' heads, and of the copy of the embedding that a tied head is."""
     copy = {find_head(checkpoint, head).replace(".", r"\.") + r"\.weight": "the embedding, to which the head is tied"}
     return TASKS | (copy if is_tied(checkpoint, head) else {})
 
@@ -108,7 +108,7 @@ def decoder_facts(
     head: str = "lm_head",
     **known: Any,
 ) -> Architecture:
-    """Facts under transformers' usual keys.
+    """Read the facts under transformers' usual keys.
 
     Args:
         checkpoint: the teacher.
@@ -136,20 +136,20 @@ def decoder_facts(
 
 
 def layers(checkpoint: Checkpoint, layer: str) -> int:
-    """Number of layers.
+    """Return the number of layers.
 
     Raises:
-        ValueError: the configuration says another number than there are.
+        ValueError: the configuration gives another number than the checkpoint.
     """
     depth = checkpoint.depth(layer)
     said = checkpoint.config("num_hidden_layers", "n_layer", "num_layers", default=depth)
     if said != depth:
-        raise ValueError(f"the configuration says {said} layers, the checkpoint has {depth}")
+        raise ValueError(f"the configuration gives {said} layers, the checkpoint has {depth}")
     return depth
 
 
 def head_counts(checkpoint: Checkpoint, query: str | None = None) -> tuple[int, int, int]:
-    """Query heads, key heads and channels of a head, where the translation itself needs them.
+    """Return query heads, key heads and channels of a head, where the translation itself needs them.
 
     Raises:
         ValueError: the checkpoint does not say.
@@ -163,19 +163,19 @@ def head_counts(checkpoint: Checkpoint, query: str | None = None) -> tuple[int, 
 
 
 def interleaved(checkpoint: Checkpoint, partial: float = 1.0, query: str = LLAMA["attn.q"]) -> dict[str, Steps]:
-    """Steps for queries and keys whose rotary pairs lie side by side."""
+    """Return steps for queries and keys whose rotary pairs lie side by side."""
     heads, kv_heads, head_dim = head_counts(checkpoint, f"layers.0.{query}.weight")
     rotary = int(head_dim * partial)
     return {"attn.q": lambda term: term.halves(heads, rotary), "attn.k": lambda term: term.halves(kv_heads, rotary)}
 
 
 def times(factor: float) -> Steps:
-    """The step of a constant multiplier."""
+    """Return the step of a constant multiplier."""
     return lambda term: term * factor
 
 
 def fused_gate() -> dict[str, Steps]:
-    """Steps of a matrix that holds the gate in its first half and the values in its second."""
+    """Return steps of a matrix that holds the gate in its first half and the values in its second."""
     return {"mlp.gate": lambda term: term.part(0, 2), "mlp.up": lambda term: term.part(1, 2)}
 
 

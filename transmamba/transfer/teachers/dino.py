@@ -20,7 +20,7 @@ MASK = {r"embeddings\.mask_token": "token of masked training"}
 
 
 def read_dinov2(checkpoint: Checkpoint) -> Canonical:
-    """LayerScale is folded; the gated MLP was one fused matrix in older versions."""
+    """Read DINOv2: LayerScale is folded; older versions have the gated MLP as one fused matrix."""
     config, layer = checkpoint.config, "encoder.layer.{i}."
     patch = square_patch(checkpoint, "embeddings.patch_embeddings.projection.weight")
     table = checkpoint.shape("embeddings.position_embeddings")
@@ -50,7 +50,7 @@ def read_dinov2(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_dinov3(checkpoint: Checkpoint) -> Canonical:
-    """Positions are rotary, in two axes; biases and the gate are there or not, as the configuration chose."""
+    """Read DINOv3: rotary positions in two axes; biases and the gate are optional, as configured."""
     config, layer = checkpoint.config, "model.layer.{i}."
     patch = square_patch(checkpoint, "embeddings.patch_embeddings.weight")
     depth, registers = checkpoint.depth(layer + "norm1.weight"), checkpoint.shape("embeddings.register_tokens")[1]
@@ -77,7 +77,7 @@ def read_dinov3(checkpoint: Checkpoint) -> Canonical:
 
 
 def _blocks(checkpoint: Checkpoint, layer: str) -> Terms:
-    """Both LayerScales are folded into the matrices before them."""
+    """Fold both LayerScales into the matrices before them."""
     mlp, first = f"{layer}mlp.", layer.replace("{i}", "0") + "mlp."
     if f"{first}fc1.weight" in checkpoint:
         up, down = affine(BLOCK + "mlp.up", mlp + "fc1"), "fc2"

@@ -7,7 +7,7 @@ from transmamba.transfer.teachers.architecture import Architecture, Placement
 from transmamba.transfer.teachers.checkpoint import Checkpoint, Config
 from transmamba.transfer.teachers.facts import read_activation
 
-# what the configuration classes hold where a config.json is silent: heads 12 and eps 1e-12 unless said here
+# the configuration classes' values for keys missing in a config.json: heads 12 and eps 1e-12 unless given here
 HEADS = {
     "electra": 4, "rembert": 18, "bert-generation": 16, "xlm-roberta-xl": 32, "megatron-bert": 16, "albert": 64,
     "xlm": 16, "flaubert": 16, "prophetnet": 16, "jina_embeddings_v3": 16, "ultrabert": 32, "esmc": 40,
@@ -20,7 +20,7 @@ EPS = {"xlm-roberta-xl": 1e-5, "bridgetower_text_model": 1e-5, "jina_embeddings_
 
 
 def head_facts(config: Config, dim: int, *keys: str) -> dict[str, Any]:
-    """Fields `heads` and `head_dim` of encoders whose heads share the width of the stream.
+    """Return the fields `heads` and `head_dim` of encoders whose heads share the width of the stream.
 
     Args:
         config: the teacher's configuration.
@@ -33,13 +33,13 @@ def head_facts(config: Config, dim: int, *keys: str) -> dict[str, Any]:
 
 
 def read_eps(config: Config, key: str = "layer_norm_eps", default: float = 1e-12) -> float:
-    """The eps of all norms."""
+    """Read the eps of all norms."""
     eps: float = config(key, default=EPS.get(config.model_type or "", default), fact="eps")
     return eps
 
 
 def refuse_decoders(config: Mapping[str, Any], positions: tuple[str, ...] = ("absolute",)) -> None:
-    """Raise ValueError for what turns an encoder's layers into something else.
+    """Raise ValueError for settings that turn an encoder's layers into something else.
 
     Args:
         config: values of the configuration.
@@ -61,7 +61,7 @@ def refuse_decoders(config: Mapping[str, Any], positions: tuple[str, ...] = ("ab
 def encoder_facts(
     checkpoint: Checkpoint, depth: int, dim: int, placement: Placement = "post", activation: str = "gelu"
 ) -> Architecture:
-    """Facts of BERT's configuration."""
+    """Read the facts of BERT's configuration."""
     config = checkpoint.config
     refuse_decoders(config.values, ("absolute", "rotary") if config.model_type == "esm" else ("absolute",))
     return Architecture(

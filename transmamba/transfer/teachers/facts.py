@@ -29,7 +29,7 @@ VARYING = {
 
 
 def read_activation(config: Config, *keys: str, default: str) -> Activation:
-    """The activation of the MLP.
+    """Read the activation of the MLP.
 
     Raises:
         ValueError: it has no canonical form.
@@ -43,7 +43,7 @@ def read_activation(config: Config, *keys: str, default: str) -> Activation:
 def read_ropes(
     config: Config, depth: int, theta: float = 10000.0, layer_types: tuple[str, ...] = (), partial: bool = True
 ) -> tuple[Rope, ...]:
-    """Rotary positions of every layer, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
+    """Read every layer's rotary positions, from `rope_parameters` or the older `rope_theta` and `rope_scaling`.
 
     Args:
         config: the teacher's configuration.
@@ -62,7 +62,7 @@ def read_ropes(
 
 
 def read_kind_ropes(config: Config, kinds: tuple[str, ...], local: float | None = None) -> tuple[Rope, ...]:
-    """Rotary positions of layers with a window and of layers without.
+    """Read the rotary positions of layers with a window and of layers without.
 
     Older configurations scale the positions of layers without a window alone.
 
@@ -106,7 +106,7 @@ def _rope(config: Config, parameters: Mapping[str, Any], theta: float, partial: 
 
 
 def _yarn(rope: dict[str, Any], config: Config, nested: bool) -> dict[str, Any]:
-    """Yarn's parameters with the factor of the rotations written out, as transformers derives it."""
+    """Complete Yarn's parameters with the factor of the rotations, as transformers derives it."""
     rope = dict(rope)
     factor = rope.setdefault("factor", config("max_position_embeddings") / rope["original_max_position_embeddings"])
     scale, over = rope.pop("mscale", None), rope.pop("mscale_all_dim", None)
@@ -121,7 +121,7 @@ def _mscale(factor: float, scale: float) -> float:
 
 
 def read_layer_types(config: Config, depth: int, sliding: Callable[[int], bool]) -> tuple[str, ...]:
-    """The kind of attention of every layer: `layer_types`, or the older rule `sliding`.
+    """Read every layer's kind of attention: `layer_types`, or the older rule `sliding`.
 
     Raises:
         ValueError: a kind has no canonical form, or their number is not that of the layers.
@@ -138,7 +138,7 @@ def read_layer_types(config: Config, depth: int, sliding: Callable[[int], bool])
 def read_windows(
     config: Config, depth: int, sliding: Callable[[int], bool] = lambda layer: True
 ) -> tuple[int | None, ...]:
-    """The window of every layer: that of `layer_types` where they are given, else of layers that are `sliding`."""
+    """Read every layer's window: that of `layer_types` where they are given, else of layers that are `sliding`."""
     window = config("sliding_window", fact="windows" if not config.known else None)
     if window is None or config("use_sliding_window") is False:
         return ()

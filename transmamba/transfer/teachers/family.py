@@ -16,8 +16,8 @@ class Canonical:
     Attributes:
         terms: canonical name -> how to compute it; `{i}` is every layer.
         architecture: the facts that tensors do not hold.
-        ignored: patterns of stored names that are no part of the Transformer -> what they are.
-        differs: what a canonical Transformer of this architecture cannot keep of the teacher.
+        ignored: patterns of stored names outside the Transformer -> their purpose.
+        differs: properties of the teacher that a canonical Transformer of this architecture cannot keep.
     """
 
     terms: Terms
@@ -31,11 +31,11 @@ class Family:
     """One way in which checkpoints name and store a Transformer.
 
     Attributes:
-        name: what `family=` takes.
+        name: the value for `family=`.
         title: models it covers, for people.
         model_types: values of `config.model_type` that it covers.
-        marker: a stored name that each of its base models has; what precedes it is the prefix of a wrapping model.
-        read: checkpoint -> its canonical form. A ValueError refuses the checkpoint, and says what stands in the way.
+        marker: a stored name that each of its base models has; the part before it is the prefix of a wrapping model.
+        read: checkpoint -> its canonical form. A ValueError refuses the checkpoint, with the reason.
         older: (pattern, replacement) pairs from names of older versions to today's, applied without the prefix.
         older_markers: markers of older versions.
         defaults: values of the configuration class, for keys that a config.json may leave out.

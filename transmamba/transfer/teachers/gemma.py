@@ -30,7 +30,7 @@ VAULT = LLAMA | {"norm2": "pre_feedforward_layernorm"}
 
 
 def read_gemma(checkpoint: Checkpoint) -> Canonical:
-    """Configurations that say "gelu" mean its tanh approximation: so does the configuration class."""
+    """Read Gemma. "gelu" in a configuration means its tanh approximation, as in the configuration class."""
     config = checkpoint.config
     activation = read_activation(config, default="gelu_pytorch_tanh")
     facts = decoder_facts(checkpoint, activation="gelu_tanh" if activation == "gelu" else activation)
@@ -38,7 +38,7 @@ def read_gemma(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_gemma2(checkpoint: Checkpoint) -> Canonical:
-    """Norms on both sides, bounded scores and logits, windows in every other layer."""
+    """Read Gemma 2: norms on both sides, bounded scores and logits, windows in every other layer."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     names = SANDWICH if "layers.0.post_feedforward_layernorm.weight" in checkpoint else VAULT
     facts = decoder_facts(
@@ -54,7 +54,7 @@ def read_gemma2(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_gemma3(checkpoint: Checkpoint) -> Canonical:
-    """Norms on both sides and on queries and keys; layers with a window have a base of frequencies of their own."""
+    """Read Gemma 3: norms on both sides and on queries and keys; layers with a window have their own base frequency."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     every = config("sliding_window_pattern", default=6)
     kinds = read_layer_types(config, depth, lambda i: bool((i + 1) % every))
@@ -74,14 +74,14 @@ def read_gemma3(checkpoint: Checkpoint) -> Canonical:
 
 
 def _terms(checkpoint: Checkpoint, names: dict[str, str]) -> Terms:
-    """The embedding is scaled, the head that is tied to it is not."""
+    """Scale the embedding, but not the head that is tied to it."""
     scale = sqrt(checkpoint.shape("embed_tokens.weight")[1])
     gains = {part: _gain for part in names if "norm" in part}
     return stem_terms(checkpoint, gain=_gain, embed_scale=scale) | block_terms(names, gains)
 
 
 def _gain(term: Term) -> Term:
-    """Gemma multiplies by 1 + weight: fresh weights are zero there, and one in LLaMA's norms."""
+    """Add 1 to the weight: Gemma multiplies by 1 + weight, so fresh weights are zero, where LLaMA's norms have one."""
     return term + 1
 
 
@@ -96,7 +96,7 @@ def _ropes(checkpoint: Checkpoint, kinds: tuple[str, ...]) -> tuple[Rope, ...]:
 
 
 def _causal(checkpoint: Checkpoint, facts: Architecture) -> Architecture:
-    """The facts, with those of an encoder where every token attends to those behind it as well (EmbeddingGemma).
+    """Return the facts of an encoder where every token attends to those after it as well (EmbeddingGemma).
 
     Raises:
         ValueError: a Gemma before the third is said to do so.

@@ -1,4 +1,4 @@
-"""GPT-2 and what bears its names: StarCoder, GPT-Neo, GPT-J, CodeGen, and the first GPT."""
+"""GPT-2 and the models with its names: StarCoder, GPT-Neo, GPT-J, CodeGen, and the first GPT."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ TASKS = {r"multiple_choice_head\..*": "head of another task"}
 
 
 def read_gpt2(checkpoint: Checkpoint) -> Canonical:
-    """Conv1D stores (in, out), and queries, keys and values are one matrix."""
+    """Read GPT-2: Conv1D stores (in, out), and queries, keys and values are one matrix."""
     config = checkpoint.config
     width, columns = checkpoint.shape(FIRST)[0], checkpoint.shape("h.0.attn.c_attn.weight")
     # StarCoder stores (out, in) and ImageGPT norms without mean and bias, under the same names
@@ -57,7 +57,7 @@ def read_gpt2(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_bigcode(checkpoint: Checkpoint) -> Canonical:
-    """One key and value head behind all queries; without multi_query, heads of the three alternate."""
+    """Read StarCoder: one key and value head serves all queries; without multi_query, heads of the three alternate."""
     heads = head_counts(checkpoint)[0]
     groups = 1 if checkpoint.config("multi_query", default=True) else heads
     terms = _terms(checkpoint) | POSITIONS | block_terms(GPT2, split_fused(groups, heads // groups), LAYER)
@@ -65,7 +65,7 @@ def read_bigcode(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_gpt_neo(checkpoint: Checkpoint) -> Canonical:
-    """Scores are not scaled, and every other layer has a window."""
+    """Read GPT-Neo: scores are not scaled, and every other layer has a window."""
     config, depth = checkpoint.config, layers(checkpoint, LN)
     names = {part: name.replace("attn.", "attn.attention.") for part, name in GPTJ.items()}
     names |= {"norm2": "ln_2", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
@@ -81,7 +81,7 @@ def read_gpt_neo(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_gptj(checkpoint: Checkpoint) -> Canonical:
-    """Parallel branches behind one norm; neighbouring channels are rotated, in a part of every head."""
+    """Read GPT-J: parallel branches after one norm; neighbouring channels are rotated, in a part of every head."""
     rotary, rope, heads = _rotary(checkpoint)
     turn: Steps = lambda term: term.halves(heads, rotary)  # noqa: E731
     terms = _terms(checkpoint) | block_terms(GPTJ, {"attn.q": turn, "attn.k": turn}, LAYER)
@@ -89,7 +89,7 @@ def read_gptj(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_codegen(checkpoint: Checkpoint) -> Canonical:
-    """GPT-J with one fused matrix, in four parts (its training ran on four devices) of queries, values and keys."""
+    """Read GPT-J with one fused matrix, in four parts (it was trained on four devices) of queries, values and keys."""
     rotary, rope, heads = _rotary(checkpoint)
     names = GPTJ | dict.fromkeys(("attn.q", "attn.k", "attn.v"), "attn.qkv_proj")
     steps: dict[str, Steps] = {
@@ -102,7 +102,7 @@ def read_codegen(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_openai_gpt(checkpoint: Checkpoint) -> Canonical:
-    """The first GPT: norms behind the sums, and none at the end."""
+    """Read the first GPT: norms after the sums, and none at the end."""
     terms = _terms(checkpoint, "tokens_embed.weight") | {"pos_embed": src("positions_embed.weight").table()}
     del terms["norm.weight"], terms["norm.bias"]
     activation = read_activation(checkpoint.config, "afn", default="gelu")
@@ -133,7 +133,7 @@ def _unscaled(checkpoint: Checkpoint) -> float | None:
 
 
 def _rotary(checkpoint: Checkpoint) -> tuple[int, Rope, int]:
-    """Rotated channels of a head, their positions, and the number of heads."""
+    """Read the rotated channels of a head, their positions, and the number of heads."""
     heads, _, head_dim = head_counts(checkpoint)
     rotary = checkpoint.config("rotary_dim")
     if rotary is None:

@@ -10,7 +10,7 @@ from transmamba.transfer.teachers.translated import square_grid
 
 
 def image_facts(config: Config, *, eps: float, act: str, heads: int = 12) -> dict[str, Any]:
-    """Fields of `Architecture` that are read alike: heads, eps, activation.
+    """Return the common fields of `Architecture`: heads, eps, activation.
 
     Args:
         config: the teacher's configuration.
@@ -30,7 +30,7 @@ def image_facts(config: Config, *, eps: float, act: str, heads: int = 12) -> dic
 def read_grid(
     checkpoint: Checkpoint, patch: int, rows: int | None, prefixes: tuple[int, ...], square: bool = False
 ) -> dict[str, Any]:
-    """Fields `grid` and `unknown`: the rows and columns of patches.
+    """Return the fields `grid` and `unknown`: the rows and columns of patches.
 
     Args:
         checkpoint: the teacher.
@@ -62,7 +62,7 @@ def read_grid(
 
 
 def square_patch(checkpoint: Checkpoint, name: str) -> int:
-    """Side of the patches that a convolution cuts.
+    """Return the side of the patches that a convolution cuts.
 
     Raises:
         ValueError: they are not square.
@@ -74,7 +74,7 @@ def square_patch(checkpoint: Checkpoint, name: str) -> int:
 
 
 def all_affine(pairs: Mapping[str, str], canonical: str, name: str) -> Terms:
-    """Terms of several linear layers or norms, from names behind `canonical` to those behind `name`."""
+    """Return the terms of several linear layers or norms, from names below `canonical` to those below `name`."""
     terms: Terms = {}
     for ours, theirs in pairs.items():
         terms |= affine(canonical + ours, name + theirs)

@@ -1,4 +1,4 @@
-"""Image models of transformers that no canonical Transformer can be, and what stands in the way."""
+"""Image models of transformers that cannot become a canonical Transformer, each with the reason."""
 
 _TYPES = {
     "it is a convolutional network": """

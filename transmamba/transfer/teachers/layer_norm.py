@@ -34,7 +34,7 @@ FUSED = {
 
 
 def split_fused(groups: int, queries: int) -> dict[str, Steps]:
-    """Steps of a fused matrix of `groups`, each of some query heads, one key head and one value head."""
+    """Split a fused matrix of `groups`, each of some query heads, one key head and one value head."""
     slots = queries + 2
     return {
         "attn.q": lambda term: term.slots(groups, slots, 0, queries),
@@ -44,7 +44,7 @@ def split_fused(groups: int, queries: int) -> dict[str, Steps]:
 
 
 def read_gpt_neox(checkpoint: Checkpoint) -> Canonical:
-    """Queries, keys and values alternate head by head in one matrix; both branches read the stream before the block."""
+    """Read GPT-NeoX: one matrix alternates queries, keys and values by head; branches share the input of the block."""
     config, depth = checkpoint.config, layers(checkpoint, WIDE)
     heads = head_counts(checkpoint)[0]
     facts = decoder_facts(
@@ -58,7 +58,7 @@ def read_gpt_neox(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_persimmon(checkpoint: Checkpoint) -> Canonical:
-    """GPT-NeoX's fused matrix in blocks of two steps, with a LayerNorm on the heads of queries and keys."""
+    """Read GPT-NeoX's fused matrix in blocks of two steps, with a LayerNorm on the heads of queries and keys."""
     config, depth = checkpoint.config, layers(checkpoint, WIDE)
     names = {part: name.replace("attention.", "self_attn.") for part, name in FUSED.items()} | {"norm2": FUSED["norm2"]}
     heads = head_counts(checkpoint)[0]
@@ -73,7 +73,7 @@ def read_persimmon(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_phi(checkpoint: Checkpoint) -> Canonical:
-    """Attention and MLP read the output of one and the same norm."""
+    """Read Phi, whose attention and MLP read the output of one and the same norm."""
     config, down = checkpoint.config, "layers.{i}.mlp.fc2.weight"
     names = without(LLAMA, "mlp.gate") | {"attn.out": "self_attn.dense", "mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
     names["norm2"] = names["norm1"]
@@ -87,7 +87,7 @@ def read_phi(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_starcoder2(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA's blocks with LayerNorm and an MLP without a gate."""
+    """Read LLaMA's blocks with LayerNorm and an MLP without a gate."""
     config, down = checkpoint.config, "layers.{i}.mlp.c_proj.weight"
     names = without(LLAMA, "mlp.gate") | {"mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
     facts = decoder_facts(
@@ -98,7 +98,7 @@ def read_starcoder2(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_stablelm(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA's blocks with LayerNorm; parallel ones have one norm for both branches."""
+    """Read LLaMA's blocks with LayerNorm; parallel ones have one norm for both branches."""
     config = checkpoint.config
     if config("qk_layernorm") or "layers.0.self_attn.q_layernorm.norms.0.weight" in checkpoint:
         raise ValueError("qk_layernorm is refused: every head has a norm of its own, canonical heads share one")
@@ -110,7 +110,7 @@ def read_stablelm(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_nemotron(checkpoint: Checkpoint) -> Canonical:
-    """LayerNorm stores its gain minus one, and its bias as it is; the MLP has no gate."""
+    """Read Nemotron: LayerNorm stores its gain minus one, and its bias unchanged; the MLP has no gate."""
     config = checkpoint.config
     names = without(LLAMA, "mlp.gate")
     gain: Steps = lambda term: term + 1  # noqa: E731
@@ -123,20 +123,20 @@ def read_nemotron(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_jais2(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA's blocks with LayerNorm and an MLP without a gate."""
+    """Read LLaMA's blocks with LayerNorm and an MLP without a gate."""
     facts = decoder_facts(checkpoint, norm="layer", activation=read_activation(checkpoint.config, default="relu2"))
     return Canonical(stem_terms(checkpoint) | block_terms(without(LLAMA, "mlp.gate")), facts, ignored(checkpoint))
 
 
 def read_cohere(checkpoint: Checkpoint) -> Canonical:
-    """One norm without a bias for two parallel branches, neighbouring channels rotated, logits multiplied."""
+    """Read one norm without a bias for two parallel branches, neighbouring channels rotated, logits multiplied."""
     if checkpoint.config("use_qk_norm") or "layers.0.self_attn.q_norm.weight" in checkpoint:
         raise ValueError("use_qk_norm is refused: every head has a norm of its own, canonical heads share one")
     return _cohere(checkpoint, read_ropes(checkpoint.config, layers(checkpoint, DOWN), partial=False))
 
 
 def read_cohere2(checkpoint: Checkpoint) -> Canonical:
-    """Cohere with windows; only layers with a window have positions."""
+    """Read Cohere with windows; only layers with a window have positions."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     every = config("sliding_window_pattern", default=4)
     windows = read_windows(config, depth, lambda i: bool((i + 1) % every)) or (None,) * depth
@@ -153,7 +153,7 @@ def _cohere(checkpoint: Checkpoint, ropes: tuple[Rope | None, ...], windows: tup
 
 
 def read_olmo(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA's blocks with LayerNorm without parameters: its gains are ones, which no tensor stores."""
+    """Read LLaMA's blocks with parameterless LayerNorm: its gains are ones, which no tensor stores."""
     if checkpoint.config("clip_qkv") is not None:
         raise ValueError("clip_qkv is refused: queries, keys and values are clipped, which no canonical block does")
     dim = checkpoint.shape("embed_tokens.weight")[1]
@@ -165,7 +165,7 @@ def read_olmo(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_falcon(checkpoint: Checkpoint) -> Canonical:
-    """Three layouts of one fused matrix, and one, two or sequential norms."""
+    """Read three layouts of one fused matrix, and one, two or sequential norms."""
     config, layer = checkpoint.config, "h.{i}.mlp.dense_4h_to_h.weight"
     if config("alibi"):
         raise ValueError("alibi is refused: positions are added to the scores, which no canonical block does")

@@ -1,4 +1,4 @@
-"""LLaMA and what is built like it, with RMS norms before both branches."""
+"""LLaMA and models of its design, with RMS norms before both branches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -34,19 +34,19 @@ DOWN = "layers.{i}.mlp.down_proj.weight"
 
 
 def read_llama(checkpoint: Checkpoint) -> Canonical:
-    """Everything is stored as it is used."""
+    """Read LLaMA: everything is stored as it is used."""
     return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), decoder_facts(checkpoint), ignored(checkpoint))
 
 
 def read_windowed(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA with a window in every layer, or in those that `layer_types` names."""
+    """Read LLaMA with a window in every layer, or in those that `layer_types` names."""
     windows = read_windows(checkpoint.config, layers(checkpoint, DOWN))
     facts = decoder_facts(checkpoint, windows=windows)
     return Canonical(stem_terms(checkpoint) | block_terms(LLAMA), facts, ignored(checkpoint))
 
 
 def read_qwen(checkpoint: Checkpoint) -> Canonical:
-    """Qwen 2 has biases on queries, keys and values, Qwen 3 a norm on the heads of queries and keys."""
+    """Read Qwen 2, with biases on queries, keys and values, or Qwen 3, with norms on the heads of queries and keys."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     first = config("max_window_layers", default=28)
     names = LLAMA | (QK_NORMS if "layers.0.self_attn.q_norm.weight" in checkpoint else {})
@@ -58,7 +58,7 @@ def read_qwen(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_smollm3(checkpoint: Checkpoint) -> Canonical:
-    """Some layers have no positions, and they may have a window."""
+    """Read SmolLM3: some layers have no positions, and they may have a window."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     every = config("no_rope_layer_interval", default=4)
     rotated = config("no_rope_layers", default=[(i + 1) % every != 0 for i in range(depth)], fact="ropes")
@@ -72,7 +72,7 @@ def read_smollm3(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_granite(checkpoint: Checkpoint) -> Canonical:
-    """Four multipliers stand in the configuration alone, and are folded: the residual one into both branches."""
+    """Read Granite: four multipliers, only in the configuration, are folded, the residual one into both branches."""
     config = checkpoint.config
     residual = config("residual_multiplier", default=1.0)
     terms = stem_terms(
@@ -86,19 +86,19 @@ def read_granite(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_interleaved(checkpoint: Checkpoint) -> Canonical:
-    """Helium and ERNIE 4.5 rotate neighbouring channels, where LLaMA rotates the halves of a head."""
+    """Read Helium and ERNIE 4.5, which rotate neighbouring channels, where LLaMA rotates the halves of a head."""
     terms = stem_terms(checkpoint) | block_terms(LLAMA, interleaved(checkpoint))
     return Canonical(terms, decoder_facts(checkpoint), ignored(checkpoint))
 
 
 def read_arcee(checkpoint: Checkpoint) -> Canonical:
-    """The MLP has no gate."""
+    """Read LLaMA with an MLP without a gate."""
     facts = decoder_facts(checkpoint, activation=read_activation(checkpoint.config, default="relu2"))
     return Canonical(stem_terms(checkpoint) | block_terms(without(LLAMA, "mlp.gate")), facts, ignored(checkpoint))
 
 
 def read_phi3(checkpoint: Checkpoint) -> Canonical:
-    """Queries, keys and values are one matrix, the gate and its values another."""
+    """Read Phi-3: queries, keys and values are one matrix, the gate and its values another."""
     config = checkpoint.config
     heads, kv_heads, head_dim = head_counts(checkpoint)
     query, keys = heads * head_dim, kv_heads * head_dim
@@ -115,7 +115,7 @@ def read_phi3(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_glm(checkpoint: Checkpoint) -> Canonical:
-    """Half of every head is rotated, neighbouring channels together. GLM-4's blocks have norms on both sides."""
+    """Read GLM: neighbouring channels of half of every head are rotated. GLM-4's blocks have norms on both sides."""
     ropes = read_ropes(checkpoint.config, layers(checkpoint, DOWN))
     names = LLAMA | dict.fromkeys(("mlp.gate", "mlp.up"), "mlp.gate_up_proj")
     sandwich = "layers.0.post_mlp_layernorm.weight" in checkpoint
@@ -127,7 +127,7 @@ def read_glm(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_exaone4(checkpoint: Checkpoint) -> Canonical:
-    """Norms stand behind the branches; beside layers with a window, those without one have no positions."""
+    """Read EXAONE 4: norms follow the branches; beside layers with a window, those without one have no positions."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     every = config("sliding_window_pattern", default=4)
     windows = read_windows(config, depth, lambda i: bool((i + 1) % every))
@@ -139,20 +139,20 @@ def read_exaone4(checkpoint: Checkpoint) -> Canonical:
 
 
 def output_terms() -> Terms:
-    """Blocks whose norms stand behind the branches, and on queries and keys."""
-    # the name says it: this norm follows the attention, where LLaMA's of the same name precedes the MLP
+    """Return blocks whose norms follow the branches, and apply to queries and keys."""
+    # as its name states, this norm follows the attention; LLaMA's norm of the same name precedes the MLP
     norms = {"norm1": "post_attention_layernorm", "norm2": "post_feedforward_layernorm"}
     return block_terms(LLAMA | norms | QK_NORMS)
 
 
 def read_olmo2(checkpoint: Checkpoint) -> Canonical:
-    """Norms stand behind the branches; those of queries and keys run over all heads at once."""
+    """Read OLMo 2: norms follow the branches; those of queries and keys run over all heads at once."""
     facts = decoder_facts(checkpoint, placement="output")
     return Canonical(stem_terms(checkpoint) | output_terms(), facts, ignored(checkpoint))
 
 
 def read_olmo3(checkpoint: Checkpoint) -> Canonical:
-    """OLMo 2 with windows; a scaling of positions is that of layers without one."""
+    """Read OLMo 2 with windows; a scaling of positions belongs to the layers without one."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     kinds = read_layer_types(config, depth, lambda i: (i + 1) % 4 != 0)
     facts = decoder_facts(
@@ -165,7 +165,7 @@ def read_olmo3(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_hyperclovax(checkpoint: Checkpoint) -> Canonical:
-    """Granite's multipliers, except that logits are multiplied, not divided, and norms may follow the branches."""
+    """Read Granite's multipliers, except that logits are multiplied, not divided, and norms may follow the branches."""
     config = checkpoint.config
     residual = times(config("residual_multiplier", default=1.0))
     terms = stem_terms(
@@ -184,7 +184,7 @@ def read_hyperclovax(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_cwm(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA 3 with a window in three of four layers, the first layer having none."""
+    """Read LLaMA 3 with a window in three of four layers, the first layer having none."""
     config, depth = checkpoint.config, layers(checkpoint, DOWN)
     ropes = read_ropes(config, depth, partial=False)
     facts = decoder_facts(checkpoint, ropes=ropes, windows=read_windows(config, depth, lambda i: i % 4 != 0))

@@ -22,7 +22,7 @@ NAMES = (
 
 
 def read_mamba(checkpoint: Checkpoint) -> Canonical:
-    """Tensors keep their numbers; transformers and mamba_ssm name the same ones."""
+    """Read Mamba: tensors keep their numbers; transformers and mamba_ssm name the same ones."""
     branch = "branches.0." if "layers.0.mixer.x_proj.weight" in checkpoint else ""
     terms: Terms = {}
     for name in checkpoint.stored:
@@ -41,7 +41,7 @@ def read_mamba(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_own(checkpoint: Checkpoint) -> Canonical:
-    """Our own backbones are canonical as they are."""
+    """Read our own backbones unchanged: their names are canonical."""
     terms = {name: src(name) for name in checkpoint.stored}
     depth = max(int(hit[1]) for name in terms if (hit := re.match(r"blocks\.(\d+)\.", name))) + 1
     facts = Architecture(

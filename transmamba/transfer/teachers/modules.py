@@ -1,4 +1,4 @@
-"""Facts that only a module tells: timm's Vision Transformers have no configuration, but attributes."""
+"""Facts found on a module only: timm's Vision Transformers have no configuration, but attributes."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ PLAIN_NAMES = {"ResPostBlock": "x + norm(f(x))", "EvaBlockPostNorm": "x + norm(f
 
 
 def describe_module(module: nn.Module) -> dict[str, Any] | None:
-    """The facts of a Vision Transformer with timm's attributes, or of a model of this library.
+    """Return the facts of a Vision Transformer with timm's attributes, or of a model of this library.
 
     Returns:
         None for any other module. The key "refused" is there if the model has a part that its tensors do not show and
@@ -68,7 +68,7 @@ def _pool(module: nn.Module) -> str:
 
 
 def _rope(module: nn.Module, attention: Any) -> dict[str, Any] | None:
-    """The rotary positions of DINOv3; a type "refused" for others, of which timm has several."""
+    """Return the rotary positions of DINOv3; a type "refused" for others, of which timm has several."""
     rope: Any = getattr(module, "rope", None)
     if rope is None:
         return None

@@ -29,7 +29,7 @@ OFFSET = 2
 
 
 def read_opt(checkpoint: Checkpoint) -> Canonical:
-    """OPT; the smaller word vectors of OPT-350m are projected before positions are added, so that both fold."""
+    """Read OPT; OPT-350m projects its smaller word vectors before positions are added, so both fold."""
     before = checkpoint.config("do_layer_norm_before", default=True, fact="placement")
     terms = stem_terms(checkpoint, norm="final_layer_norm") | block_terms(OPT) | _positions()
     dim = checkpoint.shape("embed_positions.weight")[1]
@@ -48,12 +48,12 @@ def read_opt(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_biogpt(checkpoint: Checkpoint) -> Canonical:
-    """Embeddings are scaled, the head that is tied to them is not."""
+    """Read BioGPT: embeddings are scaled, the head that is tied to them is not."""
     return _decoder(checkpoint, _scaled(checkpoint, "output_projection") | _positions(), "gelu", "output_projection")
 
 
 def read_xglm(checkpoint: Checkpoint) -> Canonical:
-    """Positions are sines that no tensor stores."""
+    """Read XGLM, whose positions are sines that no tensor stores."""
     config = checkpoint.config
     length, dim = config("max_position_embeddings", default=2048), checkpoint.shape("embed_tokens.weight")[1]
     # the row of the padding token is zero, wherever that token is
@@ -64,7 +64,7 @@ def read_xglm(checkpoint: Checkpoint) -> Canonical:
 
 
 def sines(rows: int, dim: int, zero: int | None = None) -> Tensor:
-    """Fairseq's table of positions: sines in the first half of the channels, cosines in the second."""
+    """Return Fairseq's table of positions: sines in the first half of the channels, cosines in the second."""
     half = dim // 2
     angle = torch.arange(rows)[:, None] * torch.exp(torch.arange(half) * -(math.log(10000) / (half - 1)))
     table = torch.cat([angle.sin(), angle.cos(), torch.zeros(rows, dim % 2)], 1)

@@ -13,7 +13,7 @@ NORMS = ("norm1", "norm2", "post_norm1", "post_norm2")
 
 
 def read_own_transformer(checkpoint: Checkpoint) -> Canonical:
-    """Facts are those that the model states of itself; queries, keys and values are one matrix, and so is a gated MLP.
+    """Read the model's own facts; queries, keys and values are one matrix, and so is a gated MLP.
 
     Raises:
         ValueError: it is a bare state dict, which states no facts.
@@ -58,7 +58,7 @@ def _mlp(checkpoint: Checkpoint, mlp: str) -> Terms:
 
 
 def _rows(canonical: str, name: str, start: int, stop: int) -> Terms:
-    """Some rows of a linear layer."""
+    """Return some rows of a linear layer."""
     return {
         f"{canonical}.weight": src(f"{name}.weight").rows(start, stop),
         f"{canonical}.bias": src(f"{name}.bias").rows(start, stop).maybe,

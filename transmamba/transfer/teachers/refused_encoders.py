@@ -1,4 +1,4 @@
-"""Text and audio encoders that are no canonical Transformer, with the part that stands in the way."""
+"""Text and audio encoders that cannot become a canonical Transformer, each with the part that prevents it."""
 
 _TEXT = {
     "positions are added to the attention scores (relative position bias), which no canonical encoder does": (

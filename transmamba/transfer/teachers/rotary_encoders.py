@@ -27,7 +27,7 @@ POST_NORM = {"norm1": "post_attention_layernorm", "norm2": "post_mlp_layernorm"}
 
 
 def by_layer_type(config: Config, depth: int, full_at: Callable[[int], bool], thetas: dict[str, Any]) -> Config:
-    """The configuration with `layer_types` and `rope_parameters` filled in, as transformers does for older ones.
+    """Fill in the configuration's `layer_types` and `rope_parameters`, as transformers does for older ones.
 
     Args:
         config: the teacher's configuration.
@@ -47,7 +47,7 @@ def by_layer_type(config: Config, depth: int, full_at: Callable[[int], bool], th
 
 
 def read_modernbert(checkpoint: Checkpoint) -> Canonical:
-    """Queries, keys and values are one matrix; the MLP's gate is the first half of Wi."""
+    """Read ModernBERT: queries, keys and values are one matrix; the MLP's gate is the first half of Wi."""
     layer, config = LAYER, checkpoint.config
     depth, every = checkpoint.depth(layer + "attn.Wqkv.weight"), config("global_attn_every_n_layers", default=3)
     dim = checkpoint.shape("embeddings.tok_embeddings.weight")[1]
@@ -88,7 +88,7 @@ def _part(index: int, count: int) -> Callable[[Term], Term]:
 
 
 def rotary_facts(checkpoint: Checkpoint, embedding: str, theta: float, activation: str) -> Architecture:
-    """Facts that the configurations of these encoders state alike."""
+    """Read the facts that the configurations of these encoders have in common."""
     config, depth = checkpoint.config, checkpoint.depth(LAYER + "self_attn.o_proj.weight")
     dim = checkpoint.shape(embedding)[1]
     return Architecture(
@@ -104,7 +104,7 @@ def rotary_facts(checkpoint: Checkpoint, embedding: str, theta: float, activatio
 
 
 def _post_norm(checkpoint: Checkpoint, theta: float, activation: str, names: dict[str, str]) -> Canonical:
-    """BERT's embedding without positions, and norms after each sum."""
+    """Read BERT's embedding without positions, and norms after each sum."""
     embedding = "embeddings.word_embeddings.weight"
     terms = {"embedding.weight": src(embedding)} | affine("embed_norm", "embeddings.LayerNorm")
     terms |= optional({"type_embedding.weight": src("embeddings.token_type_embeddings.weight")})
@@ -115,7 +115,7 @@ def _post_norm(checkpoint: Checkpoint, theta: float, activation: str, names: dic
     )
     terms |= all_affine(names | POST_NORM, "blocks.{i}.", LAYER)
     if "layers.0.self_attn.qkv.weight" in checkpoint:
-        # modules hold the parts of what files hold in one
+        # modules hold in parts a tensor that files hold whole
         for index, letter in enumerate("qkv"):
             terms |= affine(f"blocks.{{i}}.attn.{letter}", LAYER + "self_attn.qkv", _part(index, 3))
     if "layers.0.mlp.up_gate.weight" in checkpoint:
@@ -125,25 +125,25 @@ def _post_norm(checkpoint: Checkpoint, theta: float, activation: str, names: dic
 
 
 def read_nomic(checkpoint: Checkpoint) -> Canonical:
-    """Gated MLP, no biases."""
+    """Read Nomic: gated MLP, no biases."""
     if "n_embd" in checkpoint.config.values:
         raise ValueError("the configuration is that of nomic-ai's own code: expected the one that transformers writes")
     return _post_norm(checkpoint, 1000.0, "silu", PROJECTIONS)
 
 
 def read_gte(checkpoint: Checkpoint) -> Canonical:
-    """Gated MLP; token types where there are any."""
+    """Read GTE: gated MLP; token types where there are any."""
     return _post_norm(checkpoint, 160_000.0, "gelu", PROJECTIONS)
 
 
 def read_jina(checkpoint: Checkpoint) -> Canonical:
-    """Plain MLP; adapters of tasks are to be merged before."""
+    """Read Jina: plain MLP; adapters of tasks are to be merged before."""
     names = {name: stored for name, stored in PROJECTIONS.items() if not name.startswith("mlp")}
     return _post_norm(checkpoint, 20_000.0, "gelu", names | {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"})
 
 
 def _pre_norm(checkpoint: Checkpoint, eps: float) -> Canonical:
-    """LLaMA's layers, read in both directions."""
+    """Read LLaMA's layers with attention in both directions."""
     terms = {"embedding.weight": src("embed_tokens.weight")} | affine("norm", "norm")
     terms |= all_affine(PROJECTIONS | PRE_NORM, "blocks.{i}.", LAYER)
     architecture = replace(
@@ -155,12 +155,12 @@ def _pre_norm(checkpoint: Checkpoint, eps: float) -> Canonical:
 
 
 def read_eurobert(checkpoint: Checkpoint) -> Canonical:
-    """LLaMA's layers, read in both directions."""
+    """Read LLaMA's layers with attention in both directions."""
     return _pre_norm(checkpoint, 1e-5)
 
 
 def read_ultrabert(checkpoint: Checkpoint) -> Canonical:
-    """EuroBERT with local layers."""
+    """Read EuroBERT with local layers."""
     canonical, config = _pre_norm(checkpoint, 1e-6), checkpoint.config
     depth = canonical.architecture.depth
     thetas = {"sliding_attention": 10_000.0, "full_attention": 2_560_000.0}
@@ -176,7 +176,7 @@ def read_ultrabert(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_esmc(checkpoint: Checkpoint) -> Canonical:
-    """Norms over all heads of queries and keys; both branches are divided by a constant of the depth."""
+    """Read ESM C: norms over all heads of queries and keys; a constant of the depth divides both branches."""
     if "layers.0.input_layernorm.bias" not in checkpoint:
         raise ValueError("the teacher lacks layers.0.input_layernorm.bias, by which ESM C is told from decoders")
     canonical = _pre_norm(checkpoint, 1e-5)

@@ -29,7 +29,7 @@ IGNORED = {
 
 
 class Form(NamedTuple):
-    """What tells these encoders apart: where norms stand, and how positions are numbered.
+    """Differences between these encoders: the places of the norms, and the numbering of positions.
 
     Attributes:
         pre_norm: norms stand before the branches, and one at the end.
@@ -46,7 +46,7 @@ class Form(NamedTuple):
 
 
 def _positions(checkpoint: Checkpoint, words: str, form: Form) -> tuple[Term, int | None]:
-    """The table of positions, and the padding token if positions count real tokens."""
+    """Return the table of positions, and the padding token if positions count real tokens."""
     table, config = src("encoder.embed_positions.weight"), checkpoint.config
     if form.positions == "all":
         # BART and mBART keep two rows in front that no position reads

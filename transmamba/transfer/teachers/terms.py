@@ -1,4 +1,4 @@
-"""How one canonical tensor is computed from a checkpoint: a stored name, and a chain of small steps.
+"""Computation of one canonical tensor from a checkpoint: a stored name, and a chain of small steps.
 
     src("h.{i}.attn.c_attn.weight").T.part(0, 3)                     a transposed fused matrix, its first third
     src("blocks.{i}.mlp.fc2.weight").scale_rows("blocks.{i}.ls2.gamma")      LayerScale, folded into the rows it scales
@@ -36,7 +36,7 @@ class Term:
 
     Attributes:
         name: the stored name.
-        steps: what is done to it, in order.
+        steps: the steps applied to it, in order.
         optional: the canonical tensor is absent where the stored one is.
     """
 
@@ -75,11 +75,11 @@ class Term:
         return self._arrange(lambda x: x.unflatten(0, (groups, count, -1))[:, start:stop].flatten(0, 2))
 
     def constant(self, make: Callable[[], Tensor]) -> "Term":
-        """A tensor that the model computes and does not store; the stored one lends its dtype and device alone."""
+        """Make a tensor that the model computes and does not store; the stored one lends its dtype and device alone."""
         return self._arrange(lambda x: make().to(x.device, x.dtype))
 
     def ones(self, size: int) -> "Term":
-        """The gain of a norm without parameters."""
+        """Make the gain of a norm without parameters."""
         return self.constant(lambda: torch.ones(()).expand(size))
 
     def halves(self, heads: int, rotary: int | None = None) -> "Term":
@@ -145,7 +145,7 @@ class Term:
         return ", ".join(step.note for step in self.steps if step.note)
 
     def sources(self, layer: int | None = None) -> tuple[str, ...]:
-        """Stored names that the term reads, the one of its own first."""
+        """Return the stored names that the term reads, its own first."""
         names = (self.name, *(other for step in self.steps for other in step.others))
         return tuple(name if layer is None else name.replace("{i}", str(layer)) for name in names)
 
@@ -154,7 +154,7 @@ class Term:
 
         Args:
             get: name -> tensor; names hold `{i}` for the layer.
-            fresh: what `get` gives for the term's own name belongs to nobody else, and may be written to.
+            fresh: the tensor that `get` gives for the term's own name is not shared, and may be written to.
         """
         x = get(self.name)
         for step in self.steps:
@@ -190,12 +190,12 @@ Terms = dict[str, Term]
 
 
 def src(name: str) -> Term:
-    """A tensor of the checkpoint under `name`."""
+    """Start from the tensor of the checkpoint under `name`."""
     return Term(name)
 
 
 def affine(canonical: str, name: str, steps: Callable[[Term], Term] = lambda term: term) -> Terms:
-    """The weight of a linear layer or norm stored as `name`, and its bias if it has one."""
+    """Return the weight of a linear layer or norm stored as `name`, and its bias if it has one."""
     return {
         f"{canonical}.weight": steps(src(f"{name}.weight")),
         f"{canonical}.bias": steps(src(f"{name}.bias")).maybe,
@@ -203,7 +203,7 @@ def affine(canonical: str, name: str, steps: Callable[[Term], Term] = lambda ter
 
 
 def optional(terms: Terms) -> Terms:
-    """The same terms, each absent where the checkpoint lacks its tensor."""
+    """Return the same terms, each absent where the checkpoint lacks its tensor."""
     return {name: term.maybe for name, term in terms.items()}
 
 

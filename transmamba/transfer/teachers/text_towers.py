@@ -38,7 +38,7 @@ def _read(checkpoint: Checkpoint, causal: bool, activation: str, eps: float) -> 
 
 
 def read_clip_text(checkpoint: Checkpoint) -> Canonical:
-    """Tokens attend to earlier ones only; the last one stands for the text."""
+    """Read CLIP's text tower: tokens attend to earlier ones only; the last one stands for the text."""
     canonical = _read(checkpoint, True, "quick_gelu", 1e-5)
     return Canonical(
         canonical.terms, canonical.architecture, {r"text_projection\..*": "projection of the end-of-text token"}
@@ -46,7 +46,7 @@ def read_clip_text(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_siglip_text(checkpoint: Checkpoint) -> Canonical:
-    """CLIP's names, but tokens attend to all."""
+    """Read CLIP's names, but tokens attend to all."""
     if "head.weight" not in checkpoint:
         raise ValueError("the teacher lacks head.weight, by which SigLIP's text encoder is told from CLIP's")
     canonical = _read(checkpoint, False, "gelu_pytorch_tanh", 1e-6)
@@ -58,7 +58,7 @@ def read_siglip_text(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_flava_text(checkpoint: Checkpoint) -> Canonical:
-    """BERT's embedding and ViT's layers, whose attention is named attention.attention."""
+    """Read BERT's embedding and ViT's layers, whose attention is named attention.attention."""
     layer = "encoder.layer.{i}."
     terms = embedding_terms(checkpoint) | bert_layers(FLAVA) | affine("norm", "layernorm")
     for part in ("query", "key", "value"):

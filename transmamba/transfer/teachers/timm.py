@@ -33,10 +33,10 @@ OLDER = (
 
 
 def read_timm(checkpoint: Checkpoint) -> Canonical:
-    """LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half.
+    """Read timm's ViT: LayerScale is folded; a fused gated MLP (DINOv2 giant) has the gate in its first half.
 
     A bare state dict is helped by config={"num_heads": ...}, and by the keys "eps", "act", "norm" ("layer" or "rms"),
-    "grid", "global_pool" and "rope", which a module tells by its attributes.
+    "grid", "global_pool" and "rope", which a module has as attributes.
     """
     config = checkpoint.config
     _refuse(checkpoint)
@@ -89,7 +89,7 @@ def _refuse(checkpoint: Checkpoint) -> None:
 
 
 def _numbers(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Norms and the activation; timm's ViTs with a norm before the first block are CLIPs, of two activations."""
+    """Read norms and activation; timm's ViTs with a norm before the first block are CLIPs, of two activations."""
     config, unknown = checkpoint.config, []
     clip, gated = "norm_pre.weight" in checkpoint, _gate(checkpoint) is not None
     rotary = "pos_embed" not in checkpoint and FIRST + TABLE not in checkpoint and SHARED not in checkpoint
@@ -113,7 +113,7 @@ def _numbers(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _grid(checkpoint: Checkpoint, bias: Term | None) -> tuple[int, int] | None:
-    """The grid of a position table, or of a table of relative positions."""
+    """Return the grid of a position table, or of a table of relative positions."""
     known, prefixes = checkpoint.config("grid"), sum(checkpoint.shape(n)[1] for n in TOKENS if n in checkpoint)
     grid = None if known is None else (int(known[0]), int(known[1]))
     if "pos_embed" in checkpoint:
@@ -132,7 +132,7 @@ def _grid(checkpoint: Checkpoint, bias: Term | None) -> tuple[int, int] | None:
 
 
 def _scale(checkpoint: Checkpoint, heads: int | None) -> float | None:
-    """The factor of the scores, if it is not that of the width of a head."""
+    """Return the factor of the scores, if it is not that of the width of a head."""
     scale = checkpoint.config("scale")
     if scale is None or heads is None:
         return scale
@@ -157,7 +157,7 @@ def _ropes(checkpoint: Checkpoint, depth: int) -> tuple[Rope | None, ...]:
 
 
 def _head(checkpoint: Checkpoint, unknown: list[str]) -> tuple[Terms, Literal["token", "mean"] | None]:
-    """The head and what it reads; nothing behind attention pooling."""
+    """Return the head and its input; nothing after attention pooling."""
     pool = checkpoint.config("global_pool")
     if "attn_pool.latent" in checkpoint or pool not in (None, *POOLS):
         return {}, None
@@ -225,7 +225,7 @@ def _part(index: int, count: int) -> Callable[[Term], Term]:
 
 
 def _scaled(checkpoint: Checkpoint, *gains: str) -> Callable[[Term], Term]:
-    """LayerScale under either of its names, folded into the rows it scales."""
+    """Fold LayerScale, under either of its names, into the rows it scales."""
     found = next((gain for gain in gains if FIRST + gain in checkpoint), None)
     return lambda term: term if found is None else term.scale_rows(BLOCK + found)
 

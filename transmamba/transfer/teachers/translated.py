@@ -15,7 +15,7 @@ from transmamba.transfer.teachers.family import Canonical
 from transmamba.transfer.teachers.terms import Term
 from transmamba.transfer.tensors import check_source
 
-# what stored names say of a teacher that is no plain Transformer
+# stored names that show that a teacher is not a plain Transformer
 OBSTACLES = (
     (r"lora_|\.base_layer\.|adapter", "an adapter that is not merged: call merge_and_unload() on the teacher first"),
     (
@@ -37,8 +37,8 @@ class Translated(Mapping[str, Tensor]):
     Attributes:
         family: name of the family.
         architecture: facts that tensors do not hold, and the list of canonical names.
-        differs: what the translation cannot keep of the teacher.
-        ignored: stored names that are no part of the Transformer -> what they are.
+        differs: properties of the teacher that the translation cannot keep.
+        ignored: stored names outside the Transformer -> their purpose.
         weights: the stored tensors.
     """
 
@@ -64,23 +64,23 @@ class Translated(Mapping[str, Tensor]):
         return name in self._terms
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a canonical tensor, without reading it."""
+        """Return the shape of a canonical tensor without reading it."""
         term, layer = self._terms[name]
         sizes = self._meta(layer)
         return tuple(term.read(sizes, fresh=True).shape)
 
     def sources(self, name: str) -> tuple[str, ...]:
-        """Stored names that a canonical tensor is computed from, its own first."""
+        """Return the stored names that a canonical tensor is computed from, its own first."""
         term, layer = self._terms[name]
         return tuple(self._stored[source] for source in term.sources(layer))
 
     def note(self, name: str) -> str:
-        """The changes of values, in words; empty if the tensor is only renamed or rearranged."""
+        """Describe how values change; empty if the tensor is only renamed or rearranged."""
         term, layer = self._terms[name]
         return term.note.replace("{i}", str(layer))
 
     def score(self, name: str, importance: Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]) -> Tensor | None:
-        """Scores of a canonical tensor; None if a mapping of scores has none for it.
+        """Return the scores of a canonical tensor; None if a mapping of scores has none for it.
 
         A function gets the stored name, and the folded tensor where values change, because that is the weight which the
         function of the teacher contains. Given scores are rearranged as the tensor is.
@@ -120,7 +120,7 @@ class Translated(Mapping[str, Tensor]):
 
 
 def _resolve(family: str, checkpoint: Checkpoint, canonical: Canonical) -> dict[str, tuple[Term, int]]:
-    """The terms of every layer.
+    """Resolve the terms of every layer.
 
     Raises:
         ValueError: a required tensor is missing.
@@ -142,7 +142,7 @@ def _resolve(family: str, checkpoint: Checkpoint, canonical: Canonical) -> dict[
 def _account(
     family: str, checkpoint: Checkpoint, canonical: Canonical, terms: Mapping[str, tuple[Term, int]]
 ) -> dict[str, str]:
-    """The stored tensors that are ignored, with the reason.
+    """Return the stored tensors that are ignored, with the reason.
 
     Raises:
         ValueError: a tensor is neither used nor ignored.
@@ -167,7 +167,7 @@ def _account(
 
 
 def _complete(architecture: Architecture, translated: Translated) -> Architecture:
-    """Fill in what follows from shapes, and check that heads and shapes agree.
+    """Fill in facts that follow from shapes, and check that heads and shapes agree.
 
     Raises:
         ValueError: they do not.
@@ -189,7 +189,7 @@ def _complete(architecture: Architecture, translated: Translated) -> Architectur
 
 
 def square_grid(rows: int, prefixes: Iterable[int]) -> tuple[int, int] | None:
-    """The square grid of a position table of `rows` rows, if exactly one number of prefix tokens leaves a square."""
+    """Find the square grid of a position table, if exactly one number of prefix tokens leaves a square of `rows`."""
     sides = {math.isqrt(rows - count) for count in prefixes if math.isqrt(rows - count) ** 2 == rows - count > 0}
     return (next(iter(sides)),) * 2 if len(sides) == 1 else None
 

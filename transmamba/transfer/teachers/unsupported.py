@@ -1,11 +1,11 @@
-"""Decoder language models of transformers that no canonical Transformer can be, and what stands in the way.
+"""Decoder language models of transformers that cannot become a canonical Transformer, each with the reason.
 
 A model of several parts is judged by its parts, for its image tower may be one that is known.
 """
 
 EXPERTS = "its MLPs are experts behind a router, where a canonical block has one MLP"
 LATENT = "its keys and values are expanded from a common latent vector"
-RECURRENT = "it is no plain Transformer: some or all of its layers are recurrent or convolutional"
+RECURRENT = "it is not a plain Transformer: some or all of its layers are recurrent or convolutional"
 SINKS = "its attention has learned sinks, which take a share of every softmax"
 ALIBI = "positions are added to the scores by ALiBi, which no canonical block does"
 RELATIVE = "its scores depend on relative positions in a way of its own"

@@ -30,7 +30,7 @@ IGNORED = {
 
 
 def read_vit(checkpoint: Checkpoint) -> Canonical:
-    """Everything is stored as it is used; only what the classifier reads differs between the models."""
+    """Read ViT: everything is stored as it is used; the models differ only in the input of the classifier."""
     config, tokens = checkpoint.config, [name for name in TOKENS.values() if name in checkpoint]
     if any(checkpoint.shape(name)[1] != 1 for name in tokens):
         raise ValueError("several class tokens: expected one, as the family 'pixio' has several")
@@ -49,7 +49,7 @@ def read_vit(checkpoint: Checkpoint) -> Canonical:
 
 
 def read_pixio(checkpoint: Checkpoint) -> Canonical:
-    """Several class tokens, of which the canonical model has one and calls the others registers."""
+    """Read Pixio: it has several class tokens, of which the canonical form keeps one and calls the others registers."""
     tokens, table = checkpoint.shape(TOKENS["cls_token"]), checkpoint.shape("embeddings.position_embeddings")
     if tokens[1] < 2:
         raise ValueError("one class token: expected several")

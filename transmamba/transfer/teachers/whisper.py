@@ -22,7 +22,7 @@ IGNORED = {
 
 
 def read_whisper(checkpoint: Checkpoint) -> Canonical:
-    """Two convolutions with GELU, a table of positions, and pre-norm layers."""
+    """Read Whisper's encoder: two convolutions with GELU, a table of positions, and pre-norm layers."""
     config = checkpoint.config
     if not config.known and not checkpoint.stored.get("encoder.conv1.weight", "").endswith("encoder.conv1.weight"):
         # Qwen2-Audio's encoder has all these names, and averages frames before its last norm

@@ -42,7 +42,7 @@ def rows(tokenizer, count, length, without, gram=12):
     held_out = {tuple(text[i : i + gram]) for text in without for i in range(len(text) - gram + 1)}
     found = []
     for path in random.Random(0).sample(documents(), 4 * count):
-        text = manual_page(path) if path.suffix == ".gz" else path.read_text(errors="replace")
+        text = manual_page(path) if path.suffix == ".gz" else path.read_text("utf8", errors="replace")
         middle = max(0, len(text) // 2 - 3 * length)
         row = tokenizer(text[middle : middle + 6 * length])["input_ids"][:length]
         shared = any(tuple(row[i : i + gram]) in held_out for i in range(len(row) - gram + 1))

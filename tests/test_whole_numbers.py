@@ -40,3 +40,5 @@ def test_the_numbers_of_the_report():
     tm.transfer.param_groups(student, [], lr=1, weight_decay=0)
     with pytest.raises(TypeError, match="lr"):
         tm.transfer.param_groups(student, [], lr="1")
+    with pytest.raises(TypeError, match="lr"):
+        tm.transfer.param_groups(student, [], lr=True)

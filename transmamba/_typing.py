@@ -15,7 +15,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import jaxtyped
@@ -45,10 +45,13 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @functools.cache
     def checked() -> Callable[P, R]:
         # on the first call, because this takes longer than importing the module
-        from beartype import BeartypeConf, beartype
+        from beartype import BeartypeConf, FrozenDict, beartype
+        from beartype.vale import IsInstance
 
-        # a whole number is a float, as for every type checker and for torch: weight_decay=0
-        return jaxtyped(function, typechecker=beartype(conf=BeartypeConf(is_pep484_tower=True)))
+        # a whole number is a float, as for every type checker and for torch: weight_decay=0; a bool is a slip
+        whole = Annotated[int, ~IsInstance[bool]]
+        numbers = BeartypeConf(hint_overrides=FrozenDict({float: float | whole}))
+        return jaxtyped(function, typechecker=beartype(conf=numbers))
 
     passed: set[Any] = set()
 

@@ -97,7 +97,7 @@ class TiedHead:
 
 
 def _tie_again(model: Any, incompatible_keys: Any) -> None:
-    """With `assign` every name got a tensor of its own; those of the same numbers become one again."""
+    """Tie embedding and head again where equal, because with `assign` every name got a tensor of its own."""
     embedding, head = (
         model._part(part).__dict__.get("_parameters", {}).get("weight") for part in ("embedding", "head")
     )

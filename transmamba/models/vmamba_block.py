@@ -44,13 +44,13 @@ class VMambaBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block."""
+        """Return the stream after the block."""
         return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, grid)))
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """The stream after the block, and the mixer's output split by direction in natural token order."""
+        """Return the stream after the block, and the mixer's output split by direction, in natural token order."""
         mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
         return self._feed_forward(x + self.drop_path(mixed)), parts
 

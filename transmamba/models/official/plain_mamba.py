@@ -105,7 +105,7 @@ def _resizing(mode: Any) -> Literal["bicubic", "bilinear"]:
 
 
 def _layers(configs: Any, depth: int) -> tuple[Any, Any]:
-    """What builds mixers and norms: one builder for all layers, or a list of them."""
+    """Return the builders of mixers and norms: one for all layers, or a list of them."""
     if isinstance(configs, Mapping):
         return _layer(configs)
     if not isinstance(configs, Sequence) or isinstance(configs, str):

@@ -102,7 +102,7 @@ class LeastSquares:
             if bool((w < 0).any()):
                 raise ValueError("weights must not be negative")
         weighted = rows if w is None else rows * w[:, None]
-        # an autocast around the models would round these products too, far below what the solution needs
+        # an autocast around the models would round these products too, far below the precision that the solution needs
         with torch.autocast(rows.device.type, enabled=False):
             self._moments += (weighted[:, : self.features].T @ rows).double()
         self._sums += weighted.sum(0, dtype=torch.float64)

@@ -126,6 +126,7 @@ static inline float swap(float x, int mask) {
   return all[me ^ mask].slot[turn];
 }
 static inline u64 wide(u32 a, u32 b) { return (u64)a * b; }
+static inline char* settled(char* x) { return x; }
 static inline void SYNC() { fibers::leave(fibers::BLOCK); }
 static inline void SYNC_WARP() { fibers::leave(fibers::WARP); }
 template <int BYTES> inline void copy(void* to, const void* from) { fibers::all[fibers::self].copies.push_back({to, from, BYTES}); }

@@ -275,6 +275,7 @@ RUNS = {
     "closed 15, 12k tokens of varied text": partial(HALF, fit={"topics": 16, "vim": 0, "varied": 32}),
     "closed 15, 49k tokens of varied text": partial(HALF, fit={"topics": 64, "vim": 0, "varied": 128}),
     "closed 15, values in the channels": partial(HALF, values=True),
+    "closed 15, wide, no values": partial(HALF, options={"expand": 4}, fit={"ridge": 1e-2}),
     "closed 15, wide": partial(HALF, **WIDE, fit={"ridge": 1e-2}),
     "closed 30, wide": partial(ALL_OF_THEM, **WIDE, fit={"ridge": 1e-2}),
     "closed 15, wide, 49k tokens": partial(HALF, **WIDE, fit={**MIX, "ridge": 1e-2}),

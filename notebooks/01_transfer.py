@@ -199,7 +199,7 @@ class TransMamba(torch.nn.Module):
         target = teacher.forward_features(x).last[:, 1:]  # without the class token
         distill, details = self.distill(*scans, target, return_details=True)
         self.log.append(details)
-        return self.total(F.cross_entropy(model.head(features.last.mean(1)), y), distill)
+        return self.total(F.cross_entropy(model.forward_head(features), y), distill)
 
 
 # %% [markdown]

@@ -173,7 +173,7 @@ print(f"teacher: {accuracy(teacher):.1f} % of the test letters")
 
 # %%
 features = teacher.forward_features(images)
-logits = teacher.head(features.last[:, 0])
+logits = teacher.forward_head(features)
 layers = [layer[:, 1:] for layer in (*features.layers[:-1], features.last)]  # without the class token
 centred = [(layer - layer.mean((0, 1))) / layer.std((0, 1)) for layer in layers]
 for number, (raw, clean) in enumerate(zip(layers, centred, strict=True)):
@@ -250,7 +250,7 @@ def learn(way, seed, share=1.0):
 
     def loss(pick):
         seen = student.forward_features(images[pick], directions=extra is not None)
-        guess = student.head(seen.last.mean(1))
+        guess = student.forward_head(seen)
         more = extra(student, images[pick], seen, pick) if extra else 0.0
         return F.cross_entropy(guess, labels[pick]) + more + ("logits" in way) * logits_distill(guess, logits[pick])
 

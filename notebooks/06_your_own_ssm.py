@@ -113,7 +113,7 @@ class LeakyMixer(nn.Module):
 
 
 # %%
-class SpiralNet(nn.Module):
+class SpiralNet(tm.models.FeatureMethods, nn.Module):
     def __init__(self, dim, depth):
         super().__init__()
         self.patch_embed = tm.nn.PatchEmbed(dim, patch_size=2, in_chans=1)
@@ -123,23 +123,19 @@ class SpiralNet(nn.Module):
         self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 10)
 
     def forward(self, x):
-        return self.head(self.forward_features(x).last.mean(1))
+        return self.forward_head(self.forward_features(x))
 
     def forward_features(self, x, directions=False):
         orders, tokens = scan_orders(self.orders, (4, 4)), self.patch_embed(x) + self.pos_embed
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, (4, 4), shares, tuple(orders))
 
-    def forward_intermediates(self, x, indices=None):
-        features = self.forward_features(x)
-        return features.last, tm.models.select_layers(features.layers, indices)
-
     def no_weight_decay(self):
         return {"pos_embed"}
 
     def reset_parameters(self):
         reset_children(self)
-        draw_position(self.pos_embed)  # what the model itself owns
+        draw_position(self.pos_embed)  # the model's own parameters
 
 
 print("a backbone:", isinstance(SpiralNet(48, 4), tm.models.Backbone))
@@ -224,7 +220,7 @@ class SpiralDistill(nn.Module):
         orders = dict(zip(names, features.orders, strict=True))
         target = teacher.forward_features(x).last[:, 1:]
         distill = self.distill(dict(zip(names, scans, strict=True)), target, orders=orders)
-        return self.total(F.cross_entropy(model.head(features.last.mean(1)), y), distill)
+        return self.total(F.cross_entropy(model.forward_head(features), y), distill)
 
 
 # %% [markdown]

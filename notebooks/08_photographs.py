@@ -121,7 +121,7 @@ print(f"{sum(p.numel() for p in teacher.parameters()):,} weights, {len(teacher.b
 # ## All attention goes
 #
 # The new mixers scan forward and backward. Everything else, MLPs, norms, patches, stays the teacher's. `fit_layers`
-# solves the readouts; R2 is the share of what a layer has to add that its readout explains.
+# solves the readouts; R2 is the share of a layer's target that its readout explains.
 
 
 # %%

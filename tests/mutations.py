@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -91,14 +92,15 @@ def tests_of(path: Path) -> list[str]:
     return [str((own if own.exists() else own.parent).relative_to(ROOT))]
 
 
-def survives(copy: Path, tests: list[str], limit: int) -> bool:
-    """Whether the tests pass in the copy; one that hangs has noticed."""
+def outcome(copy: Path, tests: list[str], limit: int) -> str:
+    """What became of a change; one that hangs the tests is told apart, because on a busy machine any may."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     try:
-        return not subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=limit).returncode
+        code = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=limit).returncode
     except subprocess.TimeoutExpired:
-        return False
+        return "too slow"
+    return "caught" if code else "survived"
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
         for what in args.what
         for f in sorted((ROOT / "transmamba").glob(f"{what}/**/*.py" if "." not in what else what))
     ]
-    total = caught = 0
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "copy")
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__"))
@@ -126,13 +128,13 @@ def main() -> None:
             drawn = random.Random(f"{args.seed} {path.name}")
             for begin, end, new, old in drawn.sample(found, min(args.count, len(found))):
                 target.write_text(source[:begin] + new + source[end:])
-                alive = survives(copy, tests_of(path), args.limit)
-                total, caught = total + 1, caught + (not alive)
+                found_out = outcome(copy, tests_of(path), args.limit)
+                counts[found_out] += 1
                 where = f"{path.relative_to(ROOT)}:{source[:begin].count(chr(10)) + 1}"
                 line = source.splitlines()[source[:begin].count("\n")].strip()
-                print(f"{'survived' if alive else 'caught':8} {where} {old} -> {new}   {line}", flush=True)
+                print(f"{found_out:8} {where} {old} -> {new}   {line}", flush=True)
             target.write_text(source)
-    print(f"{caught} of {total} changes caught")
+    print(f"{counts['caught']} of {counts.total()} changes caught, {counts['too slow']} too slow to tell")
 
 
 if __name__ == "__main__":

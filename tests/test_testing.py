@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.contracts.backbones import build
 from transmamba.models import VisionMamba
 from transmamba.models.stack import reset_children
 from transmamba.testing import CHECKS, check_backbone
@@ -132,6 +133,12 @@ def test_a_broken_promise_is_found(name, x):
     broken, message = BREAKS[name]
     with pytest.raises(Exception, match=message):
         CHECKS[name](broken().eval(), x)
+
+
+@pytest.mark.parametrize("name", ["vim", "vit", "vmamba_v2", "vmamba_v0", "plain_mamba"])
+def test_backbones_of_the_library_pass(name):
+    model, x = build(name)
+    assert len(check_backbone(model, x, skip=["compiles_in_one_graph", "exports_for_batches_of_any_size"])) == 14
 
 
 def test_all_failures_are_in_one_message(x):

@@ -15,7 +15,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import jaxtyped
@@ -45,9 +45,13 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     @functools.cache
     def checked() -> Callable[P, R]:
         # on the first call, because this takes longer than importing the module
-        from beartype import beartype
+        from beartype import BeartypeConf, FrozenDict, beartype
+        from beartype.vale import IsInstance
 
-        return jaxtyped(function, typechecker=beartype)
+        # a whole number is a float, as for every type checker and for torch: weight_decay=0; a bool is a slip
+        whole = Annotated[int, ~IsInstance[bool]]
+        numbers = BeartypeConf(hint_overrides=FrozenDict({float: float | whole}))
+        return jaxtyped(function, typechecker=beartype(conf=numbers))
 
     passed: set[Any] = set()
 
@@ -140,7 +144,8 @@ def check_sizes(**sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is None:
             continue
-        if isinstance(size, bool) or not isinstance(size, int):
+        # a size that torch.export keeps open is a SymInt
+        if isinstance(size, bool) or not isinstance(size, (int, torch.SymInt)):
             raise TypeError(f"{name} must be a whole number, got {size!r}")
         if not 1 <= size <= LARGEST:
             raise ValueError(f"{name} must be {'at least 1' if size < 1 else f'at most {LARGEST}'}, got {size}")

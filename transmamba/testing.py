@@ -88,7 +88,7 @@ def features_fit_their_grids(model: Any, x: Tensor) -> None:
 
 
 def layers_are_the_stream_after_each_block(model: Any, x: Tensor) -> None:
-    """Layer i is what block i of the BlockStack returns, and `last` is the norm of the last layer."""
+    """Layer i is the output of block i of the BlockStack, and `last` is the norm of the last layer."""
     found: list[Tensor] = []
     with _hooked(_blocks(model), lambda _, __, out: found.append(out)):
         features = model.forward_features(x)
@@ -101,7 +101,7 @@ def layers_are_the_stream_after_each_block(model: Any, x: Tensor) -> None:
 
 
 def forward_reads_the_features(model: Any, x: Tensor) -> None:
-    """A forward_head makes of the features what forward gives."""
+    """A forward_head computes the result of forward from the features."""
     if hasattr(model, "forward_head"):
         torch.testing.assert_close(model.forward_head(model.forward_features(x)), model(x))
 
@@ -120,21 +120,21 @@ def intermediates_select_like_timm(model: Any, x: Tensor) -> None:
 
 
 def directions_add_up(model: Any, x: Tensor) -> None:
-    """The shares of all directions, brought to natural order, add up to what each mixer puts out."""
+    """The shares of all directions, brought to natural order, add up to the output of each mixer."""
     outputs: list[Tensor] = []
     with _hooked(_mixers(model), lambda _, __, out: outputs.append(out)):
         plain = model.forward_features(x)
     features = model.forward_features(x, directions=True)
     torch.testing.assert_close(features.last, plain.last)
-    if not features.directions:
-        return  # no scans
+    if not (features.orders or features.layer_orders):
+        return  # attention, which has no order
     shares = features.directions
     assert all(len(parts) == len(features.layers) for parts in shares), "not one share per layer"
-    if features.grids or len(outputs) != len(features.layers):
-        return  # the orders of a pyramid differ from stage to stage
-    assert len(shares) == len(features.orders), f"{len(shares)} directions, {len(features.orders)} orders"
+    assert len(outputs) == len(features.layers), f"{len(outputs)} mixers ran, there are {len(features.layers)} layers"
     for i, (mixer, out) in enumerate(zip(_mixers(model), outputs, strict=True)):
-        pairs = zip(shares, features.orders, strict=True)
+        orders = features.layer_orders[i] if features.layer_orders else features.orders
+        assert len(shares) == len(orders), f"{len(shares)} directions, {len(orders)} orders"
+        pairs = zip(shares, orders, strict=True)
         total: Any = sum(parts[i].index_select(1, order.inverse) for parts, order in pairs)
         bias = getattr(getattr(mixer, "out_proj", None), "bias", None)
         torch.testing.assert_close(total if bias is None else total + bias, out)
@@ -182,7 +182,7 @@ def spared_names_exist(model: Any, x: Tensor) -> None:
 
 
 def starts_from_the_meta_device(model: Any, x: Tensor) -> None:
-    """After to_empty, reset_parameters draws what it draws for any other model: nothing is left empty."""
+    """After to_empty, reset_parameters draws the same numbers as for any other model: nothing is left empty."""
     device = x.device.type
     empty = copy.deepcopy(model).to("meta").to_empty(device=x.device)
     with torch.no_grad():
@@ -195,7 +195,7 @@ def starts_from_the_meta_device(model: Any, x: Tensor) -> None:
     left = [name for name, value in empty.named_parameters() if value.isnan().any()]
     assert not left, f"not drawn on {device}: {', '.join(left)}"
     other = [name for name, value in empty.state_dict().items() if not torch.equal(value, expected[name])]
-    assert not other, f"drawn otherwise, or a buffer that is not computed anew: {', '.join(other)}"
+    assert not other, f"drawn otherwise, or a buffer that is not computed again: {', '.join(other)}"
 
 
 def runs_in_bfloat16(model: Any, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from transmamba import TransMambaLoss, models, subclone, transfer
-from transmamba.distill import FrozenTeacher, LayerCalibrators, MultiDirectionalDistill, resize_tokens
-from transmamba.models.vmamba import ORDERS
-from transmamba.ops import permute_tokens, scan_orders
+from transmamba.distill import DirectionBridge, FrozenTeacher, MultiDirectionalDistill
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
@@ -19,29 +18,24 @@ Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 class Transfer(nn.Module):
     """Student and calibrators; the teacher stands beside them."""
 
-    def __init__(self, student: models.VMamba, teacher: models.ViT, image: Tensor) -> None:
+    def __init__(self, student: models.VMamba, teacher: models.ViT, image: Tensor, pad: Any) -> None:
         super().__init__()
-        self.student, self.teacher, self.grid = student, FrozenTeacher(teacher, "forward_features"), teacher.grid
-        dims = [layer.shape[-1] for layer in student.forward_features(image).layers]
-        self.bridge = nn.ModuleList(LayerCalibrators(dims, teacher.norm.weight.numel()) for _ in ORDERS)
+        self.student, self.teacher = student, FrozenTeacher(teacher, "forward_features")
+        self.bridge = DirectionBridge(student.forward_features(image, directions=True), self.teacher(image), pad=pad)
         self.distill, self.total = MultiDirectionalDistill(order="raster", reduction="mean"), TransMambaLoss.v1(0.9)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """The loss; every layer in natural order on the teacher's grid."""
-        features, scans = self.student.forward_features(images, directions=True), {}
-        orders = [scan_orders(ORDERS, grid, images.device) for grid in features.grids]
-        for k, layers in enumerate(features.directions):
-            shares = zip(layers, orders, features.grids, strict=True)
-            natural = [resize_tokens(permute_tokens(x, order[k].undo()), grid, self.grid) for x, order, grid in shares]
-            scans[ORDERS[k]] = self.bridge[k](natural)
-        task, teacher = F.cross_entropy(self.student.head(features.last.mean(1)), labels), self.teacher(images)
-        return self.total(task, self.distill(scans, teacher.last[:, len(teacher.extra) :]))
+        features = self.student.forward_features(images, directions=True)
+        sides = self.bridge(features, self.teacher(images))
+        task = F.cross_entropy(self.student.forward_head(features), labels)
+        return self.total(task, self.distill(sides.student, sides.teacher))
 
 
 def train(teacher: models.ViT, student: models.VMamba, batches: Batches, steps: int, file: Path) -> nn.Module:
     """Train for `steps` steps of the micro-batches `batches(step)`, going on from `file`; return the average."""
-    report = subclone(teacher, student, transfer.magnitude_importance, layer_map="uniform")
-    module = Transfer(student, teacher, next(iter(batches(0)))[0][:1])
+    report = subclone(teacher, student, transfer.magnitude_importance)
+    module = Transfer(student, teacher, next(iter(batches(0)))[0][:1], report.pads(student))
     groups = [*transfer.param_groups(student, report.inherited, lr=5e-4), {"params": module.bridge.parameters()}]
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     parts = {"module": module, "average": average, "optimizer": torch.optim.AdamW(groups, lr=5e-4)}

@@ -12,9 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from transmamba import AdaptiveLayerDistill, TransMambaLoss, models, subclone, transfer
-from transmamba.distill import LayerCalibrators, MultiDirectionalDistill, drop_tokens, ends_process, resize_tokens
-from transmamba.models.vmamba import ORDERS
-from transmamba.ops import permute_tokens, scan_orders
+from transmamba.distill import DirectionBridge, MultiDirectionalDistill, Tokens, ends_process
 
 WIDTHS = {"tiny": 192, "small": 384, "base": 768}
 
@@ -66,24 +64,8 @@ def inherit(
     if before is not None:
         old = {name: value for name, value in read(before).items() if not name.startswith("head")}
         importance = transfer.stability_importance(old, teacher)
-    # a VMamba may be deeper than its teacher, whose first layers would not reach its last stage; a solved student
-    # follows the teacher to its end
-    layer_map: Any = "uniform" if isinstance(student, models.VMamba) or closed_form else "early"
-    return subclone(teacher, student, importance, layer_map=layer_map)
-
-
-def natural_shares(features: models.Features, target: Sequence[int]) -> list[list[Tensor]]:
-    """By direction, every layer's share in natural order, without class tokens, on the teacher's grid."""
-    directions = []
-    for number, layers in enumerate(features.directions):
-        shares = []
-        for layer, x in enumerate(layers):
-            grid = features.grids[layer] if features.grids else features.grid
-            orders = scan_orders(ORDERS, grid, x.device) if features.grids else features.orders
-            x = permute_tokens(x, orders[number].undo())
-            shares.append(resize_tokens(drop_tokens(x, features.extra) if features.extra else x, grid, target))
-        directions.append(shares)
-    return directions
+    # a solved student follows the teacher to its end
+    return subclone(teacher, student, importance, layer_map="uniform" if closed_form else None)
 
 
 class Transfer(nn.Module):
@@ -94,9 +76,8 @@ class Transfer(nn.Module):
         self.model, self.grid = student, teacher.grid
         with torch.no_grad():
             probe = student.eval().forward_features(torch.zeros(1, 3, args.size, args.size), directions=True)
-        dims = [layer.shape[-1] for layer in probe.directions[0]]
-        width = teacher.patch_embed.proj.out_channels
-        self.bridges = nn.ModuleList(LayerCalibrators(dims, width, pad=pad) for _ in probe.directions)
+            target = teacher.forward_features(torch.zeros(1, 3, args.size, args.size))
+        self.bridge = DirectionBridge(probe, target, pad=pad)
         # for a cosine per token, natural order on both sides gives the value of scan order on both sides
         self.distill = MultiDirectionalDistill(AdaptiveLayerDistill(tau=args.tau), order="raster")
         self.total = TransMambaLoss.v1(args.alpha)
@@ -104,11 +85,9 @@ class Transfer(nn.Module):
     def forward(self, x: Tensor, labels: Tensor, target: Tensor) -> Tensor:
         """Eq. 11, from images, their (soft) labels and the teacher's last feature."""
         features = self.model.forward_features(x, directions=True)
-        read_out = features.last[:, list(features.extra)] if features.extra else features.last
-        task = F.cross_entropy(self.model.head(read_out.mean(1)), labels)
-        shares = natural_shares(features, self.grid)
-        student = {str(k): bridge(layers) for k, (bridge, layers) in enumerate(zip(self.bridges, shares, strict=True))}
-        return self.total(task, self.distill(student, target))
+        task = F.cross_entropy(self.model.forward_head(features), labels)
+        sides = self.bridge(features, Tokens(target, self.grid))
+        return self.total(task, self.distill(sides.student, sides.teacher))
 
 
 def main(given: Sequence[str] | None = None) -> dict[str, float]:
@@ -140,9 +119,9 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     report = inherit(teacher, student, args.before, args.closed_form)
     if args.closed_form:
         solve(teacher, student, report.kept.get("residual"), data, args.closed_form)
-    module = Transfer(student, teacher, report.kept.get("residual", "right"), args)
+    module = Transfer(student, teacher, report.pads(student), args)
     groups = transfer.param_groups(student, report.inherited, lr=args.lr, weight_decay=0.05)
-    groups.append({"name": "bridges", "params": list(module.bridges.parameters()), "weight_decay": 0.05})
+    groups.append({"name": "bridges", "params": list(module.bridge.parameters()), "weight_decay": 0.05})
 
     def prepare(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, soft = images.mix(x, labels, classes)

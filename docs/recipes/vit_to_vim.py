@@ -8,34 +8,32 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from transmamba import TransMambaLoss, models, subclone, transfer
-from transmamba.distill import FrozenTeacher, LayerCalibrators, MultiDirectionalDistill, drop_tokens
-from transmamba.ops import permute_tokens
+from transmamba.distill import DirectionBridge, FrozenTeacher, MultiDirectionalDistill, Tokens
 
 
 class Transfer(nn.Module):
     """Student and calibrators; the teacher stands beside them."""
 
-    def __init__(self, student: models.Vim, teacher: Any, pad: Any) -> None:
+    def __init__(self, student: models.Vim, teacher: Any, image: Tensor, pad: Any) -> None:
         super().__init__()
         self.student, self.teacher = student, FrozenTeacher(teacher.vit)
-        widths = [student.norm.weight.numel()] * len(student.blocks), teacher.config.hidden_size
-        self.bridge = nn.ModuleList(LayerCalibrators(*widths, pad=pad) for _ in range(2))
+        self.bridge = DirectionBridge(student.forward_features(image, directions=True), self.target(image), pad=pad)
         self.distill, self.total = MultiDirectionalDistill(order="raster"), TransMambaLoss.v1(0.9)
+
+    def target(self, images: Tensor) -> Tokens:
+        """The teacher's tokens and their layout: a class token in front, where Vim has its own in the middle."""
+        return Tokens(self.teacher(images).last_hidden_state, self.student.grid, (0,))
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Loss and logits, as Trainer asks for them."""
-        features, scans = self.student.forward_features(pixel_values, directions=True), {}
-        for name, order, layers, bridge in zip("fb", features.orders, features.directions, self.bridge, strict=True):
-            # in natural order, and without the class token, which Vim has in the middle and ViT in front
-            scans[name] = bridge([drop_tokens(permute_tokens(x, order.undo()), features.extra) for x in layers])
-        logits = self.student.head(features.last[:, features.extra[0]])
-        distill = self.distill(scans, self.teacher(pixel_values).last_hidden_state[:, 1:])
-        return {"loss": self.total(F.cross_entropy(logits, labels), distill), "logits": logits}
+        features = self.student.forward_features(pixel_values, directions=True)
+        logits, sides = self.student.forward_head(features), self.bridge(features, self.target(pixel_values))
+        return {"loss": self.total(F.cross_entropy(logits, labels), self.distill(*sides)), "logits": logits}
 
 
 def into_vim(teacher: nn.Module, student: models.Vim, data: Any, arguments: TrainingArguments) -> Trainer:
     """Inherit the weights of a `ViTForImageClassification`, and return the trainer of the rest."""
-    report = subclone(teacher, student, transfer.magnitude_importance)
-    module, lr = Transfer(student, teacher, report.kept.get("residual", "right")), arguments.learning_rate
+    report, lr = subclone(teacher, student, transfer.magnitude_importance), arguments.learning_rate
+    module = Transfer(student, teacher, data[0]["pixel_values"][None], report.pads(student))
     groups = [*transfer.param_groups(student, report.inherited, lr=lr), {"params": module.bridge.parameters()}]
     return Trainer(module, arguments, train_dataset=data, optimizers=(torch.optim.AdamW(groups, lr=lr), None))

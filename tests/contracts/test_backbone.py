@@ -63,6 +63,33 @@ def test_features_are_the_stream_after_each_block(name):
 
 
 @every_backbone
+def test_the_head_makes_of_the_features_what_forward_gives(name):
+    model, x = build(name)
+    features = model.forward_features(x)
+    for given in (features, features.last):
+        torch.testing.assert_close(model.forward_head(given), model(x))
+    pooled = model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(model.head(pooled), model(x))
+
+
+@every_backbone
+def test_maps_agree_with_what_is_said_of_them(name):
+    model, x = build(name)
+    last, tokens = model.forward_intermediates(x)
+    torch.testing.assert_close(last, model.forward_features(x).last)
+    maps, info = model.forward_intermediates(x, output_fmt="NCHW")[1], model.feature_info
+    assert len(maps) == len(tokens) == len(info)
+    extra = model.forward_features(x).extra
+    for one, layer, said in zip(maps, tokens, info, strict=True):
+        patches = [i for i in range(layer.shape[1]) if i not in extra]
+        torch.testing.assert_close(one.flatten(2).transpose(1, 2), layer[:, patches])
+        assert one.shape[1] == said["num_chs"] and model.get_submodule(said["module"])
+        assert one.shape[-2:] == tuple(-(-side // said["reduction"]) for side in x.shape[-2:])
+    with pytest.raises(ValueError, match="unknown output_fmt 'NHWC': expected NLC or NCHW"):
+        model.forward_intermediates(x, output_fmt="NHWC")
+
+
+@every_backbone
 def test_intermediates_select_like_timm(name):
     model, x = build(name)
     last, every = model.forward_intermediates(x)

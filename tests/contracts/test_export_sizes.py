@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim
 
 from transmamba import ops
-from transmamba.models import MambaEncoder, MambaLM, TransformerEncoder
+from transmamba.models import AudioEncoder, MambaEncoder, MambaLM, TransformerEncoder, Vim, vmamba_v2
 from transmamba.nn import Attention, CrossMamba, CrossMambaBlock, Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 OPEN = {0: Dim.AUTO, 1: Dim.AUTO}  # batch and tokens
@@ -86,6 +86,30 @@ def test_cross_mamba_with_masks_on_both_sides(readout, bidirectional):
 
 def test_cross_mamba_block():
     check(CrossMambaBlock(6, 4).eval(), lambda batch, n: (torch.randn(batch, n, 6), torch.randn(batch, n + 3, 4)))
+
+
+def test_images_and_sounds_of_any_size():
+    def image(batch, side):
+        return (torch.randn(batch, 3, 16 * side, 32 * side + 1),)
+
+    open_sides = ({0: Dim.AUTO, 2: Dim.AUTO, 3: Dim.AUTO},)
+    model, sizes = vmamba_v2((8, 12), (1, 1), num_classes=5).eval(), ((2, 2), (3, 3))
+    program = torch.export.export(model, image(*sizes[0]), dynamic_shapes=open_sides).module()
+    for size in sizes:
+        (x,) = image(*size)
+        torch.testing.assert_close(program(x), model(x), atol=1e-5, rtol=1e-4)
+
+    listener = AudioEncoder(5, 12, depth=1, heads=3, max_length=60).eval()
+    program = torch.export.export(listener, (torch.randn(2, 5, 24),), dynamic_shapes=({0: Dim.AUTO, 2: Dim.AUTO},))
+    x = torch.randn(3, 5, 40)
+    torch.testing.assert_close(program.module()(x), listener(x), atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_of_one_grid_refuses_other_images_after_export_too():
+    model, x = Vim((8, 12), 4, dim=12, depth=1, num_classes=5).eval(), torch.randn(2, 3, 8, 12)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: Dim("batch")},)).module()
+    with pytest.raises((AssertionError, RuntimeError), match="Guard failed|expected"):
+        program(torch.randn(2, 3, 12, 16))
 
 
 TEXT = {

@@ -100,6 +100,18 @@ def test_starts_anew_after_the_meta_device(name):
 
 
 @every_model
+def test_the_head_makes_of_the_features_what_forward_gives(name):
+    model = MODELS[name]().eval()
+    ids = torch.randint(11, (2, 5))
+    features = model.forward_features(ids)
+    torch.testing.assert_close(model.forward_head(features), model(ids))
+    torch.testing.assert_close(model.forward_head(features.last, pre_logits=True), features.last)
+    assert model.feature_info[-1] == {"num_chs": 6, "reduction": 1, "module": "blocks.1"}
+    with pytest.raises(ValueError, match="a map needs a grid of rows and columns"):
+        model.forward_intermediates(ids, output_fmt="NCHW")
+
+
+@every_model
 def test_intermediates_select_like_timm(name):
     model = MODELS[name]()
     assert isinstance(model, Backbone)

@@ -66,6 +66,29 @@ def test_no_gradient_reaches_the_teacher_nor_is_computed_unasked(pair):
         assert not HiddenLogitsDistill()(*pair).requires_grad
 
 
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_side_gets_no_gradient_and_the_other_its_own(pair, frozen):
+    HiddenLogitsDistill()(*pair).backward()
+    whole = pair[1 - frozen].grad.clone()
+    pair[1 - frozen].grad = None
+    given = [x.detach() if side == frozen else x for side, x in enumerate(pair)]
+    HiddenLogitsDistill(chunk=3)(*given).backward()
+    assert given[frozen].grad is None
+    torch.testing.assert_close(pair[1 - frozen].grad, whole)
+
+
+def test_a_frozen_head_costs_no_gradient_of_its_size(pair):
+    student, head, *teacher = (x.detach().float() for x in pair)
+    seen = {}
+    for trained in (True, False):
+        head = head.detach().repeat(100, 1).requires_grad_(trained)
+        teacher_head = teacher[1].repeat(len(head) // len(teacher[1]), 1)
+        with Largest() as seen[trained]:
+            HiddenLogitsDistill()(student.requires_grad_(), head, teacher[0], teacher_head).backward()
+        head = head[:11]
+    assert seen[False].bytes < seen[True].bytes
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_gives_a_single_loss_and_gradients_of_its_own(pair, dtype):
     half = [x.detach().to(dtype).requires_grad_() for x in pair]

@@ -42,6 +42,6 @@ def test_places_exist(place):
 
 
 def test_a_place_that_is_gone_is_noticed():
-    assert not files("transmamba/ops/**/nowhere.py")
+    assert not files("transmamba/ops/nowhere.py")
     with pytest.raises(AttributeError):
         files("transmamba.ops.nowhere")

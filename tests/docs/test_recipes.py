@@ -95,7 +95,7 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
 def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder, tmp_path, capsys, width, student):
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
-        hidden_size=width, num_hidden_layers=3, num_attention_heads=2, mlp_ratio=2, image_size=16, patch_size=4
+        hidden_size=width, num_hidden_layers=12, num_attention_heads=2, image_size=16, patch_size=4
     )
     torch.manual_seed(0)
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")

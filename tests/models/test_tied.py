@@ -1,5 +1,7 @@
-"""Embedding and head as one matrix: what adapters are told, and how they become two."""
+"""Embedding and head as one matrix: what adapters are told, how they stay one, and how they become two."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
@@ -9,6 +11,7 @@ from tests.golden import golden
 from transmamba.models import MambaLM, from_official
 
 TOLD = "embedding and head are one matrix: merging an adapter of either changes both"
+TWO = "the state has two different matrices as embedding and head, the model has one: call untie_head"
 IDS = torch.tensor([[1, 2, 3, 5, 8]])
 
 
@@ -77,3 +80,65 @@ def test_two_matrices_are_saved_as_two(tmp_path):
         again = MambaLM.from_pretrained(tmp_path / name)
         assert not again.tied and not torch.equal(again.head.weight, again.embedding.weight)
         torch.testing.assert_close(again(IDS), lm(IDS), rtol=0, atol=0)
+
+
+def one(lm):
+    return (
+        lm.head.weight is lm.embedding.weight and len([n for n, _ in lm.named_parameters() if n == "head.weight"]) == 0
+    )
+
+
+def test_moving_emptying_and_casting_keep_one_matrix():
+    lm = MambaLM(11, 8, depth=1)
+    assert one(lm.double()) and one(lm.to_empty(device="cpu")) and one(copy.deepcopy(lm)) and one(lm.half())
+    assert one(pickle.loads(pickle.dumps(lm)))
+    with torch.device("meta"):
+        lm = MambaLM(11, 8, depth=1)
+    assert one(lm.to_empty(device="cpu"))
+    lm.reset_parameters()
+    assert one(lm)
+    apart = MambaLM(11, 8, depth=1, tied=False)
+    assert not one(apart.to_empty(device="cpu"))
+    lm.untie_head()
+    assert not one(lm.double())
+
+
+@pytest.mark.parametrize("left_out", [None, "head.weight", "embedding.weight"])
+def test_loading_into_a_model_without_numbers_keeps_one_matrix(left_out):
+    full = MambaLM(11, 8, depth=1).eval()
+    state = {name: value.clone() for name, value in full.state_dict().items() if name != left_out}
+    with torch.device("meta"):
+        lm = MambaLM(11, 8, depth=1).eval()
+    lm.load_state_dict(state, assign=True, strict=left_out is None)
+    assert one(lm)
+    torch.testing.assert_close(lm(IDS), full(IDS), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_two_matrices_are_not_taken_for_one(assign):
+    state = MambaLM(11, 8, depth=1, tied=False).state_dict()
+    lm = MambaLM(11, 8, depth=1)
+    with pytest.raises(ValueError, match=TWO):
+        lm.load_state_dict(state, assign=assign)
+    with pytest.raises(ValueError, match=TWO):
+        torch.nn.ModuleDict({"lm": lm}).load_state_dict({f"lm.{name}": value for name, value in state.items()})
+    lm.untie_head()
+    lm.load_state_dict(state, assign=assign)
+    assert torch.equal(lm.head.weight, state["head.weight"]) and not one(lm)
+
+
+def test_accelerate_starts_empty_with_one_matrix(tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    full = MambaLM(11, 8, depth=2).eval()
+    torch.save(full.state_dict(), tmp_path / "weights.bin")
+    with accelerate.init_empty_weights():
+        lm = MambaLM(11, 8, depth=2).eval()
+    assert one(lm) and lm.head.weight.is_meta
+    lm.tie_weights()
+    placed = accelerate.load_checkpoint_and_dispatch(lm, str(tmp_path / "weights.bin"), device_map={"": "cpu"})
+    assert one(placed)
+    torch.testing.assert_close(placed(IDS), full(IDS), rtol=0, atol=0)
+    with accelerate.init_empty_weights():
+        lm = MambaLM(11, 8, depth=2)
+    lm.to_empty(device="cpu").load_state_dict(full.state_dict())
+    assert one(lm)

@@ -59,7 +59,8 @@ def test_use_backend_refuses_an_unknown_name():
 
 def test_use_backend_reaches_the_public_scan(monkeypatch):
     asked = []
-    entry = Backend("spy", lambda problem: (asked.append(1), TABLE["scan"][-1].run(problem))[1], lambda problem: [])
+    reference = TABLE["scan"][-1]
+    entry = Backend("spy", lambda problem: (asked.append(1), reference.run(problem))[1], lambda problem: [])
     monkeypatch.setitem(TABLE, "scan", (*TABLE["scan"], entry))
     u, B = torch.ones(1, 2, 3), torch.ones(1, 5, 3)
     with use_backend("spy"):

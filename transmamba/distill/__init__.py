@@ -2,12 +2,14 @@
 
 The way of a feature: `tap` reads it out of a model, `align_tokens` and `LayerCalibrators` bring both sides to the same
 tokens and width (`dry_run` shows what would happen), `AdaptiveLayerDistill` (one token order) or `BidirectionalDistill`
-and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. What to compare with
-is in `baselines` and `published`. Texts and videos meet in `contrastive`.
+and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. For a student of
+ours, `DirectionBridge` does all that comes before the comparison. What to compare with is in `baselines` and
+`published`. Texts and videos meet in `contrastive`.
 """
 
 from transmamba.distill.adaptive import AdaptiveDetails as AdaptiveDetails
 from transmamba.distill.adaptive import AdaptiveLayerDistill as AdaptiveLayerDistill
+from transmamba.distill.align import align_layers as align_layers
 from transmamba.distill.align import align_tokens as align_tokens
 from transmamba.distill.align import drop_tokens as drop_tokens
 from transmamba.distill.align import flatten_map as flatten_map
@@ -15,6 +17,12 @@ from transmamba.distill.align import resize_tokens as resize_tokens
 from transmamba.distill.baselines import LastFeatureDistill as LastFeatureDistill
 from transmamba.distill.baselines import LayerwiseDistill as LayerwiseDistill
 from transmamba.distill.baselines import LogitsDistill as LogitsDistill
+from transmamba.distill.bridge import DirectionBridge as DirectionBridge
+from transmamba.distill.bridge import Layout as Layout
+from transmamba.distill.bridge import Sides as Sides
+from transmamba.distill.bridge import Tokens as Tokens
+from transmamba.distill.bridge import check_layouts as check_layouts
+from transmamba.distill.bridge import natural_shares as natural_shares
 from transmamba.distill.calibrate import FeatureCalibrator as FeatureCalibrator
 from transmamba.distill.calibrate import LayerCalibrators as LayerCalibrators
 from transmamba.distill.contrastive import ContrastiveLoss as ContrastiveLoss

@@ -6,7 +6,7 @@ A position in the token axis must mean the same place on both sides before any l
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import LARGEST, typed
+from transmamba.distill.layers import Layers
 from transmamba.ops.resize import LINEAR, interpolate_grid
 
 Position = Literal["front", "back", "middle", "both"]
@@ -189,6 +190,47 @@ def align_tokens(
     elif tuple(student_grid) != tuple(teacher_grid):
         raise ValueError(f"grids {tuple(student_grid)} and {tuple(teacher_grid)} differ: choose resize='student'")
     return student, teacher
+
+
+@typed
+def align_layers(
+    student: Layers,
+    teacher: Float[Tensor, "batch2 token2 dim2"],
+    student_grids: Sequence[Sequence[int]] | None = None,
+    **options: Any,
+) -> tuple[list[Tensor], Tensor]:
+    """Align every student layer with one teacher feature, each from a grid of its own.
+
+    Args:
+        student: the layers, such as `features.layers`.
+        teacher: the teacher feature.
+        student_grids: the grid of each layer, such as `features.grids` of a pyramid.
+        options: as for `align_tokens`; one teacher cannot be resized to several grids.
+
+    Returns:
+        The layers and the teacher.
+
+    Raises:
+        ValueError: there is no layer, or not one grid per layer; the teacher would need more than one grid; or as
+            `align_tokens`.
+
+    Example:
+        >>> student, teacher = [torch.randn(2, 16, 3), torch.randn(2, 4, 5)], torch.randn(2, 1 + 16, 7)
+        >>> layers, t = align_layers(student, teacher, [(4, 4), (2, 2)], teacher_prefix=1, teacher_grid=(4, 4))
+        >>> [tuple(layer.shape) for layer in layers], t.shape
+        ([(2, 16, 3), (2, 16, 5)], torch.Size([2, 16, 7]))
+    """
+    if not len(student):
+        raise ValueError("student is empty: expected at least one layer")
+    if student_grids is not None and len(student_grids) != len(student):
+        raise ValueError(f"student_grids has {len(student_grids)} entries for {len(student)} layers: give one for each")
+    if options.get("resize") == "teacher" and len({tuple(grid) for grid in student_grids or ()}) > 1:
+        raise ValueError("the grids of the layers differ, and there is one teacher for all: choose resize='student'")
+    grids: Sequence[Sequence[int] | None] = student_grids or [None] * len(student)
+    pairs = [
+        align_tokens(layer, teacher, student_grid=grid, **options) for layer, grid in zip(student, grids, strict=True)
+    ]
+    return [layer for layer, _ in pairs], pairs[0][1]
 
 
 def _join_frames(x: Tensor, grid: Sequence[int] | None) -> Tensor:

@@ -14,6 +14,8 @@ from transmamba.distill.layers import Layers, check_tensors
 from transmamba.distill.padded import PaddedLinear
 
 Mode = Literal["pad_mlp", "pad_linear", "linear", "mlp", "pad", "identity"]
+Pad = Literal["right", "center"] | Sequence[int] | Tensor
+Pads = Pad | Sequence[Pad]  # one for all layers, or one for each
 
 
 class FeatureCalibrator(nn.Module):
@@ -66,7 +68,7 @@ class FeatureCalibrator(nn.Module):
         teacher_dim: int,
         *,
         mode: Mode = "pad_mlp",
-        pad: Literal["right", "center"] | Sequence[int] | Tensor = "right",
+        pad: Pad = "right",
         hidden_dim: int | None = None,
         depth: int = 2,
         activation: Callable[[], nn.Module] = nn.GELU,
@@ -217,11 +219,14 @@ class LayerCalibrators(nn.Module):
         student_dims: the width of each student layer.
         teacher_dim: the teacher's width.
         shared: use one calibrator for all layers (equal widths only).
+        pad: as for `FeatureCalibrator`, one for all layers or one for each; for an inherited student
+            `report.pads(student)`.
         recompute: recompute the calibrators in the backward, trading time for memory.
         options: passed on to `FeatureCalibrator`.
 
     Raises:
-        ValueError: no layers, or shared calibrators for unequal widths; on the call, another number of layers.
+        ValueError: no layers, shared calibrators for unequal widths, or pads for another number of layers; on the
+            call, another number of layers.
 
     Example:
         >>> layers = [torch.ones(1, 3, 2), torch.ones(1, 3, 4)]
@@ -235,6 +240,7 @@ class LayerCalibrators(nn.Module):
         teacher_dim: int,
         *,
         shared: bool = False,
+        pad: Pads = "right",
         recompute: bool = False,
         **options: Any,
     ) -> None:
@@ -245,7 +251,11 @@ class LayerCalibrators(nn.Module):
             raise ValueError(f"a shared calibrator needs equal widths, got {list(student_dims)}: use shared=False")
         self.depth, self.recompute = len(student_dims), recompute
         widths = student_dims[:1] if shared else student_dims
-        self.layers = nn.ModuleList(FeatureCalibrator(width, teacher_dim, **options) for width in widths)
+        pads = _pad_by_layer(pad, len(student_dims), shared)
+        self.layers = nn.ModuleList(
+            FeatureCalibrator(width, teacher_dim, pad=of_layer, **options)
+            for width, of_layer in zip(widths, pads, strict=True)
+        )
 
     def reset_parameters(self) -> None:
         """Start all calibrators anew."""
@@ -266,3 +276,18 @@ class LayerCalibrators(nn.Module):
             checkpoint(calibrator, layer, use_reentrant=False)
             for calibrator, layer in zip(calibrators, student, strict=True)
         ]
+
+
+def _pad_by_layer(pad: Pads, depth: int, shared: bool) -> list[Any]:
+    """Return one pad per calibrator: channels are numbers, so a sequence of anything else holds pads."""
+    one = isinstance(pad, str) or (isinstance(pad, Tensor) and pad.dim() == 1)
+    if one or all(isinstance(entry, int) for entry in pad):
+        return [pad] * (1 if shared else depth)
+    pads = list(pad)
+    if len(pads) != depth:
+        raise ValueError(f"pad has {len(pads)} entries for {depth} layers: give one for all, or one for each")
+    if not shared:
+        return pads
+    if any(list(other) != list(pads[0]) for other in pads):
+        raise ValueError("a shared calibrator has one pad for all layers: use shared=False")
+    return pads[:1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.distill.adaptive import AdaptiveDetails, AdaptiveLayerDistill
+from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.layers import Layers, check_mask
 from transmamba.ops.orders import ScanOrder, scan_order
 
@@ -93,6 +94,7 @@ class MultiDirectionalDistill(nn.Module):
         grid: int | Sequence[int] | None = None,
         order: Order | None = None,
         orders: Mapping[str, ScanOrder] | None = None,
+        layouts: tuple[Layout, Layout] | None = None,
         return_details: bool = False,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
         """The loss, and on request its parts.
@@ -104,6 +106,8 @@ class MultiDirectionalDistill(nn.Module):
             grid: the grid of the tokens; None is one axis, enough for `forward` and `backward`.
             order: another order than the module's, for this call.
             orders: permutations of your own, by the keys of `student` (with order="scan").
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places; the
+                shapes cannot show whether a class token is in front or in the middle.
             return_details: also return the loss, cosines and weights of each direction.
 
         Raises:
@@ -112,6 +116,8 @@ class MultiDirectionalDistill(nn.Module):
         """
         if not student:
             raise ValueError("student is empty: expected at least one direction")
+        if layouts is not None:
+            check_layouts(*layouts)
         units: dict[int, Tensor] = {}
         details, losses = [], []
         for name, layers in student.items():
@@ -206,6 +212,7 @@ class BidirectionalDistill(nn.Module):
         return_details: bool = False,
         *,
         order: Order | None = None,
+        layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
         """The loss, and on request its parts.
 
@@ -216,11 +223,13 @@ class BidirectionalDistill(nn.Module):
             mask: True marks a real token, in natural order.
             return_details: also return the loss, cosines and weights of each direction.
             order: another order than the module's, for this call.
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places: a
+                Vim and a ViT have equally many, with the class token elsewhere. `DirectionBridge` aligns them.
 
         Raises:
-            ValueError: the numbers of layers differ, or a layer differs in shape from its teacher.
+            ValueError: the numbers of layers differ, a layer differs in shape from its teacher, or the layouts differ.
         """
         if len(forward) != len(backward):
             raise ValueError(f"{len(forward)} forward layers, {len(backward)} backward layers: expected equally many")
         pair = {"forward": forward, "backward": backward}
-        return self.distill(pair, teacher, mask, order=order, return_details=return_details)
+        return self.distill(pair, teacher, mask, order=order, layouts=layouts, return_details=return_details)

@@ -97,22 +97,28 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, distill: LogitsDistill, chunk: int, weights: Tensor, *pairs: Tensor) -> Tensor:
         student, head, teacher, teacher_head = pairs
-        wanted = ctx.needs_input_grad[3] or ctx.needs_input_grad[4]
+        wanted = ctx.needs_input_grad[3:5]  # a frozen head costs no gradient of its size
         total = weights.new_zeros(())
-        by_student, by_head = torch.zeros_like(student), torch.zeros_like(head)
+        by_student, by_head = (
+            torch.zeros_like(x) if need else None for x, need in zip((student, head), wanted, strict=True)
+        )
         for at in range(0, len(student), chunk):
             piece = slice(at, at + chunk)
-            with torch.set_grad_enabled(wanted):
-                hidden, weight = (x.detach().requires_grad_(wanted) for x in (student[piece], head))
+            with torch.set_grad_enabled(any(wanted)):
+                pair = zip((student[piece], head), wanted, strict=True)
+                hidden, weight = (x.detach().requires_grad_(need) for x, need in pair)
                 with torch.no_grad():
                     target = teacher[piece] @ teacher_head.T
                 # its own chunk would compute the logits a second time
                 values = distill.per_token(hidden @ weight.T, target)
                 part = (values * weights[piece]).sum() * distill.temperature**2
             total = total + part.detach()
-            if wanted:
-                by_student[piece], of_head = torch.autograd.grad(part, (hidden, weight))
-                by_head += of_head
+            leaves = [x for x in (hidden, weight) if x.requires_grad]
+            gradients = iter(torch.autograd.grad(part, leaves) if leaves else ())
+            if by_student is not None:
+                by_student[piece] = next(gradients)
+            if by_head is not None:
+                by_head += next(gradients)
         ctx.save_for_backward(by_student, by_head)
         return total
 
@@ -120,4 +126,5 @@ class _Divergence(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         by_student, by_head = ctx.saved_tensors
-        return None, None, None, by_student * grad, by_head * grad, None, None
+        scaled = (None if x is None else x * grad for x in (by_student, by_head))
+        return None, None, None, *scaled, None, None

@@ -1,7 +1,8 @@
 """What distillation would do, layer by layer, before any training."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +48,8 @@ def dry_run(
     teacher: Mapping[str, Tensor] | Layers,
     how: TeacherLayers | Literal["similarity"] = "last",
     *,
-    align: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = align_tokens,
+    align: Callable[..., tuple[Any, Tensor]] = align_tokens,
+    student_grids: Sequence[Sequence[int]] | None = None,
 ) -> MatchTable:
     """The table of which student layer meets which teacher layer, and what becomes of widths and tokens.
 
@@ -58,9 +60,12 @@ def dry_run(
         teacher: the teacher's.
         how: see `match_layers`.
         align: what training will use, such as `functools.partial(align_tokens, teacher_prefix=1)`.
+        student_grids: the grid of each student layer, such as `features.grids` of a pyramid; passed on to `align` as
+            `student_grid`.
 
     Raises:
-        ValueError: the layers cannot be matched. Widths and tokens that do not fit are told in the table instead.
+        ValueError: the layers cannot be matched, or there is not one grid per layer. Widths and tokens that do
+            not fit are told in the table instead.
 
     Example:
         >>> from functools import partial
@@ -79,10 +84,15 @@ def dry_run(
         check_tensors(list(side.values()), name)
     chosen = match_layers(list(students.values()), list(teachers.values()), how)
     names = list(teachers)
+    if student_grids is not None and len(student_grids) != len(students):
+        raise ValueError(
+            f"student_grids has {len(student_grids)} entries for {len(students)} layers: give one for each"
+        )
+    grids = [{}] * len(students) if student_grids is None else [{"student_grid": grid} for grid in student_grids]
     rows = []
-    for (name, layer), index in zip(students.items(), chosen, strict=True):
+    for (name, layer), index, grid in zip(students.items(), chosen, grids, strict=True):
         target = teachers[names[index]]
-        tokens, fits = _tokens(layer, target, align)
+        tokens, fits = _tokens(layer, target, partial(align, **grid))
         rows.append(MatchRow(name, names[index], _width(layer.shape[-1], target.shape[-1]), tokens, fits))
     return MatchTable(tuple(rows))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, check_width, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import EncoderMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
 from transmamba.nn import Attention, TransformerBlock, init_position
@@ -22,7 +22,7 @@ from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
-class AudioEncoder(Pretrained, nn.Module):
+class AudioEncoder(Pretrained, EncoderMethods, nn.Module):
     """Two convolutions with GELU, the second of stride 2, position table, blocks, norm.
 
     Args:
@@ -96,13 +96,6 @@ class AudioEncoder(Pretrained, nn.Module):
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, (tokens.shape[1],), shares, tuple(orders or ()))
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch mel frame"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
-
     @property
     def architecture(self) -> Architecture | None:
         """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
@@ -111,6 +104,10 @@ class AudioEncoder(Pretrained, nn.Module):
             ValueError: blocks differ in something that a canonical Transformer has one of.
         """
         return read_architecture(self, "audio")
+
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and two: a token stands for two frames."""
+        return self.conv2.out_channels, 2
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

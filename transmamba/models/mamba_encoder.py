@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import EncoderMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, init_position
@@ -15,7 +15,7 @@ ORDERS = ("forward", "backward")
 
 
 @register
-class MambaEncoder(Pretrained, nn.Module):
+class MambaEncoder(Pretrained, EncoderMethods, nn.Module):
     """Embeddings and their norm as in BERT, blocks of LN-SSM-residual and LN-MLP-residual, norm.
 
     Every tensor outside the mixers has the shape of BERT's, so a BERT or a MiniLM of the same width can be inherited
@@ -91,12 +91,9 @@ class MambaEncoder(Pretrained, nn.Module):
         last = self.norm(streams.layers[-1])
         return Features(last, streams.layers, (ids.shape[1],), streams.directions, tuple(orders))
 
-    def forward_intermediates(
-        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(ids)
-        return features.last, select_layers(features.layers, indices)
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and one: a token stands for itself."""
+        return self.embedding.embedding_dim, 1
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

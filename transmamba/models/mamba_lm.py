@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, output_layer, per_layer, reset_children
@@ -30,7 +30,7 @@ Cache = tuple[LayerCache | Tensor, ...]  # with learned positions, the number of
 
 
 @register
-class MambaLM(Pretrained, TiedHead, nn.Module):
+class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
     """A causal language model of Mamba, Mamba-2 or Mamba-3 blocks, of attention, or of any mixture of them.
 
     The stream between the blocks is float32 whatever the weights are.
@@ -112,8 +112,7 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
 
     @torch.no_grad()
     def _init_weights(self) -> None:
-        if self.tied:
-            self.head.weight = self.embedding.weight
+        self.tie_weights()
         if self.head.bias is not None:
             nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.embedding.weight, std=0.02)
@@ -162,12 +161,14 @@ class MambaLM(Pretrained, TiedHead, nn.Module):
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
         return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
 
-    def forward_intermediates(
-        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(ids)
-        return features.last, select_layers(features.layers, indices)
+    def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute the logits from the result of `forward_features`; with `pre_logits`, return the head's input."""
+        last = features if isinstance(features, Tensor) else features.last
+        return last if pre_logits else self._logits(last)
+
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and one: a token stands for itself."""
+        return self.embedding.embedding_dim, 1
 
     @property
     def architecture(self) -> Architecture | None:

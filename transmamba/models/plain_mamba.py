@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
+from transmamba.models.stack import BlockStack, Builders, drop_path_rates, init_linear, per_layer, reset_children
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import DropPath
 from transmamba.nn.position import resize_position
@@ -83,7 +83,7 @@ class PlainMambaBlock(nn.Module):
 
 
 @register
-class PlainMamba(Pretrained, nn.Module):
+class PlainMamba(Pretrained, FeatureMethods, nn.Module):
     """Convolutional stem, position table, Mamba blocks along four snakes, LayerNorm, mean over tokens, linear head.
 
     The image may have another size than `img_size`: the position table is resized on the way.
@@ -96,8 +96,9 @@ class PlainMamba(Pretrained, nn.Module):
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
-        mixer: builds the mixer of a block from a width; a `SnakeMixer` with `d_state` and `released_scan` by default.
-        norm: builds the norm of a block from a width.
+        mixer: builds the mixer of a block from a width, or one builder per block; a `SnakeMixer` with `d_state` and
+            `released_scan` by default.
+        norm: builds the norm of a block from a width; or one builder per block.
         last_norm: builds the one after the blocks; a LayerNorm of epsilon 1e-6 by default.
         positions: a learned table of positions is added to the tokens.
         dropout: rate at which numbers of the tokens with their positions are dropped while training.
@@ -105,6 +106,7 @@ class PlainMamba(Pretrained, nn.Module):
         convolved: numbers of the blocks that end in a depthwise convolution.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         released_scan: the scan of the released checkpoints, see `SnakeMixer`; wrong as a design.
+        resizing: how the table of positions is resized for an image of another size.
 
     Reference:
         arXiv 2403.17695. Names of its checkpoints: `models.official.plain_mamba`. Step sizes start as Mamba's do, which
@@ -126,8 +128,8 @@ class PlainMamba(Pretrained, nn.Module):
         dim: int = 192,
         depth: int = 24,
         d_state: int = 16,
-        mixer: Callable[[int], nn.Module] | None = None,
-        norm: Callable[[int], nn.Module] = nn.LayerNorm,
+        mixer: Builders | None = None,
+        norm: Builders = nn.LayerNorm,
         last_norm: Callable[[int], nn.Module] | None = None,
         positions: bool = True,
         dropout: float = 0.0,
@@ -135,6 +137,7 @@ class PlainMamba(Pretrained, nn.Module):
         convolved: Sequence[int] = (),
         drop_path: float = 0.0,
         released_scan: bool = False,
+        resizing: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
@@ -147,15 +150,11 @@ class PlainMamba(Pretrained, nn.Module):
         self.pos_embed = nn.Parameter(torch.empty(1, count, dim)) if positions else None
         self.dropout = nn.Dropout(dropout)
         mixer = partial(SnakeMixer, d_state=d_state, released_scan=released_scan) if mixer is None else mixer
+        self.resizing = resizing
+        parts = (per_layer(mixer, depth, "mixer"), per_layer(norm, depth, "norm"), drop_path_rates(drop_path, depth))
         self.blocks = BlockStack(
-            PlainMambaBlock(
-                dim,
-                mixer(dim),
-                norm=norm,
-                drop_path=rate,
-                convolved=i in convolved,
-            )
-            for i, rate in enumerate(drop_path_rates(drop_path, depth))
+            PlainMambaBlock(dim, build(dim), norm=build_norm, drop_path=rate, convolved=i in convolved)
+            for i, (build, build_norm, rate) in enumerate(zip(*parts, strict=True))
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if last_norm is None else last_norm(dim)
         self.head = nn.Linear(dim, num_classes)
@@ -167,7 +166,7 @@ class PlainMamba(Pretrained, nn.Module):
         tokens, grid = self._embed(x)
         orders = scan_orders(SNAKES, grid, x.device)
         tokens = self.blocks(tokens, orders, moves_between(orders, grid), grid)
-        return self.head(self.norm(tokens).mean(1))
+        return self.forward_head(self.norm(tokens))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -177,12 +176,9 @@ class PlainMamba(Pretrained, nn.Module):
         layers, shares = self.blocks.streams(tokens, orders, moves_between(orders, grid), grid, directions=directions)
         return Features(self.norm(layers[-1]), layers, grid, shares, tuple(orders))
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and the pixels along the side of a patch."""
+        return self.patch_embed.projection.out_channels, 2 * self.patch_embed.side
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
@@ -205,7 +201,7 @@ class PlainMamba(Pretrained, nn.Module):
         grid = (tokens.shape[2], tokens.shape[3])
         tokens = tokens.flatten(2).transpose(1, 2)
         if self.pos_embed is not None:
-            tokens = tokens + resize_position(self.pos_embed, self.grid, grid)
+            tokens = tokens + resize_position(self.pos_embed, self.grid, grid, mode=self.resizing)
         return self.dropout(tokens), grid
 
 

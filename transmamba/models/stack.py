@@ -106,7 +106,7 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
 def reset_children(model: nn.Module) -> None:
     """Draw the initial values of everything inside `model` again, the innermost modules first.
 
-    What `model` itself owns, such as a position table, is left to its own `reset_parameters`.
+    Parameters of `model` itself, such as a position table, are left to its own `reset_parameters`.
 
     Raises:
         TypeError: a module inside owns parameters and has no `reset_parameters`.

@@ -4,7 +4,8 @@ import warnings
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 _ADVICE = (
     "embedding and head are one matrix: merging an adapter of either changes both, and gives another model. "
@@ -27,9 +28,44 @@ class LanguageModelConfig:
 
 
 class TiedHead:
-    """Mixin for a model with `embedding` and `head`, which are one matrix if `tied`."""
+    """Mixin for a model with `embedding` and `head`, which are one matrix if `tied`.
+
+    They stay one wherever modules are moved, emptied or loaded, and under `init_empty_weights` of accelerate.
+    """
 
     tied: bool
+
+    def tie_weights(self) -> None:
+        """Make the embedding's matrix the head's, if the model is `tied`; accelerate and transformers call this."""
+        if self.tied:
+            # not by assignment, in whose place accelerate makes a copy for the meta device
+            self._part("head")._parameters["weight"] = self._part("embedding").weight
+            model = cast(nn.Module, self)
+            if _tie_again not in model._load_state_dict_post_hooks.values():
+                model.register_load_state_dict_post_hook(_tie_again)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # to_empty, and moves off the meta device, make a new parameter for each name
+        tied = self._is_tied()
+        moved = super()._apply(fn, recurse)  # type: ignore[misc]
+        if tied and not self._is_tied():
+            self.tie_weights()
+        return moved
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
+        pair = [state_dict.get(f"{prefix}{part}.weight") for part in ("embedding", "head")]
+        plain: list[Any] = [x for x in pair if type(x) in (Tensor, nn.Parameter)]
+        plain = [x for x in plain if not x.is_meta]
+        if self.tied and len(plain) == 2 and plain[0].shape == plain[1].shape and not torch.equal(*plain):
+            raise ValueError(
+                "the state has two different matrices as embedding and head, the model has one: call untie_head() "
+                "first, or build the model with tied=False"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *arguments)  # type: ignore[misc]
+
+    def _is_tied(self) -> bool:
+        weights = [getattr(self._part(part), "weight", None) for part in ("embedding", "head")]
+        return self.tied and weights[0] is weights[1]
 
     @property
     def config(self) -> LanguageModelConfig:
@@ -58,6 +94,18 @@ class TiedHead:
 
     def _part(self, name: str) -> Any:
         return getattr(self, name)
+
+
+def _tie_again(model: Any, incompatible_keys: Any) -> None:
+    """Tie embedding and head again where equal, because with `assign` every name got a tensor of its own."""
+    embedding, head = (
+        model._part(part).__dict__.get("_parameters", {}).get("weight") for part in ("embedding", "head")
+    )
+    if not model.tied or embedding is None or head is None or embedding is head or embedding.shape != head.shape:
+        return
+    if embedding.is_meta and not head.is_meta:  # only the head was in the state
+        model._part("embedding")._parameters["weight"] = head
+    model.tie_weights()
 
 
 def _note_untied(recipe: dict[str, Any] | None) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import EncoderMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
 from transmamba.nn import Attention, TransformerBlock, init_position
@@ -21,7 +21,7 @@ from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
-class TransformerEncoder(Pretrained, nn.Module):
+class TransformerEncoder(Pretrained, EncoderMethods, nn.Module):
     """Embeddings of tokens, positions and segments, their norm, blocks, norm.
 
     Positions are those in the row, so padding belongs on the right; with `pad_token` they count the other tokens, and
@@ -88,7 +88,7 @@ class TransformerEncoder(Pretrained, nn.Module):
         if pad_token is not None and not 0 <= pad_token < vocab_size:
             raise ValueError(f"pad_token must be one of {vocab_size} tokens, got {pad_token}")
         width = embedding_dim or dim
-        self.pad_token, self.order_names = pad_token, orders
+        self.pad_token, self.order_names, self._dim = pad_token, orders, dim
         self.embedding = nn.Embedding(vocab_size, width)
         self.pos_embed = None if max_length is None else init_position(max_length, width)
         self.type_embedding = nn.Embedding(types, width) if types else None
@@ -130,13 +130,6 @@ class TransformerEncoder(Pretrained, nn.Module):
         last = self.norm(streams.layers[-1])
         return Features(last, streams.layers, (ids.shape[1],), streams.directions, tuple(orders or ()))
 
-    def forward_intermediates(
-        self, ids: Int[Tensor, "batch token"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(ids)
-        return features.last, select_layers(features.layers, indices)
-
     @property
     def architecture(self) -> Architecture | None:
         """Facts by which `transfer.translate` reads the model as a teacher; None if not all mixers are attention.
@@ -145,6 +138,10 @@ class TransformerEncoder(Pretrained, nn.Module):
             ValueError: blocks differ in something that a canonical Transformer has one of.
         """
         return read_architecture(self, "encoder", pad_position=self.pad_token)
+
+    def stream_size(self) -> tuple[int, int]:
+        """Return the width of the stream, and one: a token stands for itself."""
+        return self._dim, 1
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -29,7 +29,7 @@ ImageOrClip = Float[Tensor, "batch channel height width"] | Float[Tensor, "batch
 
 
 @register
-class VideoMamba(Pretrained, nn.Module):
+class VideoMamba(Pretrained, FeatureMethods, nn.Module):
     """Class token and patches, position tables, Mamba blocks scanned forward and backward, a head on the class token.
 
     The class token comes first: in the last block only the backward scan brings anything to it.
@@ -123,6 +123,10 @@ class VideoMamba(Pretrained, nn.Module):
         tokens = self.blocks(tokens, self._orders(tokens))
         return self.head(self.head_dropout(self.norm(tokens[:, 0])))
 
+    def pool_tokens(self, last: Tensor) -> Tensor:
+        """Return the class token, some of its numbers dropped while training."""
+        return self.head_dropout(last[:, 0])
+
     @typed
     def forward_features(self, x: ImageOrClip, directions: bool = False) -> Features:
         """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
@@ -130,13 +134,6 @@ class VideoMamba(Pretrained, nn.Module):
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
-
-    def forward_intermediates(
-        self, x: ImageOrClip, indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

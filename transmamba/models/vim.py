@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -29,7 +29,7 @@ ClassTokens = Literal["middle", "first", "both", "none"]
 
 
 @register
-class Vim(Pretrained, nn.Module):
+class Vim(Pretrained, FeatureMethods, nn.Module):
     """Patches around a class token, Mamba blocks that average a forward and a backward scan, a head on that token.
 
     Args:
@@ -51,7 +51,7 @@ class Vim(Pretrained, nn.Module):
         dropout: rate at which numbers of the tokens with their positions are dropped while training.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         float32_residual: keep the stream between the blocks in float32 at least, whatever the dtype of the weights.
-        turns: what is turned by the places of the tokens before it goes on, see `vim_layers.GridRotation`: the "stream"
+        turns: tokens that are rotated by their places before they go on, see `vim_layers.GridRotation`: the "stream"
             before every block, or the tokens of the stem and then the "output" of every block but the last.
         turned_grid: side of the grid to which the angles are scaled.
         paired: the blocks stand in pairs that read the same stream from both ends.
@@ -139,11 +139,27 @@ class Vim(Pretrained, nn.Module):
         """Compute the logits."""
         tokens = self._embed(x)
         tokens = self.blocks(tokens, self._orders(tokens), self.rope)
-        if self.cls_positions:
+        if self.cls_positions:  # the norm of the other tokens is not needed
             return self.head(self.norm(tokens[:, list(self.cls_positions)]).mean(1))
+        return self.forward_head(self.norm(tokens))
+
+    def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
+
+        Args:
+            features: of this model.
+            pre_logits: leave the head out, and return its input: one vector, or with pooling="max" all tokens.
+        """
+        logits = super().forward_head(features, pre_logits)
+        return logits.amax(1) if logits.dim() == 3 and not pre_logits else logits
+
+    def pool_tokens(self, last: Tensor) -> Tensor:
+        """Return the class token, the mean of two, or without one the tokens by `pooling`; all tokens for "max"."""
+        if self.cls_positions:
+            return last[:, list(self.cls_positions)].mean(1)
         if self.pooling == "max":
-            return self.head(self.norm(tokens)).amax(1)
-        return self.head(self.norm(tokens[:, -1]) if self.pooling == "last" else self.norm(tokens).mean(1))
+            return last
+        return last[:, -1] if self.pooling == "last" else last.mean(1)
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -152,13 +168,6 @@ class Vim(Pretrained, nn.Module):
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, self.rope, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), self.cls_positions)
-
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

@@ -1,4 +1,4 @@
-"""What layers of Vim may do besides scanning: turn the tokens by their places, and stand in pairs."""
+"""Options of Vim's layers besides scanning: rotation of the tokens by their places, and layers in pairs."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -24,8 +24,8 @@ class GridRotation(nn.Module):
         trained: side of the grid to which the angles are scaled.
 
     Raises:
-        ValueError: `dim` is no multiple of 4, or the grid is no square; on the call, there are more tokens than cells
-            and one.
+        ValueError: `dim` is not a multiple of 4, or the grid is not a square; on the call, there are more tokens than
+            cells and one.
 
     Reference:
         EVA-02, arXiv 2303.11331, as the code of Vim uses it: of an odd number of tokens the first is left alone,
@@ -47,7 +47,7 @@ class GridRotation(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Compute the tables anew."""
+        """Compute the tables again."""
         cells, dim = self.freqs_cos.shape
         device = self.freqs_cos.device
         frequencies = 1 / 10000 ** (torch.arange(0, dim // 2, 2, device=device).float() / (dim // 2))
@@ -99,7 +99,7 @@ class VimBlock(MambaBlock):
     def forward_directions(  # type: ignore[override]
         self, x: Tensor, orders: Sequence[ScanOrder] | None = None, rotation: GridRotation | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the stream after the block, and what each direction adds to it in natural token order."""
+        """Return the stream after the block, and each direction's addition to it in natural token order."""
         x = self._turned(x, rotation, "stream")
         mixed, parts = self.mixer.forward_directions(self.norm1(x), orders)
         shares = torch.stack([self._turned(part, rotation, "output") for part in parts])
@@ -127,7 +127,7 @@ class VimPair(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], rotation: GridRotation | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the stream after the pair, and what each direction of both blocks adds to it."""
+        """Return the stream after the pair, and the additions of each direction of both blocks."""
         half = len(orders) // 2
         there, parts = self.there.forward_directions(x, orders[:half], rotation)
         back, more = self.back.forward_directions(x, orders[half:], rotation)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, init_linear, per_layer, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
@@ -19,7 +19,7 @@ SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
 
 
 @register
-class VisionMamba(Pretrained, nn.Module):
+class VisionMamba(Pretrained, FeatureMethods, nn.Module):
     """Patches, position table, blocks of LN-SSM-residual and LN-MLP-residual, mean over tokens, linear head.
 
     Args:
@@ -90,7 +90,7 @@ class VisionMamba(Pretrained, nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Compute the logits."""
         orders = scan_orders(self.order_specs, self.grid, x.device)
-        return self.head(self.norm(self.blocks(self._embed(x), orders)).mean(1))
+        return self.forward_head(self.norm(self.blocks(self._embed(x), orders)))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -98,13 +98,6 @@ class VisionMamba(Pretrained, nn.Module):
         orders = scan_orders(self.order_specs, self.grid, x.device)
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders))
-
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
 from transmamba.nn import Attention, PatchEmbed, TransformerBlock, init_position
@@ -22,7 +22,7 @@ from transmamba.transfer.teachers.architecture import Architecture
 
 
 @register
-class ViT(Pretrained, nn.Module):
+class ViT(Pretrained, FeatureMethods, nn.Module):
     """Vision Transformer; with `distilled` a DeiT, whose two heads are averaged as DeiT does for prediction.
 
     Tokens stand in the order class token, distillation token, registers, patches.
@@ -137,9 +137,25 @@ class ViT(Pretrained, nn.Module):
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
         """Return the logits."""
         tokens = self.norm(self.blocks(self._embed(x), self._orders(x.device)))
-        pooled = tokens[:, 0] if self.pool == "token" else tokens[:, self.prefix :].mean(1)
-        logits = self.head(self.fc_norm(pooled))
+        return self.forward_head(tokens)
+
+    def forward_head(self, features: Features | Tensor, pre_logits: bool = False) -> Tensor:
+        """Compute the result of `forward` from that of `forward_features`, or from its `last`.
+
+        Args:
+            features: of this model.
+            pre_logits: return the input of the head; with a second head, the mean of the inputs of both, as timm does.
+        """
+        tokens = features if isinstance(features, Tensor) else features.last
+        pooled = self.pool_tokens(tokens)
+        if pre_logits:
+            return pooled if self.head_dist is None else (pooled + tokens[:, 1]) / 2
+        logits = self.head(pooled)
         return logits if self.head_dist is None else (logits + self.head_dist(tokens[:, 1])) / 2
+
+    def pool_tokens(self, last: Tensor) -> Tensor:
+        """Return the class token or the mean of the patches, normed where the head has a norm of its own."""
+        return self.fc_norm(last[:, 0] if self.pool == "token" else last[:, self.prefix :].mean(1))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -156,13 +172,6 @@ class ViT(Pretrained, nn.Module):
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
         extra = tuple(range(self.prefix))
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders or ()), extra)
-
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token dim"]]]:
-        """Return the final tokens and the stream after the chosen blocks: None all, n the last n, or a list."""
-        features = self.forward_features(x)
-        return features.last, select_layers(features.layers, indices)
 
     @property
     def architecture(self) -> Architecture | None:

@@ -1,69 +1,28 @@
 """VMamba: a pyramid of four stages whose maps are scanned by rows and by columns, from both ends."""
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from transmamba._typing import check_sizes, scaled_size, typed
+from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import Features, select_layers
+from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
-from transmamba.nn import DropPath, GatedMlp, Mlp
-from transmamba.nn.activation import Activation
+from transmamba.models.vmamba_block import VMambaBlock
 from transmamba.nn.scan2d import Scan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
 
 ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
-
-
-class VMambaBlock(nn.Module):
-    """x + mixer(norm1(x)), then, if `mlp_ratio` is positive, x + mlp(norm2(x))."""
-
-    def __init__(
-        self,
-        dim: int,
-        mixer: Scan2dMixer,
-        *,
-        mlp_ratio: float = 4.0,
-        activation: Activation = "gelu",
-        gated: bool = False,
-        drop_path: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.mixer = mixer
-        self.norm2 = nn.LayerNorm(dim) if mlp_ratio > 0 else None
-        self.mlp: Mlp | GatedMlp | None = None
-        if mlp_ratio > 0:
-            build = partial(GatedMlp, multiple=1, bias=True) if gated else Mlp
-            self.mlp = build(dim, scaled_size(dim, mlp_ratio, "mlp_ratio"), activation=activation)
-        self.drop_path = DropPath(drop_path)
-
-    @typed
-    def forward(
-        self, x: Float[Tensor, "batch token dim"], orders: Sequence[ScanOrder], grid: Grid
-    ) -> Float[Tensor, "batch token dim"]:
-        """Return the stream after the block."""
-        return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, grid)))
-
-    def forward_directions(
-        self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
-    ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the stream after the block, and the mixer's output split by direction, in natural token order."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
-        return self._feed_forward(x + self.drop_path(mixed)), parts
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        if self.norm2 is None or self.mlp is None:
-            return x
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Stage(nn.Module):
@@ -75,7 +34,7 @@ class Stage(nn.Module):
 
 
 @register
-class VMamba(Pretrained, nn.Module):
+class VMamba(Pretrained, FeatureMethods, nn.Module):
     """Stem, stages of blocks with a downsampling between them, LayerNorm, mean over tokens, linear head.
 
     Any image of at least 32 pixels a side will do.
@@ -90,6 +49,7 @@ class VMamba(Pretrained, nn.Module):
         grid: rows and columns of a learned table of positions that is added to the stem's map; none by default.
         num_classes: outputs of the head.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
+        norm: builds the norm after the last stage from a width.
 
     Raises:
         ValueError: there is not one width and depth per stage, a number is out of range, or a map does not fit `grid`.
@@ -116,6 +76,7 @@ class VMamba(Pretrained, nn.Module):
         grid: Grid | None = None,
         num_classes: int = 1000,
         drop_path: float = 0.0,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         check_sizes(num_classes=num_classes)
@@ -130,7 +91,7 @@ class VMamba(Pretrained, nn.Module):
             Stage([block(dim, next(rates)) for _ in range(depth)], downsample(dim, wider) if wider else None)
             for dim, depth, wider in zip(dims, depths, [*dims[1:], None], strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1])
+        self.norm = norm(dims[-1])
         self.head = nn.Linear(dims[-1], num_classes)
         self.reset_parameters()
 
@@ -142,7 +103,7 @@ class VMamba(Pretrained, nn.Module):
             tokens = stage.blocks(tokens, scan_orders(self.orders, grid, x.device), grid)
             if stage.downsample is not None:
                 tokens, grid = _tokens(stage.downsample(_map(tokens, grid)))
-        return self.head(self.norm(tokens).mean(1))
+        return self.forward_head(self.norm(tokens))
 
     @typed
     def forward_features(self, x: Float[Tensor, "batch channel height width"], directions: bool = False) -> Features:
@@ -153,27 +114,37 @@ class VMamba(Pretrained, nn.Module):
         tokens, grid = _tokens(self._embed(x))
         layers: list[Tensor] = []
         grids: list[Grid] = []
+        by_layer: list[tuple[ScanOrder, ...]] = []
         shares: list[tuple[Tensor, ...]] = [()] * len(self.orders) if directions else []
         for stage in self.stages:
             orders = scan_orders(self.orders, grid, x.device)
             streams = stage.blocks.streams(tokens, orders, grid, directions=directions)
             layers += streams.layers
             grids += [grid] * len(streams.layers)
+            by_layer += [tuple(orders)] * len(streams.layers)
             shares = [before + new for before, new in zip(shares, streams.directions, strict=True)]
             tokens = layers[-1]
             if stage.downsample is not None:
                 tokens, grid = _tokens(stage.downsample(_map(tokens, grid)))
-        return Features(self.norm(tokens), tuple(layers), grid, tuple(shares), tuple(orders), grids=tuple(grids))
+        return Features(
+            self.norm(tokens), tuple(layers), grid, tuple(shares), tuple(orders), (), tuple(grids), tuple(by_layer)
+        )
 
-    def forward_intermediates(
-        self, x: Float[Tensor, "batch channel height width"], indices: int | list[int] | None = None
-    ) -> tuple[Float[Tensor, "batch token dim"], list[Float[Tensor, "batch token2 dim2"]]]:
-        """Return the final tokens and the stream after the chosen stages: None all, n the last n, or a list."""
-        features, ends, last = self.forward_features(x), [], -1
-        for stage in self.stages:
-            last += len(stage.blocks)
-            ends.append(features.layers[last])
-        return features.last, select_layers(ends, indices)
+    def stage_ends(self, depth: int) -> list[int]:
+        """Return the number of the last layer of each stage."""
+        return [end - 1 for end in accumulate(len(stage.blocks) for stage in self.stages)]
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Channels, reduction and module name of each stage, by timm's keys."""
+        shrinks = [self.patch_embed, *(stage.downsample for stage in self.stages[:-1])]
+        reductions = accumulate(map(_stride, shrinks), operator.mul)
+        widths = [next(iter(stage.blocks)).norm1.weight.numel() for stage in self.stages]
+        pairs = zip(widths, reductions, strict=True)
+        return [
+            {"num_chs": width, "reduction": reduction, "module": f"stages.{i}"}
+            for i, (width, reduction) in enumerate(pairs)
+        ]
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
@@ -200,6 +171,11 @@ class VMamba(Pretrained, nn.Module):
 
 def _tokens(x: Tensor) -> tuple[Tensor, Grid]:
     return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3])
+
+
+def _stride(module: Any) -> int:
+    """Return by how much a stem or downsampling shrinks a map: the strides of its convolutions and mergers."""
+    return math.prod(part.stride[-1] for part in module.modules() if hasattr(part, "stride"))
 
 
 def _map(tokens: Tensor, grid: Grid) -> Tensor:
@@ -244,57 +220,3 @@ def overlapping_stem(in_chans: int, dim: int) -> nn.Sequential:
         nn.GELU(),
         ConvNorm(dim // 2, dim, kernel_size=3, stride=2),
     )
-
-
-@register
-def vmamba_v0_tiny(**options: Any) -> VMamba:
-    """Build VMamba-T of the first version."""
-    return vmamba_v0((96, 192, 384, 768), (2, 2, 9, 2), **{"drop_path": 0.2, **options})
-
-
-@register
-def vmamba_v0_small(**options: Any) -> VMamba:
-    """Build VMamba-S of the first version."""
-    return vmamba_v0((96, 192, 384, 768), (2, 2, 27, 2), **{"drop_path": 0.3, **options})
-
-
-@register
-def vmamba_v0_base(**options: Any) -> VMamba:
-    """Build VMamba-B of the first version."""
-    return vmamba_v0((128, 256, 512, 1024), (2, 2, 27, 2), **{"drop_path": 0.6, **options})
-
-
-@register
-def vmamba_tiny_s2l5(**options: Any) -> VMamba:
-    """Build VMamba-T, 5 blocks in the third stage."""
-    return vmamba_v2((96, 192, 384, 768), (2, 2, 5, 2), expand=2.0, **{"drop_path": 0.2, **options})
-
-
-@register
-def vmamba_tiny_s1l8(**options: Any) -> VMamba:
-    """Build VMamba-T, 8 narrow blocks in the third stage: the published one."""
-    return vmamba_v2((96, 192, 384, 768), (2, 2, 8, 2), expand=1.0, **{"drop_path": 0.2, **options})
-
-
-@register
-def vmamba_small_s2l15(**options: Any) -> VMamba:
-    """Build VMamba-S, 15 blocks in the third stage: the published one."""
-    return vmamba_v2((96, 192, 384, 768), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.3, **options})
-
-
-@register
-def vmamba_small_s1l20(**options: Any) -> VMamba:
-    """Build VMamba-S, 20 narrow blocks in the third stage."""
-    return vmamba_v2((96, 192, 384, 768), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.3, **options})
-
-
-@register
-def vmamba_base_s2l15(**options: Any) -> VMamba:
-    """Build VMamba-B, 15 blocks in the third stage: the published one."""
-    return vmamba_v2((128, 256, 512, 1024), (2, 2, 15, 2), expand=2.0, **{"drop_path": 0.6, **options})
-
-
-@register
-def vmamba_base_s1l20(**options: Any) -> VMamba:
-    """Build VMamba-B, 20 narrow blocks in the third stage."""
-    return vmamba_v2((128, 256, 512, 1024), (2, 2, 20, 2), expand=1.0, **{"drop_path": 0.5, **options})

@@ -23,13 +23,22 @@ class Mlp(nn.Module):
         activation: "gelu" is exact, "gelu_tanh" its approximation by tanh, "quick_gelu" x sigmoid(1.702 x), "relu2"
             the square of relu.
         bias: bias of both layers.
+        dropout: rate at which numbers are dropped while training, after the activation and at the end.
     """
 
     @typed
-    def __init__(self, dim: int, hidden_dim: int, *, activation: Activation = "gelu", bias: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        activation: Activation = "gelu",
+        bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         check_sizes(dim=dim, hidden_dim=hidden_dim)
-        self.activation = activation
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
         self.fc1 = nn.Linear(dim, hidden_dim, bias=bias)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
 
@@ -37,7 +46,7 @@ class Mlp(nn.Module):
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
         """Map each token by itself."""
         check_width(x, self.fc1.in_features)
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        return self.dropout(self.fc2(self.dropout(ACTIVATIONS[self.activation](self.fc1(x)))))
 
 
 class GatedMlp(nn.Module):
@@ -49,16 +58,24 @@ class GatedMlp(nn.Module):
         multiple: 128 as in mamba_ssm; 1 takes the width as it is.
         activation: of the gate, as for `Mlp`.
         bias: bias of both layers.
+        dropout: rate at which numbers of the output are dropped while training.
     """
 
     @typed
     def __init__(
-        self, dim: int, hidden_dim: int, *, multiple: int = 128, activation: Activation = "silu", bias: bool = False
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        multiple: int = 128,
+        activation: Activation = "silu",
+        bias: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, hidden_dim=hidden_dim, multiple=multiple)
         hidden_dim = -(-hidden_dim // multiple) * multiple
-        self.activation = activation
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
         self.fc1 = nn.Linear(dim, 2 * hidden_dim, bias=bias)
         self.fc2 = nn.Linear(hidden_dim, dim, bias=bias)
 
@@ -67,7 +84,7 @@ class GatedMlp(nn.Module):
         """Map each token by itself."""
         check_width(x, self.fc1.in_features)
         value, gate = self.fc1(x).chunk(2, -1)
-        return self.fc2(value * ACTIVATIONS[self.activation](gate))
+        return self.dropout(self.fc2(value * ACTIVATIONS[self.activation](gate)))
 
 
 class DropPath(nn.Module):

@@ -43,6 +43,21 @@ class LayerNorm(nn.Module):
             nn.init.zeros_(self.bias)
 
 
+class TokenBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over all tokens of a batch, channels last; on a map it is BatchNorm2d, by whose names it loads.
+
+    Example:
+        >>> TokenBatchNorm(3)(torch.rand(2, 4, 5, 3)).shape
+        torch.Size([2, 4, 5, 3])
+    """
+
+    @typed
+    def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
+        """Normalise each channel by its statistics over the batch in training, by those kept otherwise."""
+        check_width(x, self.num_features)
+        return super().forward(x.reshape(-1, self.num_features)).view(x.shape)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) times a weight, computed in at least float32 and given in the dtype of the weight.
 

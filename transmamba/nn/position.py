@@ -1,6 +1,7 @@
 """Position tables of another size, and the positions of tokens in texts."""
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -13,9 +14,14 @@ from transmamba.ops.resize import interpolate_grid
 
 @typed
 def resize_position(
-    table: Float[Tensor, "1 position dim"], grid: Grid, new_grid: Grid, *, antialias: bool = False
+    table: Float[Tensor, "1 position dim"],
+    grid: Grid,
+    new_grid: Grid,
+    *,
+    antialias: bool = False,
+    mode: Literal["bicubic", "bilinear"] = "bicubic",
 ) -> Float[Tensor, "1 new_position dim"]:
-    """Resize a position table: bicubic over rows and columns, linear over a length.
+    """Resize a position table over rows and columns, or linearly over a length.
 
     Cells are compared by their centres (`align_corners=False`).
 
@@ -25,6 +31,7 @@ def resize_position(
         new_grid: as many sides.
         antialias: average over all cells that a new one covers when rows and columns shrink. Official checkpoints are
             resized without, inherited tables with.
+        mode: interpolation over rows and columns.
 
     Raises:
         ValueError: the table does not have one row per cell of `grid`, or the grids are not of 1 or 2 positive sides.
@@ -46,7 +53,8 @@ def resize_position(
         raise ValueError(f"cannot resize a grid of {grid} to {new_grid}: expected a length, or rows and columns")
     if grid == new_grid:
         return table
-    return interpolate_grid(table, grid, new_grid, "linear" if len(grid) == 1 else "bicubic", antialias=antialias)
+    linear = len(grid) == 1 or mode == "bilinear"
+    return interpolate_grid(table, grid, new_grid, "linear" if linear else "bicubic", antialias=antialias)
 
 
 def check_grid(x: Tensor, grid: Grid) -> None:

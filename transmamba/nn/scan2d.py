@@ -42,15 +42,18 @@ class StackedSSM(nn.Module):
         init_step_bias(self.dt_bias, 1e-3, 1e-1)
         init_decay(self.A_log)
 
-    def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
+    def scan_parameters(
+        self, u: Float[Tensor, "batch length inner"], directions: slice = slice(None)
+    ) -> ScanParameters:
         """The inputs of the scans over `u` with a direction axis; functions of each token, so any order may follow."""
         check_width(u, self.x_proj.shape[2], "u")
-        projected = einsum(u, self.x_proj, "batch token inner, direction row inner -> batch direction token row")
-        low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
-        dt = einsum(
-            low, self.dt_proj, "batch direction token rank, direction inner rank -> batch direction token inner"
+        x_proj, dt_proj, dt_bias, A_log, D = (
+            p[directions] for p in (self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
         )
-        return ScanParameters(dt, decay_rates(self.A_log), B, C, self.D, self.dt_bias)
+        projected = einsum(u, x_proj, "batch token inner, direction row inner -> batch direction token row")
+        low, B, C = projected.split([self.dt_rank, self.d_state, self.d_state], -1)
+        dt = einsum(low, dt_proj, "batch direction token rank, direction inner rank -> batch direction token inner")
+        return ScanParameters(dt, decay_rates(A_log), B, C, D, dt_bias)
 
 
 class Scan2dMixer(nn.Module):
@@ -69,6 +72,7 @@ class Scan2dMixer(nn.Module):
         gate_activation: whether that half is activated.
         out_norm: builds what follows the scan from a width, called with tokens and grid; a LayerNorm by default.
         out_activation: a GELU after it.
+        dropout: rate at which numbers of the output are dropped while training.
 
     Raises:
         ValueError: `d_conv` is even, or `expand` leaves no channel; on the call, the tokens do not fill the grid.
@@ -90,19 +94,20 @@ class Scan2dMixer(nn.Module):
         gate_activation: bool = True,
         out_norm: Callable[[int], nn.Module] | None = None,
         out_activation: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         check_sizes(dim=dim, d_state=d_state, d_conv=d_conv, directions=directions)
         d_inner = scaled_size(dim, expand, "expand")
         self.gated, self.gate_activation, self.out_activation = gated, gate_activation, out_activation
-        self.activation = activation
+        self.activation, self.dropout = activation, nn.Dropout(dropout)
         self.in_proj = nn.Linear(dim, (2 if gated else 1) * d_inner, bias=False)
         self.conv2d: nn.Module = nn.Identity()
         if d_conv is not None:
             check_odd(d_conv)
             self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
         rank = step_rank(dim, dt_rank)
-        self.ssm = StackedSSM(d_inner, d_state, dt_rank=rank, directions=directions)
+        self.ssm: Any = StackedSSM(d_inner, d_state, dt_rank=rank, directions=directions)
         self.out_norm: Any = nn.LayerNorm(d_inner) if out_norm is None else out_norm(d_inner)
         self.out_proj = nn.Linear(d_inner, dim, bias=False)
 
@@ -114,7 +119,7 @@ class Scan2dMixer(nn.Module):
         y, gate = self._scan(x, orders, grid, merge=True)
         y = self.out_norm(y) if isinstance(self.out_norm, nn.LayerNorm) else self.out_norm(y, grid)
         y = F.gelu(y) if self.out_activation else y
-        return self.out_proj(y if gate is None else y * gate)
+        return self.dropout(self.out_proj(y if gate is None else y * gate))
 
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
@@ -135,6 +140,7 @@ class Scan2dMixer(nn.Module):
         deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
         normed = (y - y.mean(-1, keepdim=True)) / deviation * self.out_norm.weight + self.out_norm.bias / y.shape[1]
         parts = self.out_proj(normed if gate is None else normed * gate[:, None]).movedim(1, 0)
+        parts = parts * self.dropout(torch.ones_like(parts[0]))
         return parts.sum(0), parts
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> tuple[Tensor, Tensor | None]:
@@ -145,10 +151,14 @@ class Scan2dMixer(nn.Module):
         u = rearrange(u, "batch (row column) inner -> batch inner row column", row=rows, column=columns)
         act = ACTIVATIONS[self.activation]
         u = rearrange(act(self.conv2d(u)), "batch inner row column -> batch (row column) inner")
+        y = self._scan_map(u, orders, grid, merge=merge)
+        return y, gate if gate is None or not self.gate_activation else act(gate)
+
+    def _scan_map(self, u: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> Tensor:
         dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(u)
         y = multi_scan(u, dt, A, B, C, D, dt_bias=dt_bias, softplus=True, orders=orders, merge=merge)
         assert isinstance(y, Tensor)
-        return y, gate if gate is None or not self.gate_activation else act(gate)
+        return y
 
 
 def check_odd(d_conv: int) -> None:

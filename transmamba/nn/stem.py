@@ -1,5 +1,7 @@
 """From pixels to maps of tokens, and from maps to coarser ones; all are channel-first."""
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
@@ -53,7 +55,7 @@ class ConvStem(nn.Module):
 
 
 class ConvNorm(nn.Module):
-    """A convolution and a LayerNorm over the channels.
+    """A convolution and a norm over the channels.
 
     Args:
         in_chans: channels of the map.
@@ -62,6 +64,7 @@ class ConvNorm(nn.Module):
         stride: distance between its places.
         padding: zeros around the map; none for an even kernel, as many as centre an odd one by default.
         normed: without the norm the convolution is all there is.
+        norm: builds the norm from a width, for channels last; a LayerNorm by default.
     """
 
     @typed
@@ -74,13 +77,14 @@ class ConvNorm(nn.Module):
         stride: int,
         padding: int | None = None,
         normed: bool = True,
+        norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, dim=dim, kernel_size=kernel_size, stride=stride)
         # an even kernel tiles the map, an odd one is centred
         padding = (kernel_size - 1) // 2 * (kernel_size % 2) if padding is None else padding
         self.conv = nn.Conv2d(in_chans, dim, kernel_size, stride, padding=padding)
-        self.channel_norm = nn.LayerNorm(dim) if normed else nn.Identity()
+        self.channel_norm = norm(dim) if normed else nn.Identity()
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
@@ -91,16 +95,18 @@ class ConvNorm(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token: LayerNorm over all their channels, then a linear map to `dim`.
+    """Four neighbours become one token: a norm over all their channels, then a linear map to `dim`.
 
     A map with an odd side is filled up with zeros, below and on the right.
     """
 
+    stride = (2, 2)
+
     @typed
-    def __init__(self, in_chans: int, dim: int) -> None:
+    def __init__(self, in_chans: int, dim: int, *, norm: Callable[[int], nn.Module] = nn.LayerNorm) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, dim=dim)
-        self.norm = nn.LayerNorm(4 * in_chans)
+        self.norm = norm(4 * in_chans)
         self.reduction = nn.Linear(4 * in_chans, dim, bias=False)
 
     @typed

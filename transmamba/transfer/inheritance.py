@@ -46,7 +46,7 @@ def subclone(
     *,
     family: str | None = None,
     plan: Plan | None = None,
-    layer_map: LayerMap = "early",
+    layer_map: LayerMap | None = None,
     rescale: Literal["sqrt"] | None = None,
     exclude: Sequence[str] | None = None,
     grow: bool = False,
@@ -73,9 +73,9 @@ def subclone(
             then its stored ones, or canonical ones if `teacher` is translated; nothing is folded or compared.
         layer_map: which teacher layer a student layer inherits: "early" the first ones (v2 of the paper), "uniform",
             "drop_middle" (arXiv 2312.09299), "proportional", or student layer -> teacher layer; `distill.match_layers`
-            has the same names. For glyphs "early" did best, for a text encoder "uniform" did far better
-            (docs/results.md). The blocks of a pyramid such as VMamba count through its stages; "uniform" fills the last
-            stage, which "early" does not reach if the student is deeper.
+            has the same names. The default is "early", and for a pyramid such as VMamba, whose blocks count through its
+            stages, "uniform": "early" would not reach the last stage of one deeper than its teacher. For glyphs "early"
+            did best, for a text encoder "uniform" did far better (docs/results.md).
         rescale: "sqrt" multiplies matrices that lose inputs by sqrt(inputs before / after), as 2312.09299 does.
         exclude: name patterns of student tensors to leave alone; by default `SSM_PARAMETERS`, unless the teacher is a
             Mamba. `[*SSM_PARAMETERS, "head.*"]` adds to the default.
@@ -103,6 +103,7 @@ def subclone(
     """
     target = _numbers(student)
     ours = Student(student, target)
+    layer_map = _default_layers(ours) if layer_map is None else layer_map
     if plan is None:
         source = Source(translate_for(KINDS.get(ours.reads or ""), teacher, family))
         table = table_for(ours, cast(Translated, source.translated), layer_map)
@@ -126,7 +127,7 @@ def subclone(
 
 @typed
 def plan_for(
-    teacher: Weights, student: Weights, *, family: str | None = None, layer_map: LayerMap = "early"
+    teacher: Weights, student: Weights, *, family: str | None = None, layer_map: LayerMap | None = None
 ) -> dict[str, tuple[str, str]]:
     """Return the plan by which `subclone` would inherit, to read, change and give back.
 
@@ -150,12 +151,17 @@ def plan_for(
     """
     target = _numbers(student)
     ours = Student(student, target)
+    layer_map = _default_layers(ours) if layer_map is None else layer_map
     translated = translate_for(KINDS.get(ours.reads or ""), teacher, family)
     table = table_for(ours, translated, layer_map)
     found = match(table.plan, target, Source(translated), layer_map)
     there = {copy.student for copy in found.copies if copy.student not in table.refused}
     unused = match(table.plan, there, Source(translated), layer_map).unused
     return {key: entry for key, entry in table.plan.items() if key not in unused}
+
+
+def _default_layers(student: Student) -> LayerMap:
+    return "uniform" if any(block.startswith("stages.") for block in student.blocks) else "early"
 
 
 def prepare(
@@ -279,7 +285,7 @@ def _sort(writes: Sequence[Write], target: Mapping[str, Tensor]) -> tuple[dict[s
 
 
 def _numbers(student: Weights) -> dict[str, Tensor]:
-    """The student's tensors of real or complex numbers."""
+    """Return the student's tensors of real or complex numbers."""
     tensors = named_tensors(student).items()
     return {name: tensor for name, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()}
 

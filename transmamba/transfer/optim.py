@@ -74,7 +74,7 @@ def freeze(student: nn.Module, names: Collection[str], *, frozen: bool = True) -
 
 
 def _own_patterns(student: nn.Module) -> set[str]:
-    """The entries of the model's `no_weight_decay()`, each of which has to match a parameter."""
+    """Return the entries of the model's `no_weight_decay()`, each of which has to match a parameter."""
     patterns = set(getattr(student, "no_weight_decay", set)())
     names = [name for name, _ in student.named_parameters(remove_duplicate=False)]
     for pattern in sorted(patterns):

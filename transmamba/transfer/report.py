@@ -4,7 +4,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+from transmamba._checkpoint import Weights, named_tensors
+from transmamba.transfer.student import Student
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,25 @@ class SubcloneReport:
     def inherited(self) -> frozenset[str]:
         """Names of the student's tensors that were written, for `param_groups`."""
         return frozenset(self.copied) | frozenset(self.sliced)
+
+    def pads(self, student: Weights) -> list[Literal["right"] | tuple[int, ...]]:
+        """Return the `pad` of each block of the student, for calibrators that meet the channels it was cut from.
+
+        A pyramid keeps other channels in every stage. "right" stands for a stream that kept all of the teacher's
+        channels, or inherited none.
+
+        Args:
+            student: the student that the report is about.
+
+        Example:
+            >>> import torch
+            >>> report = SubcloneReport({}, {}, {}, {"residual": (0, 2)}, {}, 0.0)
+            >>> report.pads({"blocks.0.norm1.weight": torch.ones(2), "blocks.1.norm1.weight": torch.ones(2)})
+            [(0, 2), (0, 2)]
+        """
+        blocks = [block.split(".") for block in Student(student, named_tensors(student)).blocks]
+        axes = [f"residual.{parts[1]}" if parts[0] == "stages" else "residual" for parts in blocks]
+        return [self.kept.get(axis, "right") for axis in axes]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dictionaries, lists and numbers, fit for JSON."""

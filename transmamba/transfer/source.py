@@ -51,7 +51,7 @@ class Source(Mapping[str, Tensor]):
         return self._tensors.shape(name) if isinstance(self._tensors, Translated) else shape_of(self._tensors, name)
 
     def is_complex(self, name: str) -> bool:
-        """Whether a tensor has complex numbers, without reading it."""
+        """Check whether a tensor has complex numbers, without reading it."""
         if name in self._zeros:
             return False
         stored = self._tensors if self.translated is None else self.translated.weights

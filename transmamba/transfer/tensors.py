@@ -37,7 +37,7 @@ def check_target(name: str, tensor: Tensor) -> None:
 
 
 def check_kind(teacher: str, complex_teacher: bool, name: str, tensor: Tensor) -> None:
-    """Raises TypeError if a complex teacher tensor is for a real one of the student, which has no imaginary part."""
+    """Raise TypeError if a complex teacher tensor is for a real one of the student, which has no imaginary part."""
     if complex_teacher and not tensor.is_complex():
         raise TypeError(
             f"teacher tensor {teacher} is complex, student tensor {name} is {tensor.dtype}: exclude the tensor, or give"

@@ -12,7 +12,17 @@ from typing import NamedTuple
 
 from tests.benchmarks.sass import code, simulation
 from transmamba.ops.scan.nvrtc import compiler
-from transmamba.ops.scan.nvrtc.variants import BACKWARD, CHUNK, FORWARD, MOST_WARPS, Shape, Variant, power, spans_of
+from transmamba.ops.scan.nvrtc.variants import (
+    BACKWARD,
+    CHUNK,
+    FORWARD,
+    MOST_WARPS,
+    SHARED_FORWARD,
+    Shape,
+    Variant,
+    power,
+    spans_of,
+)
 
 SUMMED = 8  # tokens of a pass of `sum_directions`
 BFLOAT16, CAPABILITY, MULTIPROCESSORS = 1, "90", 132
@@ -59,6 +69,10 @@ def variant(sizes: Sizes, kind: str) -> Variant:
     if sizes.states == 1:
         shape = Shape(1, 2, min(sizes.directions, MOST_WARPS), CHUNK, CHUNK, 1)
         return Variant(f"single_{kind}", BFLOAT16, 1, shape, flags(sizes))
+    if sizes.directions > 1 and kind == "forward":  # PlainMamba's directions share step sizes, decays, u and C
+        shared = tuple(flag for flag in flags(sizes) if flag != "BY_STEP")
+        shape = SHARED_FORWARD[power(sizes.states)]
+        return Variant("shared_forward", BFLOAT16, sizes.states, shape, (*shared, "ONE"), sizes.directions)
     shapes = BACKWARD if kind == "backward" else FORWARD
     return Variant(kind, BFLOAT16, sizes.states, shapes[power(sizes.states)], flags(sizes))
 
@@ -91,7 +105,7 @@ def steps_of(chosen: Variant) -> int:
     """Steps of a pass of the main loop."""
     if chosen.single:
         return 32 if chosen.kind == "single_forward" else 2 * CHUNK
-    return chosen.shape.steps if chosen.kind == "forward" else CHUNK
+    return CHUNK if chosen.kind == "backward" else chosen.shape.steps
 
 
 @functools.cache
@@ -111,7 +125,9 @@ def examine(sizes: Sizes, kind: str, name: str) -> Figures:
     chosen = variant(sizes, kind)
     kernel, used = kernels(chosen)[name], code.usage(compiled(chosen))[name]
     steps = steps_of(chosen)
-    elements = steps if chosen.single else steps * chosen.shape.lane_states * chosen.shape.lane_channels
+    elements = (
+        steps if chosen.single else steps * chosen.shape.lane_states * chosen.shape.lane_channels * chosen.directions
+    )
     issue = sum(kernel.count(main_loop(kernel)).values()) / elements
     if "MERGED" in chosen.flags:
         issue += sum(kernel.count(sum_loop(kernel)).values()) / (SUMMED * chosen.shape.warps)

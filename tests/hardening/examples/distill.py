@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tests.hardening.examples.sizes import Call
-from transmamba import distill
+from transmamba import distill, models
 
 
 def _layers(s, count=2):
@@ -65,7 +65,7 @@ def LayerCalibrators(s):
     return Call(
         distill.LayerCalibrators,
         {"student_dims": [s["dim"]] * 2, "teacher_dim": s["context"], "shared": s.choice(True, False),
-         "recompute": s.choice(True, False)},
+         "pad": "right", "recompute": s.choice(True, False)},
         {"student": _layers(s)},
     )  # fmt: skip
 
@@ -137,6 +137,36 @@ def align_tokens(s):
         "teacher_prefix": s.choice(2, [0, -1]), "prefix_position": "front", "student_grid": grid,
         "teacher_grid": (2, 2), "resize": s.choice("student", "teacher"), "interpolation": "bilinear",
     })  # fmt: skip
+
+
+def align_layers(s):
+    return Call(distill.align_layers, {
+        "student": [s.normal("batch 6 dim"), s.normal("batch 4 dim")], "teacher": s.normal("batch 9 context"),
+        "student_grids": [(2, 3), (2, 2)], "teacher_grid": (3, 3), "interpolation": "area",
+    })  # fmt: skip
+
+
+def _features(s):
+    model = models.Vim(8, 4, dim=4, depth=2, d_state=2, num_classes=2)
+    return model.forward_features(s.normal("batch 3 8 8"), directions=True)
+
+
+def natural_shares(s):
+    return Call(distill.natural_shares, {"features": _features(s), "grid": s.choice(None, (3, 2)),
+                                         "interpolation": "bilinear"})  # fmt: skip
+
+
+def check_layouts(s):
+    features = _features(s)
+    return Call(distill.check_layouts, {"student": features, "teacher": features})
+
+
+def DirectionBridge(s):
+    student, teacher = _features(s), distill.Tokens(s.normal("batch 6 context"), (2, 2), (0, 1))
+    return Call(distill.DirectionBridge,
+                {"student": student, "teacher": teacher, "pad": s.choice("right", ["right", "center"]),
+                 "interpolation": "bilinear"},
+                {"student": student, "teacher": teacher})  # fmt: skip
 
 
 def drop_tokens(s):
@@ -221,7 +251,7 @@ def cka_matrix(s):
 def dry_run(s):
     return Call(distill.dry_run, {
         "student": _layers(s), "teacher": {"a": s.normal("batch length context")}, "how": "last",
-        "align": distill.align_tokens,
+        "align": distill.align_tokens, "student_grids": None,
     })  # fmt: skip
 
 

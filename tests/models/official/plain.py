@@ -345,10 +345,16 @@ def plain_mamba(p: State, x: Tensor, c: dict) -> Tensor:
     x = F.pad(x, (0, -x.shape[3] % side, 0, -x.shape[2] % side))
     grid = (x.shape[2] // side, x.shape[3] // side)
     tokens = patches(p, f"{at}patch_embed.projection", x, side)
-    tokens = tokens + p[f"{at}pos_embed"] if f"{at}pos_embed" in p else tokens
+    if f"{at}pos_embed" in p:
+        table, side = p[f"{at}pos_embed"], round(p[f"{at}pos_embed"].shape[1] ** 0.5)
+        image = table.mT.unflatten(2, (side, side))
+        if grid != (side, side):
+            image = F.interpolate(image, grid, mode=c["interpolate_mode"], align_corners=False)
+        tokens = tokens + image.flatten(2).mT
     for i in range(c["num_layers"]):
         layer = f"{at}layers.{i}."
-        normed = norm(p, f"{layer}norm", tokens, rms=c["layer_cfgs"]["use_rms_norm"])
+        own = c["layer_cfgs"] if isinstance(c["layer_cfgs"], dict) else c["layer_cfgs"][i]
+        normed = norm(p, f"{layer}norm", tokens, rms=own["use_rms_norm"])
         tokens = tokens + snake_mixer(p, f"{layer}mamba.", normed, grid)
         if f"{layer}dw.0.weight" in p:
             image = tokens.transpose(1, 2).unflatten(2, grid)
@@ -375,6 +381,43 @@ def _orders(scan: str, rows: int, columns: int) -> list[list[int]]:
     )
 
 
+def _along(p: State, at: str, k: int, seen: Tensor) -> Tensor:
+    """Direction k of VMamba's scan over tokens in its order."""
+    inner, states, rank = seen.shape[2], p[f"{at}A_logs"].shape[1], p[f"{at}dt_projs_weight"].shape[2]
+    of = slice(k * inner, (k + 1) * inner)
+    low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
+    dt = F.softplus(low @ p[f"{at}dt_projs_weight"][k].T + p[f"{at}dt_projs_bias"][k])
+    return recur(seen, dt, -p[f"{at}A_logs"][of].exp(), B, C, p[f"{at}Ds"][of])
+
+
+def _headed(p: State, at: str, k: int, seen: Tensor) -> Tensor:
+    """Direction k of the scan with the heads of Mamba-2, head by head."""
+    heads, width = p[f"{at}Ds"].shape[1:]
+    states = (p[f"{at}x_proj_weight"].shape[1] - heads) // 2
+    low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([heads, states, states], -1)
+    outputs = []
+    for h in range(heads):
+        u = seen[..., h * width : (h + 1) * width]
+        dt = F.softplus(low[..., h] + p[f"{at}dt_projs_bias"][k, h])[..., None].expand_as(u)
+        A = -p[f"{at}A_logs"][k, h].exp().expand(width, states)
+        outputs.append(recur(u, dt, A, B, C, p[f"{at}Ds"][k, h]))
+    return torch.cat(outputs, -1)
+
+
+def _cascade(p: State, at: str, u: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Rows, then columns; what comes back is added step by step, not token by token."""
+
+    def unit(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    image = unit(u.unflatten(1, grid))
+    rows = [_along(p, at, 0, row) + _along(p, at, 1, row.flip(1)) for row in image.unbind(1)]
+    image = unit(torch.stack(rows, 1))
+    columns = [_along(p, at, 2, column) + _along(p, at, 3, column.flip(1)) for column in image.unbind(2)]
+    return torch.stack(columns, 2).flatten(1, 2)
+
+
 def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tensor:
     """The mixer of VMamba."""
     kind = c["forward_type"]
@@ -382,25 +425,24 @@ def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tens
     gated = "_noz" not in kind or "_nozact" in kind
     projected = linear(p, f"{at}in_proj", x)
     u, z = projected.chunk(2, -1) if gated else (projected, None)
-    if f"{at}conv2d.weight" in p:
-        kernel = p[f"{at}conv2d.weight"]
+    conv = f"{at}conv2d.1" if kind.startswith("m0") else f"{at}conv2d"
+    if f"{conv}.weight" in p:
+        kernel = p[f"{conv}.weight"]
         image = F.conv2d(
             u.mT.unflatten(2, grid),
             kernel,
-            p.get(f"{at}conv2d.bias"),
+            p.get(f"{conv}.bias"),
             padding=kernel.shape[-1] // 2,
             groups=len(kernel),
         )
         u = image.flatten(2).mT
     u = _act(act, u)
-    inner, states = u.shape[2], p[f"{at}A_logs"].shape[1]
-    rank, y = p[f"{at}dt_projs_weight"].shape[2], torch.zeros_like(u)
-    for k, order in enumerate(_orders(kind.split("_")[0], *grid)):
-        of, seen = slice(k * inner, (k + 1) * inner), u[:, order]
-        low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
-        dt = F.softplus(low @ p[f"{at}dt_projs_weight"][k].T + p[f"{at}dt_projs_bias"][k])
-        scanned = recur(seen, dt, -p[f"{at}A_logs"][of].exp(), B, C, p[f"{at}Ds"][of])
-        y = y + scanned[:, torch.tensor(order).argsort()]
+    if "2dc" in kind:
+        y = _cascade(p, at, u, grid)
+    else:
+        y, scan = torch.zeros_like(u), _headed if kind.startswith("m0") else _along
+        for k, order in enumerate(_orders(kind.split("_")[0], *grid)):
+            y = y + scan(p, at, k, u[:, order])[:, torch.tensor(order).argsort()]
     y = _out_norm(p, f"{at}out_norm", y, grid, kind)
     y = F.gelu(y) if "_oact" in kind else y
     if z is not None:
@@ -422,11 +464,28 @@ def _out_norm(p: State, at: str, y: Tensor, grid: tuple[int, int], kind: str) ->
     return norm(p, at, y, rms=False)
 
 
+def _channel_norm(p: State, at: str, x: Tensor) -> Tensor:
+    """LayerNorm, or BatchNorm in evaluation mode, channels last."""
+    if f"{at}.running_mean" not in p:
+        return norm(p, at, x, rms=False)
+    centred = x - p[f"{at}.running_mean"]
+    return centred / (p[f"{at}.running_var"] + 1e-5).sqrt() * p[f"{at}.weight"] + p[f"{at}.bias"]
+
+
+def _mlp(p: State, at: str, x: Tensor, c: dict) -> Tensor:
+    h = linear(p, f"{at}mlp.fc1", _channel_norm(p, f"{at}norm2", x))
+    act = c.get("mlp_act_layer", "gelu")
+    if c.get("gmlp"):
+        value, gate = h.chunk(2, -1)
+        return linear(p, f"{at}mlp.fc2", value * _act(act, gate))
+    return linear(p, f"{at}mlp.fc2", _act(act, h))
+
+
 def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
     """Logits of VMamba."""
 
     def normed(at: str, x: Tensor) -> Tensor:
-        return norm(p, at, x.movedim(1, -1), rms=False).movedim(-1, 1) if f"{at}.weight" in p else x
+        return _channel_norm(p, at, x.movedim(1, -1)).movedim(-1, 1) if f"{at}.weight" in p else x
 
     def conv(at: str, x: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, p[f"{at}.weight"], p[f"{at}.bias"], stride, padding)
@@ -442,23 +501,17 @@ def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
         grid, tokens = (x.shape[2], x.shape[3]), x.flatten(2).mT
         for i in range(depth):
             at = f"layers.{s}.blocks.{i}."
-            tokens = tokens + scan2d(p, f"{at}op.", norm(p, f"{at}norm", tokens, rms=False), grid, c)
+            tokens = tokens + scan2d(p, f"{at}op.", _channel_norm(p, f"{at}norm", tokens), grid, c)
             if f"{at}norm2.weight" in p:
-                h = linear(p, f"{at}mlp.fc1", norm(p, f"{at}norm2", tokens, rms=False))
-                if c.get("gmlp"):
-                    value, gate = h.chunk(2, -1)
-                    h = value * _act(c.get("mlp_act_layer", "gelu"), gate)
-                else:
-                    h = _act(c.get("mlp_act_layer", "gelu"), h)
-                tokens = tokens + linear(p, f"{at}mlp.fc2", h)
+                tokens = tokens + _mlp(p, at, tokens, c)
         x = tokens.mT.unflatten(2, grid)
         if s + 1 < len(c["depths"]):
             at, version = f"layers.{s}.downsample.", c.get("downsample_version", "v2")
             if version == "v1":
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
                 parts = [x[:, :, i::2, j::2] for i, j in ((0, 0), (1, 0), (0, 1), (1, 1))]
-                merged = norm(p, f"{at}norm", torch.cat(parts, 1).movedim(1, -1), rms=False)
+                merged = _channel_norm(p, f"{at}norm", torch.cat(parts, 1).movedim(1, -1))
                 x = linear(p, f"{at}reduction", merged).movedim(-1, 1)
             else:
                 x = normed(f"{at}3", conv(f"{at}1", x, 2, 0 if version == "v2" else 1))
-    return linear(p, "classifier.head", norm(p, "classifier.norm", x.flatten(2).mT, rms=False).mean(1))
+    return linear(p, "classifier.head", _channel_norm(p, "classifier.norm", x.flatten(2).mT).mean(1))

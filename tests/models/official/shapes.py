@@ -120,19 +120,30 @@ def language_model(c: dict) -> Shapes:
     return shapes
 
 
-def plain_mamba(c: dict) -> Shapes:
-    """PlainMamba with its head, as mmpretrain names it."""
-    d, side, own = c["embed_dims"], c["patch_size"] // 2, c["layer_cfgs"]["mamba_cfg"]
+def batch_norm(at: str, width: int) -> Shapes:
+    """BatchNorm with its statistics."""
+    shapes: Shapes = {f"{at}.{leaf}": (width,) for leaf in ("weight", "bias", "running_mean", "running_var")}
+    return shapes | {f"{at}.num_batches_tracked": ()}
+
+
+def _snake(d: int, own: dict) -> Shapes:
     inner, states, conv = int(own.get("expand", 2) * d), own.get("d_state", 16), own.get("conv_size", 7)
     rank = own.get("dt_rank", "auto")
     rank = math.ceil(d / 16) if rank == "auto" else rank
     bias = own.get("bias", False)
+    mixer = linear("in_proj", 2 * inner, d, bias) | linear("out_proj", d, inner, bias)
+    mixer |= {"conv2d.weight": (inner, 1, conv, conv)} | (
+        {"conv2d.bias": (inner,)} if own.get("conv_bias", True) else {}
+    )
+    mixer |= linear("x_proj", rank + 2 * states, inner, False) | linear("dt_proj", inner, rank)
+    mixer |= {"A_log": (inner, states), "D": (inner,), "direction_Bs": (5, states)}
+    return mixer | ({"gamma": (d,)} if own.get("init_layer_scale") is not None else {})
+
+
+def plain_mamba(c: dict) -> Shapes:
+    """PlainMamba with its head, as mmpretrain names it."""
+    d, side = c["embed_dims"], c["patch_size"] // 2
     count = math.ceil(c["img_size"] // 2 / side) ** 2
-
-    def batch_norm(at: str, width: int) -> Shapes:
-        shapes: Shapes = {f"{at}.{leaf}": (width,) for leaf in ("weight", "bias", "running_mean", "running_var")}
-        return shapes | {f"{at}.num_batches_tracked": ()}
-
     shapes = {"patch_embed.stem.0.weight": (64, 3, 7, 7)} | batch_norm("patch_embed.stem.1", 64)
     for i in range(c.get("num_convs_patch_embed", 1)):
         shapes |= {f"patch_embed.convs.{3 * i}.weight": (64, 64, 3, 3)}
@@ -140,15 +151,10 @@ def plain_mamba(c: dict) -> Shapes:
     shapes |= {"patch_embed.projection.weight": (d, 64, side, side), "patch_embed.projection.bias": (d,)}
     shapes |= {"pos_embed": (1, count, d)} if c.get("with_pos_embed", True) else {}
     shapes |= norm("ln1", d, False) if c.get("final_norm", True) else {}
-    mixer = linear("in_proj", 2 * inner, d, bias) | linear("out_proj", d, inner, bias)
-    mixer |= {"conv2d.weight": (inner, 1, conv, conv)} | (
-        {"conv2d.bias": (inner,)} if own.get("conv_bias", True) else {}
-    )
-    mixer |= linear("x_proj", rank + 2 * states, inner, False) | linear("dt_proj", inner, rank)
-    mixer |= {"A_log": (inner, states), "D": (inner,), "direction_Bs": (5, states)}
-    mixer |= {"gamma": (d,)} if own.get("init_layer_scale") is not None else {}
     for i in range(c["num_layers"]):
-        shapes |= norm(f"layers.{i}.norm", d, c["layer_cfgs"]["use_rms_norm"]) | prefixed(f"layers.{i}.mamba.", mixer)
+        own = c["layer_cfgs"] if isinstance(c["layer_cfgs"], dict) else c["layer_cfgs"][i]
+        shapes |= norm(f"layers.{i}.norm", d, own["use_rms_norm"])
+        shapes |= prefixed(f"layers.{i}.mamba.", _snake(d, own["mamba_cfg"]))
         if i in c.get("layers_with_dwconv", ()):
             shapes |= {f"layers.{i}.dw.0.weight": (d, 1, 3, 3)} | batch_norm(f"layers.{i}.dw.1", d)
     return prefixed("backbone.", shapes) | linear("head.fc", c["num_classes"], d)
@@ -156,16 +162,21 @@ def plain_mamba(c: dict) -> Shapes:
 
 def _scan2d(d: int, c: dict) -> Shapes:
     kind = c["forward_type"]
-    first = kind == "v0"
+    first, headed = kind == "v0", kind.startswith("m0")
     inner, states = int(c.get("ssm_ratio", 2.0) * d), c.get("ssm_d_state", 16)
     rank = math.ceil(d / 16) if c.get("ssm_dt_rank", "auto") == "auto" else c["ssm_dt_rank"]
     conv = 3 if first else c.get("ssm_conv", 3)
     shapes = linear("in_proj", inner if "_noz" in kind and "_nozact" not in kind else 2 * inner, d, False)
     if conv > 1:
-        shapes |= {"conv2d.weight": (inner, 1, conv, conv)}
-        shapes |= {"conv2d.bias": (inner,)} if first or c.get("ssm_conv_bias", True) else {}
-    shapes |= {"x_proj_weight": (4, rank + 2 * states, inner), "dt_projs_weight": (4, inner, rank)}
-    shapes |= {"dt_projs_bias": (4, inner), "A_logs": (4 * inner, states), "Ds": (4 * inner,)}
+        at = "conv2d.1" if headed else "conv2d"
+        shapes |= {f"{at}.weight": (inner, 1, conv, conv)}
+        shapes |= {f"{at}.bias": (inner,)} if first or c.get("ssm_conv_bias", True) else {}
+    shapes |= {"x_proj_weight": (4, rank + 2 * states, inner)}
+    if headed:
+        shapes |= {"dt_projs_bias": (4, rank), "A_logs": (4, rank), "Ds": (4, rank, inner // rank)}
+    else:
+        shapes |= {"dt_projs_weight": (4, inner, rank), "dt_projs_bias": (4, inner)}
+        shapes |= {"A_logs": (4 * inner, states), "Ds": (4 * inner,)}
     if "_on" not in kind:
         shapes |= norm("out_norm", inner, False)
     if "_oncnorm" in kind:
@@ -180,6 +191,9 @@ def vmamba(c: dict) -> Shapes:
     dims, patch, normed = c["dims"], c.get("patch_size", 4), c.get("patch_norm", True)
     shapes: Shapes = {}
 
+    def own_norm(at: str, width: int) -> Shapes:
+        return batch_norm(at, width) if c.get("norm_layer", "ln").lower() == "bn" else norm(at, width, False)
+
     def conv(at: str, rows: int, columns: int, side: int) -> Shapes:
         return {f"{at}.weight": (rows, columns, side, side), f"{at}.bias": (rows,)}
 
@@ -189,22 +203,21 @@ def vmamba(c: dict) -> Shapes:
         stem = [(0, 2, 3, dims[0] // 2, patch // 2 + 1), (5, 7, dims[0] // 2, dims[0], patch // 2 + 1)]
     for at, normed_at, inputs, outputs, side in stem:
         shapes |= conv(f"patch_embed.{at}", outputs, inputs, side)
-        shapes |= norm(f"patch_embed.{normed_at}", outputs, False) if normed else {}
-    if c.get("posembed"):
-        side = c["imgsize"] // patch
-        shapes |= {"pos_embed": (1, dims[0], side, side)}
+        shapes |= own_norm(f"patch_embed.{normed_at}", outputs) if normed else {}
+    side = c["imgsize"] // patch
+    shapes |= {"pos_embed": (1, dims[0], side, side)} if c.get("posembed") else {}
     for s, (d, depth) in enumerate(zip(dims, c["depths"], strict=True)):
         for i in range(depth):
             at = f"layers.{s}.blocks.{i}."
-            shapes |= norm(f"{at}norm", d, False) | prefixed(f"{at}op.", _scan2d(d, c))
+            shapes |= own_norm(f"{at}norm", d) | prefixed(f"{at}op.", _scan2d(d, c))
             hidden = int(d * c.get("mlp_ratio", 4.0))
             if hidden:
-                shapes |= norm(f"{at}norm2", d, False) | linear(f"{at}mlp.fc2", d, hidden)
+                shapes |= own_norm(f"{at}norm2", d) | linear(f"{at}mlp.fc2", d, hidden)
                 shapes |= linear(f"{at}mlp.fc1", 2 * hidden if c.get("gmlp") else hidden, d)
         if s + 1 < len(dims):
             at, side = f"layers.{s}.downsample.", {"v1": 0, "v2": 2, "v3": 3}[c.get("downsample_version", "v2")]
             if side:
-                shapes |= conv(f"{at}1", dims[s + 1], d, side) | norm(f"{at}3", dims[s + 1], False)
+                shapes |= conv(f"{at}1", dims[s + 1], d, side) | own_norm(f"{at}3", dims[s + 1])
             else:
-                shapes |= norm(f"{at}norm", 4 * d, False) | linear(f"{at}reduction", dims[s + 1], 4 * d, False)
-    return shapes | norm("classifier.norm", dims[-1], False) | linear("classifier.head", c["num_classes"], dims[-1])
+                shapes |= own_norm(f"{at}norm", 4 * d) | linear(f"{at}reduction", dims[s + 1], 4 * d, False)
+    return shapes | own_norm("classifier.norm", dims[-1]) | linear("classifier.head", c["num_classes"], dims[-1])

@@ -81,6 +81,9 @@ SNAKE_VARIANTS = {
     "no positions, no last norm": layer() | {"with_pos_embed": False, "final_norm": False, "drop_rate": 0.5},
     "another epsilon": layer() | {"norm_cfg": {"type": "LN", "eps": 1e-2}},
     "an image that patches do not fill": layer() | {"img_size": 14},
+    "layers that differ": {
+        "layer_cfgs": [layer(conv_size=5)["layer_cfgs"], layer(use_rms_norm=True, bias=True)["layer_cfgs"]]
+    },
 }
 CROSS = {"dims": (6, 8), "depths": (1, 1), "num_classes": 5, "ssm_d_state": 2, "forward_type": "v05", "imgsize": 16}
 NORMS = ("none", "sigmoid", "softmax", "dwconv3", "cnorm")
@@ -102,6 +105,14 @@ CROSS_VARIANTS = {
     "overlapping patches": {"patchembed_version": "v2", "downsample_version": "v3"},
     "other overlapping patches": {"patchembed_version": "v2", "patch_size": 8, "patch_norm": False, "imgsize": 32},
     "positions": {"posembed": True},
+    "rows, then columns": {"forward_type": "v052dc_noz", "norm_layer": "ln2d"},
+    "rows, then columns, gated": {"forward_type": "v32dc"},
+    "heads": {"forward_type": "m0_noz", "ssm_dt_rank": 3, "ssm_ratio": 3.0},
+    "heads, convolved norm": {"forward_type": "m0_oncnorm_noz_oact", "ssm_dt_rank": 2, "ssm_conv_bias": False},
+    "heads without convolution": {"forward_type": "m0_noz", "ssm_conv": 1},
+    "batch norms": {"norm_layer": "BN", "downsample_version": "v3", "patchembed_version": "v2"},
+    "batch norms and patch merging": {"norm_layer": "bn", "forward_type": "v052d_noz", "downsample_version": "v1"},
+    "dropout": {"ssm_drop_rate": 0.5, "mlp_drop_rate": 0.5},
 }
 LM = {"d_model": 8, "n_layer": 2, "vocab_size": 11, "tie_embeddings": False, "ssm_cfg": {"d_state": 3}}
 MAMBA2 = {"layer": "Mamba2", "d_state": 3, "headdim": 4}
@@ -248,7 +259,8 @@ def test_positions_are_resized_around_the_class_tokens(case):
 
 
 def test_dropout_works_while_training():
-    for family, config in (CASES["Vim, dropout in training"], CASES["VideoMamba, clips, dropout in training"]):
+    for case in ("Vim, dropout in training", "VideoMamba, clips, dropout in training", "VMamba, dropout"):
+        family, config = CASES[case]
         state, _, x = given(family, config)
         model = from_official(family, config, state).train()
         assert not torch.equal(model(x), model(x))
@@ -362,3 +374,69 @@ def _rotation(img_size, **options):
 def test_variants_of_vim_that_do_not_run_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         from_official("vim", VIM | {"if_rope": True, "img_size": 8} | change, {})
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_positions_of_plain_mamba_are_resized_as_configured(mode):
+    config = SNAKE | layer() | {"interpolate_mode": mode}
+    state, derive, _ = given("plainmamba", config)
+    model, x = from_official("plainmamba", config, state).eval(), torch.randn(1, 3, 24, 20, dtype=torch.float64)
+    torch.testing.assert_close(model(x), derive(state, x, config), rtol=1e-9, atol=1e-9)
+    larger = from_official("plainmamba", config, state, img_size=(24, 20)).eval()
+    torch.testing.assert_close(larger(x), model(x), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"forward_type": "xv1a_act"},
+            "'xv1a_act' is not built here: the official code fails on it, because it lays out",
+        ),
+        ({"forward_type": "v052d3_noz"}, "its authors keep it for debugging, and no configuration of theirs trains it"),
+        ({"forward_type": "m0"}, "the official code of the gate fails: expected m0_noz"),
+        ({"forward_type": "m0_nozact"}, "the official code of the gate fails: expected m0_noz"),
+        ({"forward_type": "m0_noz", "norm_layer": "ln2d"}, "forward_type='m0_noz' runs with 'ln' only"),
+        ({"forward_type": "v0", "norm_layer": "bn"}, "forward_type='v0' runs with 'ln' only"),
+        ({"norm_layer": "gn"}, "norm_layer='gn' is unknown: expected one of ln, ln2d, bn"),
+        ({"forward_type": "m0_noz", "ssm_dt_rank": 5}, "heads must divide the inner width: got 5 heads, width 12"),
+    ],
+)
+def test_variants_of_vmamba_that_do_not_run_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        from_official("vmamba", CROSS | change, {})
+
+
+def test_projections_of_all_directions_at_once_are_those_of_each():
+    state, derive, x = given("vmamba", CROSS)
+    grouped = {
+        name.replace("x_proj_weight", "x_proj.weight").replace("dt_projs_weight", "dt_projs.weight"): value.flatten(
+            0, 1
+        )
+        if name.endswith(("x_proj_weight", "dt_projs_weight"))
+        else value
+        for name, value in state.items()
+    }
+    torch.testing.assert_close(from_official("vmamba", CROSS, grouped).eval()(x), derive(state, x, CROSS))
+
+
+def test_batch_norms_learn_their_statistics_as_those_of_maps_do():
+    config = CROSS | CROSS_VARIANTS["batch norms"]
+    state, _, x = given("vmamba", config)
+    model = from_official("vmamba", config, state).train()
+    stem = model.patch_embed[0]
+    model(x)
+    twin = torch.nn.BatchNorm2d(stem.conv.out_channels).double()
+    twin.load_state_dict(
+        {n.removeprefix("patch_embed.2."): v for n, v in state.items() if n.startswith("patch_embed.2.")}
+    )
+    twin(stem.conv(x))
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(stem.channel_norm.state_dict()[name], value)
+
+
+def test_rows_then_columns_are_not_split_by_direction():
+    config = CROSS | {"forward_type": "v052dc_noz"}
+    state, _, x = given("vmamba", config)
+    with pytest.raises(NotImplementedError, match="columns are scanned after rows, over what the rows gave"):
+        from_official("vmamba", config, state).forward_features(x, directions=True)

@@ -270,7 +270,7 @@ class TestErrors:
             cross_scan(**inputs(), backend="triton")
 
     def test_an_unknown_backend(self):
-        with pytest.raises(ValueError, match="unknown scan backend 'fast': expected auto, .*chunked, reference"):
+        with pytest.raises(ValueError, match="unknown cross scan backend 'fast': expected auto, .*chunked, reference"):
             cross_scan(**inputs(), backend="fast")
 
 

@@ -107,6 +107,16 @@ def test_memory_does_not_grow_and_half_precision_is_summed_exactly():
     torch.testing.assert_close(single.solve().weight, fitted((z, y)).solve().weight, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("products", [torch.float32, torch.float64])
+def test_autocast_does_not_round_the_products(products):
+    z, y = (x.float() for x in data(1000, 4, 2))
+    plain, cast = (LeastSquares(4, 2, products=products) for _ in range(2))
+    plain.update(z, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast.update(z, y)
+    torch.testing.assert_close(cast.solve(0.0).weight, plain.solve(0.0).weight, rtol=0, atol=0)
+
+
 def test_clear_errors():
     z, y = data(5)
     fit = fitted((z, y))

@@ -112,7 +112,7 @@ def build_mamba3(d_model: int, config: Mapping[str, Any]) -> Mamba3Mixer:
 
 
 def build_attention(d_model: int, config: Mapping[str, Any]) -> ConvolvedAttention:
-    """The attention of these official arguments.
+    """Build the attention of these official arguments.
 
     Raises:
         ValueError: an argument is not understood, the number of heads is missing, or tokens see later ones.
@@ -171,7 +171,7 @@ def build_lm(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> MambaLM:
 
 
 def _mixers(c: Mapping[str, Any], mixer: Callable[[int], nn.Module]) -> Any:
-    """One builder, or with layers of attention one per layer."""
+    """Return one builder, or with layers of attention one per layer."""
     attended = tuple(c["attn_layer_idx"] or ())
     if not attended:
         return mixer

@@ -1,9 +1,9 @@
 """Checkpoints of ChenhongyiYang/PlainMamba."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from torch import Tensor, nn
 
@@ -31,13 +31,13 @@ _DEFAULTS = {
     "drop_path_rate": 0.0,
     "norm_cfg": {"type": "LN", "eps": 1e-6},
     "final_norm": True,
+    "interpolate_mode": "bicubic",
 }
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
     "L1": {"embed_dims": 192, "num_layers": 24, "num_convs_patch_embed": 1, "layers_with_dwconv": (0,)},
     "L2": {"embed_dims": 384, "num_layers": 24, "num_convs_patch_embed": 2, "layers_with_dwconv": ()},
     "L3": {"embed_dims": 448, "num_layers": 36, "num_convs_patch_embed": 2, "layers_with_dwconv": ()},
 }
-_FIXED = {"interpolate_mode": "bicubic"}
 _IGNORED = ("out_indices", "patch_cfg", "pretrained", "init_cfg", "test_cfg", "convert_syncbn", "freeze_patch_embed")
 _MIXER = {
     "d_state": 16,
@@ -68,12 +68,13 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: an argument is not understood.
     """
-    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
+    args = read_config(config, _DEFAULTS, ignored=_IGNORED)
     if args["arch"] is not None:
         if args["arch"] not in _ARCHITECTURES:
             raise ValueError(f"arch={args['arch']!r} is unknown: expected one of {', '.join(_ARCHITECTURES)}")
-        args |= {**_ARCHITECTURES[args["arch"]], "patch_size": 16, "layer_cfgs": {}}
-    mixer, norm = _layer(args["layer_cfgs"])
+        single = isinstance(args["layer_cfgs"], Mapping)  # a list of layers counts besides an architecture
+        args |= {**_ARCHITECTURES[args["arch"]], "patch_size": 16} | ({"layer_cfgs": {}} if single else {})
+    mixer, norm = _layers(args["layer_cfgs"], args["num_layers"])
     size = args["img_size"]
     return PlainMamba(
         size if isinstance(size, int) else tuple(size),
@@ -90,13 +91,35 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         refinements=args["num_convs_patch_embed"],
         convolved=tuple(args["layers_with_dwconv"]),
         drop_path=args["drop_path_rate"],
+        resizing=_resizing(args["interpolate_mode"]),
     )
+
+
+def _resizing(mode: Any) -> Literal["bicubic", "bilinear"]:
+    if mode not in ("bicubic", "bilinear"):
+        raise ValueError(
+            f"interpolate_mode={mode!r}: expected bicubic or bilinear, because the official code resizes its table of "
+            "positions with align_corners, which torch refuses for any other"
+        )
+    return mode
+
+
+def _layers(configs: Any, depth: int) -> tuple[Any, Any]:
+    """Return the builders of mixers and norms: one for all layers, or a list of them."""
+    if isinstance(configs, Mapping):
+        return _layer(configs)
+    if not isinstance(configs, Sequence) or isinstance(configs, str):
+        raise ValueError(f"layer_cfgs is a {type(configs).__name__}: expected one mapping, or a list of one per layer")
+    if len(configs) != depth:
+        raise ValueError(f"layer_cfgs has {len(configs)} entries: expected one for each of the {depth} layers")
+    mixers, norms = zip(*(_layer(config) for config in configs), strict=True)
+    return list(mixers), list(norms)
 
 
 def _layer(config: Any) -> tuple[Builder, Builder]:
     """Return builders of a layer's mixer and norm; without a configuration, those of the released models."""
     if not isinstance(config, Mapping):
-        raise ValueError(f"layer_cfgs is a {type(config).__name__}: expected one mapping for all layers")
+        raise ValueError(f"an entry of layer_cfgs is a {type(config).__name__}: expected a mapping")
     defaults = {"mamba_cfg": {"bias": True}, "use_rms_norm": False}
     layer = read_config(config, defaults, ignored=("drop_path_rate", "embed_dims", "with_dwconv"))
     given = read_config(layer["mamba_cfg"], _MIXER, ignored=_MIXER_IGNORED)
@@ -130,7 +153,10 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     """Resize the position table."""
     source, target = cast(PlainMamba, source), cast(PlainMamba, target)
     if target.pos_embed is not None:
-        state = {**state, "pos_embed": resize_position(state["pos_embed"], source.grid, target.grid)}
+        state = {
+            **state,
+            "pos_embed": resize_position(state["pos_embed"], source.grid, target.grid, mode=target.resizing),
+        }
     return fresh_head(state, target)
 
 

@@ -109,7 +109,7 @@ def _paired(args: Mapping[str, Any]) -> bool:
 
 
 def _turns(args: Mapping[str, Any], tokens: ClassTokens) -> Turns:
-    """What the rotation is applied to, where the official one runs at all."""
+    """Return the tokens that are rotated; refuse settings with which the official rotation fails."""
     if not args["if_rope"]:
         return "none"
     size, side = args["img_size"], args["patch_size"]
@@ -143,7 +143,7 @@ def describe(model: nn.Module, state: State) -> dict[str, Any]:
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Resize the position table but for the rows of class tokens; compute the angles anew."""
+    """Resize the position table except for the rows of class tokens, and compute the angles again."""
     source, target = cast(Vim, source), cast(Vim, target)
     if target.pos_embed is not None:
         resize = partial(resize_position, grid=source.grid, new_grid=target.grid)

@@ -10,8 +10,11 @@ from torch import Size, Tensor, nn
 from transmamba._checkpoint import State
 from transmamba.models.official.adapting import fresh_head, told_classes
 from transmamba.models.official.family import Family, read_config
-from transmamba.models.vmamba import ORDERS, VMamba, VMambaBlock
+from transmamba.models.vmamba import ORDERS, VMamba
+from transmamba.models.vmamba_block import VMambaBlock
+from transmamba.nn.norm import TokenBatchNorm
 from transmamba.nn.scan2d import Kind, Scan2dMixer, SpatialNorm
+from transmamba.nn.scan2d_variants import CascadeMixer, HeadedScan2dMixer
 from transmamba.nn.stem import ConvNorm, PatchMerging
 
 _DEFAULTS = {
@@ -36,17 +39,34 @@ _DEFAULTS = {
     "gmlp": False,
     "posembed": False,
     "imgsize": 224,
+    "ssm_drop_rate": 0.0,
+    "mlp_drop_rate": 0.0,
+    "norm_layer": "ln",
 }
-_FIXED = {"ssm_drop_rate": 0.0, "mlp_drop_rate": 0.0}
-# a layout changes no number, and without positions any image size will do
-_IGNORED = ("ssm_init", "norm_layer", "use_checkpoint", "img_size")
+# without positions any image size will do
+_IGNORED = ("ssm_init", "use_checkpoint", "img_size")
+# a layout changes no number
+_NORM_LAYERS: dict[str, Callable[[int], nn.Module]] = {"ln": nn.LayerNorm, "ln2d": nn.LayerNorm, "bn": TokenBatchNorm}
 _ACTIVATIONS = ("silu", "gelu", "relu", "sigmoid")
 # kernels of the same scan, and scans along one row order only: four times forward, or twice from each end
 _SCANS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("v0", "v01", "v02", "v03", "v04", "v05", "v2", "v3"), ORDERS),
     **dict.fromkeys(("v051d", "v31d"), ("raster",) * 4),
     **dict.fromkeys(("v052d", "v32d"), ("raster", "raster", "raster_reverse", "raster_reverse")),
+    **dict.fromkeys(("v052dc", "v32dc"), ("raster", "raster_reverse", "column", "column_reverse")),
+    "m0": ORDERS,
 }
+_MIXERS: dict[str, type[Scan2dMixer]] = {"v052dc": CascadeMixer, "v32dc": CascadeMixer, "m0": HeadedScan2dMixer}
+# scans that no trained model can have
+_REFUSED = (
+    (
+        r"xv.*",
+        "the official code fails on it, because it lays out the step sizes by tokens where its convolution and its "
+        "scan expect channels, and no checkpoint was published",
+    ),
+    (r"v052d3.*", "its authors keep it for debugging, and no configuration of theirs trains it"),
+    (r"m0(?!.*_noz(_oact)?(_no32)?$).*", "the official code of the gate fails: expected m0_noz"),
+)
 _NORMS: dict[str, Kind] = {
     "none": "none",
     "sigmoid": "sigmoid",
@@ -55,7 +75,7 @@ _NORMS: dict[str, Kind] = {
     "cnorm": "norm_conv",
 }
 _FORWARD = re.compile(r"(?P<scan>.+?)(_on(?P<norm>[a-z0-9]+))?(?P<gate>_nozact|_noz)?(?P<act>_oact)?(_no32)?")
-_DOWNSAMPLES: dict[str, Callable[[int, int], nn.Module]] = {
+_DOWNSAMPLES: dict[str, Callable[..., nn.Module]] = {
     "v1": PatchMerging,
     "v2": partial(ConvNorm, kernel_size=2, stride=2),
     "v3": partial(ConvNorm, kernel_size=3, stride=2),
@@ -73,6 +93,7 @@ _NAMES = (
     (r"\.out_norm\.norm\.", ".out_norm.0."),
     (r"\.out_norm\.conv\.", ".out_norm.1."),
     (r"\.out_norm\.norm_conv\.", ".out_norm.2."),
+    (r"\.mixer\.conv2d\.map\.", ".op.conv2d.1."),
     (r"\.mixer\.", ".op."),
     (r"\.ssm\.x_proj$", ".x_proj_weight"),
     (r"\.ssm\.dt_proj$", ".dt_projs_weight"),
@@ -95,9 +116,8 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     Raises:
         ValueError: an argument is unknown, or its value is not supported here.
     """
-    args = read_config(config, _DEFAULTS, _FIXED, _IGNORED)
-    if any(name.endswith("running_mean") for name in state):
-        raise ValueError("the checkpoint has batch norms: expected those of norm_layer 'ln' or 'ln2d'")
+    args = read_config(config, _DEFAULTS, ignored=_IGNORED)
+    norm = _norm(args, state)
     for name, known in (
         ("downsample_version", _DOWNSAMPLES),
         ("patchembed_version", ("v1", "v2")),
@@ -114,7 +134,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     return VMamba(
         dims,
         tuple(depths),
-        stem=_stem(args, dims[0]),
+        stem=_stem(args, dims[0], norm),
         block=lambda dim, rate: VMambaBlock(
             dim,
             mixer(dim),
@@ -122,18 +142,37 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
             activation=args["mlp_act_layer"],
             gated=gated,
             drop_path=rate,
+            norm=norm,
+            mlp_dropout=args["mlp_drop_rate"],
         ),
-        downsample=_DOWNSAMPLES[args["downsample_version"]],
+        downsample=partial(_DOWNSAMPLES[args["downsample_version"]], norm=norm),
         orders=orders,
         grid=(side, side) if args["posembed"] else None,
         num_classes=args["num_classes"],
         drop_path=args["drop_path_rate"],
+        norm=norm,
     )
+
+
+def _norm(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> Callable[[int], nn.Module]:
+    """Return a builder of norms from a width."""
+    kind, scan = args["norm_layer"].lower(), args["forward_type"]
+    if kind not in _NORM_LAYERS:
+        raise ValueError(f"norm_layer={kind!r} is unknown: expected one of {', '.join(_NORM_LAYERS)}")
+    if kind != "bn" and any(name.endswith("running_mean") for name in state):
+        raise ValueError(f"the checkpoint has batch norms, which norm_layer={kind!r} has not: expected 'bn'")
+    first = scan.startswith(("m0", "v0")) and not scan.startswith(("v01", "v02", "v03", "v04", "v05"))
+    if first and (kind == "bn" or (kind == "ln2d" and scan.startswith("m0"))):
+        raise ValueError(f"norm_layer={kind!r}: the official code of forward_type={scan!r} runs with 'ln' only")
+    return _NORM_LAYERS[kind]
 
 
 def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple[str, ...]]:
     """Return a builder of a block's mixer, and the orders that the mixer scans."""
     given = args["forward_type"]
+    for pattern, why in _REFUSED:
+        if re.fullmatch(pattern, given):
+            raise ValueError(f"forward_type={given!r} is not built here: {why}")
     found = _FORWARD.fullmatch(given)
     if not found or found["scan"] not in _SCANS or found["norm"] not in (None, *_NORMS):
         raise ValueError(
@@ -144,6 +183,7 @@ def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple
     if first and given != "v0":
         raise ValueError(f"forward_type={given!r} is unknown: the first version, v0, has no suffixes")
     options = dict(d_state=args["ssm_d_state"], expand=args["ssm_ratio"], dt_rank=args["ssm_dt_rank"])
+    options["dropout"] = args["ssm_drop_rate"]
     if not first:  # which leaves these as they are
         options |= dict(
             d_conv=args["ssm_conv"] if args["ssm_conv"] > 1 else None,
@@ -155,7 +195,7 @@ def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple
         )
     if found["norm"] is not None:
         options["out_norm"] = partial(SpatialNorm, kind=_NORMS[found["norm"]])
-    return partial(Scan2dMixer, **options), _SCANS[found["scan"]]
+    return partial(_MIXERS.get(found["scan"], Scan2dMixer), **options), _SCANS[found["scan"]]
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
@@ -164,11 +204,14 @@ def _is_gated(state: Mapping[str, Tensor]) -> bool:
     return first is not None and second is not None and len(first) == 2 * second.shape[1]
 
 
-def _stem(args: Mapping[str, Any], dim: int) -> nn.Module:
-    patch, normed = args["patch_size"], args["patch_norm"]
+def _stem(args: Mapping[str, Any], dim: int, norm: Callable[[int], nn.Module]) -> nn.Module:
+    patch: int = args["patch_size"]
+    options: dict[str, Any] = {"normed": args["patch_norm"], "norm": norm}
     if args["patchembed_version"] == "v1":
-        return nn.Sequential(ConvNorm(args["in_chans"], dim, kernel_size=patch, stride=patch, normed=normed))
-    half = partial(ConvNorm, kernel_size=patch // 2 + 1, stride=patch // 2, padding=1, normed=normed)
+        return nn.Sequential(ConvNorm(args["in_chans"], dim, kernel_size=patch, stride=patch, **options))
+    half: Callable[..., nn.Module] = partial(
+        ConvNorm, kernel_size=patch // 2 + 1, stride=patch // 2, padding=1, **options
+    )
     return nn.Sequential(half(args["in_chans"], dim // 2), nn.GELU(), half(dim // 2, dim))
 
 
@@ -178,12 +221,21 @@ def official_name(name: str) -> str:
 
 
 def official_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """Join the directions of A_log and D, which lie one after the other along the channels."""
-    return (shape[0] * shape[1], *shape[2:]) if name.endswith((".A_log", ".D")) else tuple(shape)
+    """Join the directions of A_log and D, which lie one after the other along the channels; those of heads are not."""
+    by_channel = (name.endswith(".A_log") and len(shape) == 3) or (name.endswith(".D") and len(shape) == 2)
+    return (shape[0] * shape[1], *shape[2:]) if by_channel else tuple(shape)
 
 
 def modernise(state: State) -> State:
-    """Update names of other releases; flatten linear layers that were kept as convolutions of one pixel."""
+    """Update names of other releases; flatten linear layers kept as convolutions, of one pixel or of all directions."""
+    for grouped, stacked in (
+        (".op.x_proj.weight", ".op.x_proj_weight"),
+        (".op.dt_projs.weight", ".op.dt_projs_weight"),
+    ):
+        state = {
+            name.replace(grouped, stacked): value.view(4, -1, *value.shape[1:2]) if name.endswith(grouped) else value
+            for name, value in state.items()
+        }
     merged = {name.removesuffix("2.weight") for name in state if name.endswith(".downsample.2.weight")}
     for part in merged:  # patch merging as a list of modules
         moved = {f"{part}1.weight": "norm.weight", f"{part}1.bias": "norm.bias", f"{part}2.weight": "reduction.weight"}

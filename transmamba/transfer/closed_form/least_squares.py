@@ -29,7 +29,7 @@ class LeastSquares:
         targets: width of the targets y.
         bias: also solve a bias b.
         products: dtype in which the products of one update are computed. All sums are float64; float32 halves the time
-            on a CPU, and changes the solution by about 1e-6 / ridge.
+            on a CPU, and changes the solution by about 1e-6 / ridge. An autocast does not touch them.
         device: where the sums are kept.
 
     Attributes:
@@ -102,7 +102,9 @@ class LeastSquares:
             if bool((w < 0).any()):
                 raise ValueError("weights must not be negative")
         weighted = rows if w is None else rows * w[:, None]
-        self._moments += (weighted[:, : self.features].T @ rows).double()
+        # an autocast around the models would round these products too, far below the precision that the solution needs
+        with torch.autocast(rows.device.type, enabled=False):
+            self._moments += (weighted[:, : self.features].T @ rows).double()
         self._sums += weighted.sum(0, dtype=torch.float64)
         self._totals[0] += len(rows) if w is None else w.sum(dtype=torch.float64)
         self._totals[1] += (weighted[:, self.features :] * rows[:, self.features :]).sum(dtype=torch.float64)

@@ -22,7 +22,7 @@ def project_start(
     *,
     layer_map: LayerMap = "uniform",
 ) -> list[str]:
-    """Write what comes before the readouts of a narrower image student, in the coordinates of a projection P.
+    """Write the part before the readouts of a narrower image student, in the coordinates of a projection P.
 
     The patch embedding, the position table and the tokens before the patches become P times the teacher's, so that the
     student's stream begins at P times the teacher's. The first matrix of each MLP becomes the teacher's on P's

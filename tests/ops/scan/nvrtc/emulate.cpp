@@ -29,6 +29,7 @@ static int flags;
 #define PAIRED (flags & 16)
 #define MERGED (flags & 32)
 #define FULL (flags & 64)
+#define ONE (flags & 128)
 
 namespace fibers {
 enum State { READY, WARP, BLOCK, DONE };
@@ -125,6 +126,7 @@ static inline float swap(float x, int mask) {
   return all[me ^ mask].slot[turn];
 }
 static inline u64 wide(u32 a, u32 b) { return (u64)a * b; }
+static inline char* settled(char* x) { return x; }
 static inline void SYNC() { fibers::leave(fibers::BLOCK); }
 static inline void SYNC_WARP() { fibers::leave(fibers::WARP); }
 template <int BYTES> inline void copy(void* to, const void* from) { fibers::all[fibers::self].copies.push_back({to, from, BYTES}); }
@@ -149,6 +151,7 @@ static inline u32 pack(float a, float b) { return half_of(a) | half_of(b) << 16;
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "shared.h"
 #include "chain.h"
 
 template <class Shared, class Body> static int over(int threads, const int* grid, u32 seed, Body body) {
@@ -197,6 +200,11 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
 #elif KIND == 3
   return over<SingleShared<WARPS>>(THREADS, grid, seed, [&](SingleShared<WARPS>& m, int x, int y, int z, int t) {
     single_backward_block<WARPS>(*p, m, x, y, z, grid[0], t);
+  });
+#elif KIND == 4
+  typedef SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> Shared;
+  return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
+    shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(*p, m, x, y, z, t);
   });
 #endif
 }

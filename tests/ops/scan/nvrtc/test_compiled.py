@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks.sass import code, scan
 from transmamba.ops.scan.nvrtc import compiler
-from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, Shape, Variant, power
+from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, SHARED_FORWARD, Shape, Variant, power
 
 missing = [compiler.library()[1]] if compiler.library()[0] is None else []
 missing += ["package triton, which ships nvdisasm, is not installed"] if code.tool("nvdisasm") is None else []
@@ -24,16 +24,21 @@ def variant(kind: str, states: int, dtype: int, flags: tuple[str, ...]) -> Varia
     if states == 1:
         return Variant(f"single_{kind}", dtype, 1, Shape(1, 2, 4, 8, 8, 1), flags)
     flags = tuple(flag for flag in flags if flag != "MERGED")
+    if kind == "shared_forward":
+        return Variant(kind, dtype, states, SHARED_FORWARD[power(states)], (*flags, "ONE"), directions=4)
     return Variant(kind, dtype, states, (BACKWARD if kind == "backward" else FORWARD)[power(states)], flags)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize(("kind", "states"), [("forward", 16), ("backward", 16), ("forward", 1), ("backward", 1)])
+@pytest.mark.parametrize(
+    ("kind", "states"),
+    [("forward", 16), ("backward", 16), ("forward", 1), ("backward", 1), ("shared_forward", 16)],
+)
 def test_common_variants_compile(kind, states, capability):
     chosen = variant(kind, states, 1, FLAGS[0])
     names = set(code.usage(compiler.compile_cubin(chosen.options, capability)))
     summaries = {"summarise", "summarise_adjoint", "chain", "chain_adjoint"} if kind == "forward" else set()
-    assert names == {f"scan_{kind}"} | summaries
+    assert names == {f"scan_{kind.removeprefix('shared_')}"} | summaries
 
 
 @pytest.mark.slow
@@ -41,8 +46,9 @@ def test_common_variants_compile(kind, states, capability):
 @pytest.mark.parametrize("kind", ["forward", "backward"])
 @pytest.mark.parametrize("states", [1, 2, 3, 4, 8, 16, 20, 32, 64, 128, 256])
 def test_every_variant_compiles(states, kind, capability):
-    for dtype, flags in itertools.product((0, 1, 2), FLAGS):
-        chosen = variant(kind, states, dtype, flags)
+    kinds = [kind, "shared_forward"] if kind == "forward" and power(states) in SHARED_FORWARD else [kind]
+    for each, dtype, flags in itertools.product(kinds, (0, 1, 2), FLAGS):
+        chosen = variant(each, states, dtype, flags)
         found = code.usage(compiler.compile_cubin(chosen.options, capability))[f"scan_{kind}"]
         # what a block of any of these GPUs may have
         assert found.shared + chosen.shared <= 99 * 1024
@@ -54,20 +60,20 @@ def slots(shape: str, kind: str, name: str) -> scan.Figures:
 
 def test_issue_slots_and_registers_stay_as_counted():
     forward, backward = slots("vim", "forward", "scan_forward"), slots("vim", "backward", "scan_backward")
-    assert forward.usage.stack == 0 and forward.issue <= 10.6
-    assert backward.usage.stack == 0 and backward.issue <= 25.0
+    assert forward.usage.stack == 0 and forward.issue <= 10.3
+    assert backward.usage.stack == 0 and backward.issue <= 24.6
     summary = slots("lm", "forward", "summarise")
     assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 17.6
-    for kind, name, issue in (("forward", "scan_forward", 11.5), ("backward", "scan_backward", 25.5)):
+    for kind, name, issue in (("forward", "scan_forward", 7.0), ("backward", "scan_backward", 25.0)):
         found = slots("plain", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
-    for kind, name, issue in (("forward", "scan_forward", 63), ("backward", "scan_backward", 132)):
+    for kind, name, issue in (("forward", "scan_forward", 53), ("backward", "scan_backward", 119)):
         found = slots("vmamba", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
 
 
 # of the Triton kernels' simulated time; the summary of a language model's spans is bound by its exponentials
-AT_LEAST = {"vim": (2.5, 2.5), "lm": (2.0, 2.4), "plain": (2.5, 2.5), "vmamba": (2.5, 2.5)}
+AT_LEAST = {"vim": (2.5, 2.5), "lm": (2.1, 2.5), "plain": (5.0, 2.5), "vmamba": (2.5, 2.5)}
 
 
 @pytest.mark.parametrize("shape", scan.SHAPES)

@@ -10,6 +10,7 @@ from tests.ops.scan.nvrtc import emulator
 from tests.ops.scan.triton.triton_cases import FEATURES, error, exact, problem
 from transmamba.ops.scan import nvrtc
 from transmamba.ops.scan.inputs import Gradients, Problem
+from transmamba.ops.scan.nvrtc.variants import shared_variant_of
 
 pytestmark = emulator.needs_compiler
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -76,8 +77,67 @@ def test_time_split_into_spans_changes_nothing(monkeypatch, options):
     assert {"summarise", "chain", "summarise_adjoint", "chain_adjoint"} <= set(seen)
 
 
+SHARED = {"own": "B", "step_parameters": True}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 16, "k": 4, "d": 41, "length": 21, "initial": True, "merge": True},
+        {"n": 16, "k": 4, "d": 40, "length": 8, "own": "u B C D"},
+        {"n": 8, "k": 2, "d": 70, "length": 19, "without": "D dt_bias", "softplus": False},
+        {"n": 7, "k": 3, "d": 5, "length": 1, "orders": False, "initial": True, "b": 2},
+        {"n": 20, "k": 3, "d": 17, "length": 16, "own": "B C D"},
+        {"n": 32, "k": 4, "d": 18, "length": 9, "dtype": torch.bfloat16},
+        {"n": 16, "k": 4, "d": 40, "length": 21, "dtype": torch.float16, "merge": True},
+    ],
+)
+def test_directions_that_share_decays_share_a_block(monkeypatch, options):
+    kinds = []
+
+    def launch(variant, *rest):
+        kinds.append(variant.kind)
+        emulator.launch(variant, *rest)
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    compare(problem(**{**SHARED, **options}))
+    assert kinds == ["shared_forward", "backward"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"own": "dt B"}, {"own": "A B"}, {"own": "B dt_bias"}, {"k": 5}, {"k": 1}, {"n": 4}, {"n": 33}]
+)
+def test_other_directions_have_a_block_each(options):
+    p = problem(**{"n": 16, "k": 4, **SHARED, **options})
+    assert shared_variant_of(p, [p.u, p.dt, p.B, p.C]) is None
+    apart = problem(**{"n": 16, "k": 4, **SHARED, "step_parameters": False})
+    assert shared_variant_of(apart, [p.u]) is None
+    restarting = problem(**{"n": 16, "k": 4, **SHARED, "segments": True})
+    assert shared_variant_of(restarting, [p.u]) is None
+
+
+def test_shared_decays_over_spans_of_time(monkeypatch):
+    monkeypatch.setattr(nvrtc, "multiprocessors", lambda device: 1000)
+    seen = []
+
+    def launch(variant, name, *rest):
+        seen.append((variant.kind, name))
+        emulator.launch(variant, name, *rest)
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    compare(problem(**SHARED, n=8, k=2, d=3, length=67, initial=True))
+    assert seen[:3] == [("forward", "summarise"), ("forward", "chain"), ("shared_forward", "scan_forward")]
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("options", [{"n": 16, "d": 40, "length": 37, "k": 2, "segments": True}, {"n": 4, "length": 9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 16, "d": 40, "length": 37, "k": 2, "segments": True},
+        {"n": 4, "length": 9},
+        {"n": 16, "d": 40, "length": 37, "k": 4, **SHARED},
+    ],
+)
 def test_no_order_of_threads_between_barriers_changes_anything(monkeypatch, options, seed):
     p = problem(**options)
     runs = []

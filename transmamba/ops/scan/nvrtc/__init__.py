@@ -15,7 +15,15 @@ from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
 from transmamba.ops.scan.nvrtc import compiler, driver
 from transmamba.ops.scan.nvrtc.arguments import Arguments
 from transmamba.ops.scan.nvrtc.driver import Launch
-from transmamba.ops.scan.nvrtc.variants import CHUNK, DTYPES, MOST_STATES, Variant, spans_of, variant_of
+from transmamba.ops.scan.nvrtc.variants import (
+    CHUNK,
+    DTYPES,
+    MOST_STATES,
+    Variant,
+    shared_variant_of,
+    spans_of,
+    variant_of,
+)
 from transmamba.ops.scan.parts import over_directions, per_direction, restarts, total, untouched
 from transmamba.ops.shapes import allocate
 
@@ -149,7 +157,8 @@ def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
         return y[:, :1] if problem.merge else y, last, saved
     inputs = _inputs(problem)
     p = inputs.problem
-    variant = _full(variant_of(p, "forward", [p.u, p.dt, p.B, p.C, y]), full)
+    tensors = [p.u, p.dt, p.B, p.C, y]
+    variant = _full(shared_variant_of(p, tensors) or variant_of(p, "forward", tensors), full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     enter = _borders(inputs, span, spans, None, p.initial_state)

@@ -9,8 +9,8 @@ from transmamba.ops.scan.inputs import Problem
 CHUNK = 8  # steps between two saved states, as in steps.h
 MOST_STATES = 256
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL")  # bit 0, 1, ...
-KINDS = ("forward", "backward", "single_forward", "single_backward")
+FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL", "ONE")  # bit 0, 1, ...
+KINDS = ("forward", "backward", "single_forward", "single_backward", "shared_forward")
 MOST_WARPS = 8  # directions that a block of the kernels for one state takes
 
 
@@ -36,6 +36,9 @@ BACKWARD = {
     32: Shape(4, 2, 4, 8, 8, 3), 64: Shape(8, 1, 4, 8, 4, 3), 128: Shape(16, 1, 2, 8, 2, 4),
     256: Shape(16, 1, 2, 8, 2, 4),
 }  # fmt: skip
+# of the forward that takes all directions at once, because they share step sizes and decays
+SHARED_FORWARD = {8: Shape(4, 1, 4, 8, 8, 4), 16: Shape(4, 1, 4, 8, 8, 4), 32: Shape(4, 1, 4, 8, 8, 4)}
+MOST_SHARED = 4  # directions of such a block
 
 
 def power(x: int) -> int:
@@ -51,6 +54,7 @@ class Variant(NamedTuple):
     states: int
     shape: Shape
     flags: tuple[str, ...]
+    directions: int = 1  # of a block, where they share decays
 
     @property
     def single(self) -> bool:
@@ -59,7 +63,8 @@ class Variant(NamedTuple):
 
     def groups(self, batch: int, directions: int) -> int:
         """Blocks along the first axis of the grid."""
-        return batch * (-(-directions // self.shape.warps) if self.single else directions)
+        taken = self.shape.warps if self.single else self.directions
+        return batch * -(-directions // taken)
 
     @property
     def threads(self) -> int:
@@ -97,6 +102,7 @@ class Variant(NamedTuple):
         """Options of the compiler."""
         names = ("LANE_STATES", "LANE_CHANNELS", "WARPS", "STEPS", "PART", "BLOCKS")
         values = {"KIND": KINDS.index(self.kind), "DTYPE": self.dtype, "STATES": self.states, "SHARED": self.shared}
+        values["DIRECTIONS"] = self.directions
         values |= dict(zip(names, self.shape, strict=True)) | {flag: int(flag in self.flags) for flag in FLAGS}
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
@@ -120,6 +126,24 @@ def _in_pairs(x: torch.Tensor) -> bool:
     """Whether columns 2 i and 2 i + 1 of every row can be read by one aligned access."""
     steps = [step for size, step in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
     return x.stride(3) == 1 and all(step % 2 == 0 for step in steps) and x.data_ptr() % (2 * x.element_size()) == 0
+
+
+def shares_decay(p: Problem) -> bool:
+    """Whether all directions have the same step size and decay at every step."""
+    shared = (p.dt.shape[1] == p.A.shape[0] == 1) and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
+    return shared and (p.step_parameters or p.orders is None) and p.segments is None
+
+
+def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None:
+    """The variant of the forward that takes all directions in a block, or None where it does not take the problem."""
+    states = power(p.A.shape[1])
+    if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
+        return None
+    flags = tuple(flag for flag in flags_of(p, tensors) if flag != "BY_STEP")
+    one = ("ONE",) if p.u.shape[1] == p.C.shape[1] == 1 else ()
+    return Variant(
+        "shared_forward", DTYPES[p.u.dtype], p.A.shape[1], SHARED_FORWARD[states], (*flags, *one), p.directions
+    )
 
 
 def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:

@@ -12,6 +12,12 @@ DEV float rcp(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "
 DEV float swap(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 // a product in one instruction, which the compiler would otherwise take apart
 DEV u64 wide(u32 a, u32 b) { u64 r; asm("mul.wide.u32 %0, %1, %2;" : "=l"(r) : "r"(a), "r"(b)); return r; }
+// a pointer to global memory as one number, which the compiler would otherwise add up anew at every use
+DEV char* settled(char* x) {
+  u64 at = __cvta_generic_to_global(x);
+  asm("" : "+l"(at));
+  return (char*)__cvta_global_to_generic(at);
+}
 #define SYNC() __syncthreads()
 #define SYNC_WARP() __syncwarp()
 

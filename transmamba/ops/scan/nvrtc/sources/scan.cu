@@ -1,10 +1,11 @@
 // The kernels by name. -D gives the variant: STATES, LANE_STATES, LANE_CHANNELS, WARPS, STEPS, PART,
-// BLOCKS (resident per multiprocessor), KIND, flags.
+// BLOCKS (resident per multiprocessor), DIRECTIONS (of a block), KIND, flags.
 #include "device.h"
 #include "steps.h"
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "shared.h"
 #include "chain.h"
 
 #define CHAINS                                                                                                            \
@@ -46,5 +47,10 @@ CHAINS
 KERNEL scan_backward(const __grid_constant__ Arguments p) {
   __shared__ __align__(16) SingleShared<WARPS> m;
   single_backward_block<WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
+}
+#elif KIND == 4
+KERNEL scan_forward(const __grid_constant__ Arguments p) {
+  __shared__ __align__(16) SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> m;
+  shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
 }
 #endif

@@ -75,14 +75,15 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
   float2 D = {0.f, 0.f};
   for (int k = 0; skip && k < p.K; k++) { float2 x = constants(p.D, k * p.D_direction, d, ld); D.x += x.x; D.y += x.y; }
   SYNC();
-  const Rows from(parts, b, 0, d, ld, FULL), to(sum, b, 0, d, ld), u(p.u, b, 0, d, ld);
+  const Rows to(sum, b, 0, d, ld), u(p.u, b, 0, d, ld);
+  Rows from[W];
+#pragma unroll
+  for (int k = 0; k < W; k++) from[k] = Rows(parts, b, k, d, ld, FULL);
   // as many tokens at a time as are read before the first is written, since no load moves above a store
   constexpr int MANY = 8;
-  auto part = [&](int t, i64 further) {
-    if (FULL) return from.load_full(t, further);
-    Rows other = from;
-    other.at += further * (i64)sizeof(Element);
-    Pair x = other.load(t);
+  auto part = [&](int t, int k) {
+    if (FULL) return from[k].load_full(t);
+    Pair x = from[k].load(t);
     return float2{low(x), high(x)};
   };
   auto add = [&](int first, int tokens) {
@@ -92,15 +93,15 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
     for (int i = 0; i < MANY; i++) {
       if (i >= tokens) continue;
 #pragma unroll
-      for (int k = 0; k < W; k++) x[i][k] = part(first + i * W, k * parts.direction);
+      for (int k = 0; k < W; k++) x[i][k] = part(first + i * W, k);
       if (skip) y[i] = u.load(first + i * W);
     }
 #pragma unroll
     for (int i = 0; i < MANY; i++) {
       if (i >= tokens) continue;
-      float2 total = {0.f, 0.f};
+      float2 total = x[i][0];
 #pragma unroll
-      for (int k = 0; k < W; k++) { total.x += x[i][k].x; total.y += x[i][k].y; }
+      for (int k = 1; k < W; k++) { total.x += x[i][k].x; total.y += x[i][k].y; }
       if (skip) { total.x += D.x * low(y[i]); total.y += D.y * high(y[i]); }
       to.store(first + i * W, total.x, total.y, false);
     }

@@ -1,5 +1,5 @@
 // What all scans share: arguments, rows of tensors, the step size, sums over lanes.
-// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL; see variants.py).
+// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL, ONE; see variants.py).
 
 #if DTYPE == 0
 typedef float Element;
@@ -42,11 +42,12 @@ struct Rows {
   u32 token;  // bytes from one row to the next: times a token one instruction, and 64 bits wide
   i64 column;
   bool both;
+  DEV Rows() {}
   DEV Rows(const Tensor& x, int b, int k, int from, int columns, bool full = false) {
     const int size = full ? sizeof(float) : sizeof(Element);
     from = from < columns ? from : 0;  // whoever is past the end reads what exists and is ignored
     column = PAIRED ? 1 : x.column;
-    at = (char*)x.at + (b * x.batch + k * x.direction + from * column) * size;
+    at = settled((char*)x.at + (b * x.batch + k * x.direction + from * column) * size);
     token = (u32)x.token * (u32)size;
     both = PAIRED || from + 1 < columns;
   }
@@ -61,9 +62,9 @@ struct Rows {
     if (PAIRED) copy<sizeof(Pair)>(to, row(t));
     else *to = load(t);
   }
-  // what `store` with `full` wrote, `further` entries on
-  DEV float2 load_full(int t, i64 further) const {
-    const float* from = (const float*)row(t) + further;
+  // what `store` with `full` wrote
+  DEV float2 load_full(int t) const {
+    const float* from = (const float*)row(t);
     if (PAIRED) return *(const float2*)from;
     float2 r = {from[0], both ? from[column] : 0.f};
     return r;

@@ -194,6 +194,8 @@ VARIED = {"count": 1000, "source": "varied"}
 RUNS = {
     "teacher": base,
     "speed": speed,
+    "deleted": made(deleted),
+    "random, half width": made(half_width, basis="random"),
     "closed, 2 directions": made(solved),
     "mlp": made(solved, fit={"mlp": True}),
     "4 directions": made(solved, directions=4),

@@ -272,10 +272,11 @@ print(f"{'teacher':14s}" + " " * 38 + f"{accuracy(teacher):.1f}")
 # %% [markdown]
 # ## How to read this
 #
-# Mean and standard deviation over the seeds, in per cent. What carries this small task is inheritance: with the
-# teacher's neurons a student is far ahead from the first steps. Feature distillation on top adds nothing in a run
-# this short, and logits do not help a student that has barely begun. Which part helps when is a matter of budget, of
-# data and of the weights; the records are in `docs/results.md`.
+# Mean and standard deviation over the seeds, in per cent. What carries this small task is where the student starts:
+# with the teacher's neurons it is far ahead from the first steps, and farther with its readouts solved as well.
+# Feature distillation on top of inheritance adds nothing in a run this short, and logits do not help a student that
+# has barely begun. Which part helps when is a matter of budget, of data and of the weights; the records are in
+# `docs/results.md`.
 #
 # Next: turn `TASK_WEIGHT`, give the students more images, or pass `orders=tm.models.SNAKES` and use
 # `tm.distill.MultiDirectionalDistill`.

@@ -30,7 +30,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     """Read the command line and train."""
     parser = loop.arguments("Train a model on class folders of images.")
     parser.add_argument("--model", default="vit_small", help="as in transfer.py, teachers and students")
-    parser.add_argument("--weights", type=Path, help="start from this checkpoint; a head of other classes is initialised again")
+    parser.add_argument("--weights", type=Path, help="start from this checkpoint; a head of other classes is new")
     args = parser.parse_args(given)
     torch.manual_seed(args.seed)
     classes = len(images.ClassFolders(args.data / "train", images.to_tensor).classes)

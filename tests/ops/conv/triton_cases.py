@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from transmamba.ops import causal_conv1d, scan_orders
+from transmamba.ops.conv import triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from transmamba.ops.cross import reference
 from transmamba.ops.cross.inputs import CrossGradients, CrossProblem
 
 FLOATS = CrossGradients._fields

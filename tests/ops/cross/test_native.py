@@ -2,6 +2,7 @@ import pytest
 import torch
 from tests.ops.native.problems import compare, problem
 
+from transmamba.ops.cross import native
 from transmamba.ops.native import library
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 3e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}

@@ -2,6 +2,7 @@ import pytest
 
 from tests.ops.cross.problems import problem
 from tests.ops.interpreter import needs_gpu, needs_triton, run_cases, unless_gpu
+from transmamba.ops.cross import triton
 
 
 @needs_triton

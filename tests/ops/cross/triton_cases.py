@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.ops.cross.problems import compare, problem
+from transmamba.ops.cross import triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}

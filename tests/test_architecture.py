@@ -147,6 +147,13 @@ def test_no_module_hides_behind_a_function_of_its_name():
             assert shadow is None or getattr(shadow, "__file__", None), f"{package}.{path.stem}"
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem == "__init__"], ids=lambda p: p.parent.name)
+def test_no_file_takes_the_name_of_a_function_of_its_package(path):
+    # importing the file would put the module in the place of the function
+    defined = {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+    assert not defined & {other.stem for other in path.parent.glob("*.py")}
+
+
 def test_import_loads_no_optional_package():
     script = f"""
 import sys, torch

@@ -8,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import diagrams
+import front
 from svg import BLUE, GREY, ORANGE, SERIES, Chart, Svg
 
 from transmamba import models, ops, transfer
@@ -190,6 +191,8 @@ PICTURES: dict[str, Callable[[], Svg]] = {
     "losses": diagrams.losses,
     "directions": diagrams.directions,
     "readouts": diagrams.readouts,
+    "moves": front.moves,
+    "language_model": front.language_model,
 }
 
 

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from tests import real_llm
 from tests.benchmarks import prose
+from tests.benchmarks.stages import divergence, forced, gradient_steps
 from transmamba import transfer
-from transmamba.distill import HiddenLogitsDistill
 from transmamba.models import MambaLM, from_transformer, replace_mixers
 from transmamba.nn import AttentionCache, Mamba2Mixer, MambaMixer
 
@@ -171,34 +171,6 @@ def closed_form(bench, count, fit=None, **start):
     return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
 
 
-def gradient_steps(student, layers, batches, loss, rate):
-    """Take a step of AdamW on the new mixers for each batch."""
-    mixers = [student.blocks[layer].mixer for layer in layers]
-    parameters = [p for mixer in mixers for p in mixer.requires_grad_(True).parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches))
-    for batch in batches:
-        optimizer.zero_grad()
-        loss(batch).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-
-
-def divergence(bench, student, batch):
-    """Return the end-to-end loss."""
-    with torch.no_grad():
-        theirs = bench.teacher.forward_features(batch).last
-    ours = student.forward_features(batch).last
-    return HiddenLogitsDistill()(ours, student.head.weight, theirs, bench.teacher.head.weight)
-
-
-def forced(bench, student, layers, batch):
-    """Return the sum of the errors of all new mixers, each on the teacher's own input."""
-    (pairs,) = transfer.mixer_pairs(bench.teacher, [batch], layers)
-    return sum(pair.loss(student.blocks[layer].mixer) for layer, pair in pairs.items())
-
-
 def stages(bench, count, plan, steps, rate=1e-3, rows=4, fit=None, **start):
     """Follow a plan: s solves the readouts, f takes teacher-forced steps, k steps on the end-to-end divergence.
 
@@ -206,7 +178,7 @@ def stages(bench, count, plan, steps, rate=1e-3, rows=4, fit=None, **start):
     """
     student, layers = started(bench, count, **start)
     student.requires_grad_(False)
-    losses = {"k": partial(divergence, bench, student), "f": partial(forced, bench, student, layers)}
+    losses = {"k": partial(divergence, bench.teacher, student), "f": partial(forced, bench.teacher, student, layers)}
     found, seconds, at = [], 0.0, 0
     batches = bench.batches(256, 256, size=rows)
     for stage in plan:

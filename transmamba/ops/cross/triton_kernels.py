@@ -8,7 +8,7 @@ in registers. `queue` (b, k, q) and `first` (b, k, l + 1) are those of `queue_of
 import triton
 import triton.language as tl
 
-from transmamba.ops.scan.triton.backward import replay
+from transmamba.ops.scan.triton.backward_kernel import replay
 from transmamba.ops.scan.triton.steps import (
     LOG2E,
     advance,

@@ -84,7 +84,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not p.u.numel():
         last = last.zero_() if p.initial_state is None else last.copy_(p.initial_state)
         return y[:, :1] if p.merge else y, last, saved
-    from transmamba.ops.scan.triton.forward import scan_forward
+    from transmamba.ops.scan.triton.forward_kernel import scan_forward
 
     tiles = cut(p, CHUNK)
     arguments |= tiles.shape | {"y": y, "y_at": strides(y), "last": last, "saved": saved if save else None}
@@ -98,7 +98,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     p, arguments = _inputs(problem)
     if not p.u.numel():
         return untouched(p, grad_last)
-    from transmamba.ops.scan.triton.backward import scan_backward
+    from transmamba.ops.scan.triton.backward_kernel import scan_backward
 
     tiles = cut(p, CHUNK)
     parts = _parts(p, tiles)

@@ -51,7 +51,7 @@ import transmamba as tm
 # %% [markdown]
 # ## Data
 #
-# scikit-learn ships 1797 digits of 8 x 8 pixels. The teacher sees 1200 of them, the students only `TRAIN_IMAGES`; the
+# scikit-learn ships 1797 digits of 8 x 8 pixels. The teacher is trained on 1200 of them, the students on `TRAIN_IMAGES`; the
 # rest is for testing.
 
 # %%
@@ -126,7 +126,7 @@ print(f"teacher: {accuracy(teacher):.1f} % of the test digits, {size(teacher):,}
 #
 # The paper keeps the weights that change least when the teacher is tuned for a moment on part of the data. So tune a
 # copy, compare, and hand the scores to `subclone`. It cuts the teacher's 64 channels to the student's 48 with one
-# choice of channels for the whole residual stream, and reports what went where.
+# choice of channels for the whole residual stream, and reports where each tensor went.
 
 # %%
 tuned = copy.deepcopy(teacher).requires_grad_(True)
@@ -272,7 +272,7 @@ print(f"{'teacher':14s}" + " " * 38 + f"{accuracy(teacher):.1f}")
 # %% [markdown]
 # ## How to read this
 #
-# Mean and standard deviation over the seeds, in per cent. What carries this small task is where the student starts:
+# Mean and standard deviation over the seeds, in per cent. This small task is decided by where the student starts:
 # with the teacher's neurons it is far ahead from the first steps, and farther with its readouts solved as well.
 # Feature distillation on top of inheritance adds nothing in a run this short, and logits do not help a student that
 # has barely begun. Which part helps when is a matter of budget, of data and of the weights; the records are in

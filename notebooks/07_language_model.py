@@ -103,7 +103,7 @@ print(base := scores(teacher))
 # %% [markdown]
 # ## Which layers keep their attention
 #
-# What is lost if one attention is deleted, layer by layer. The first two carry most of it.
+# The loss if one attention is deleted, layer by layer. The first two carry most of it.
 
 # %%
 begin = time.process_time()
@@ -117,7 +117,7 @@ print("the 15 to keep:", costs.keep(15))
 # %% [markdown]
 # ## Closed form, for more and more layers
 #
-# The layers that cost least go first. Deletion is what the same layers cost without anything in their place.
+# The layers that cost least go first. Deletion leaves the same layers without anything in their place.
 
 
 # %%
@@ -162,7 +162,7 @@ axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# What the fit reports: how much of the missing stream each readout explains, and how far the stream is off after it.
+# The report of the fit: how much of the missing stream each readout explains, and how far the stream is off after it.
 
 # %%
 middle = COUNTS[1]
@@ -246,12 +246,12 @@ for name, model in models.items():
 # %% [markdown]
 # ## How to read this
 #
-# A fit of half a minute on 6,144 tokens of one text. It takes back a part of what deletion costs where many layers go,
+# A fit of half a minute on 6,144 tokens of one text. It takes back a part of the cost of deletion where many layers go,
 # less of it on other text than at home; where four cheap layers go, it does harm elsewhere. With all 30 replaced little
 # of the language is left. The mixers have their random start inside: they predict an attention from the last few
-# tokens, and not what it copies from far away. Eight steps are too few: at home they lose a tenth of a nat of what was
-# solved.
+# tokens, and not from far away, where attention copies. Eight steps are too few: at home they lose a tenth of a nat of
+# the solution.
 #
-# What helps is in `docs/results.md`: twice as wide mixers and a larger ridge (`partial(MambaMixer, expand=4)`,
+# Things that help are in `docs/results.md`: twice as wide mixers and a larger ridge (`partial(MambaMixer, expand=4)`,
 # `ridge=1e-2`), text of several kinds and more of it, many more steps. One seed and 2,048 tokens a text: small
 # differences mean nothing.

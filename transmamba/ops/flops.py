@@ -12,7 +12,7 @@ import torch
 
 
 def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Operations of a scan, from the shapes of the fields of its `Problem`."""
+    """Count the operations of a scan, from the shapes of the fields of its `Problem`."""
     u, dt, A, B, C, D, _, orders = arguments[:8]
     directions = max(shape[axis] for shape, axis in ((u, 1), (dt, 1), (A, 0), (B, 1), (C, 1)))
     directions = directions if orders is None else orders[0]
@@ -21,12 +21,12 @@ def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
 
 
 def scan_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Twice the forward, as for a matrix product; what is recomputed does not count."""
+    """Count twice the forward, as for a matrix product; recomputed operations do not count."""
     return 2 * scan_flops(name, *arguments)
 
 
 def cross_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Operations of a cross scan, from the shapes of the fields of its `CrossProblem`."""
+    """Count the operations of a cross scan, from the shapes of the fields of its `CrossProblem`."""
     u, dt, A, B, C, _, orders = arguments[:7]
     directions = max(shape[axis] for shape, axis in ((u, 1), (dt, 1), (A, 0), (B, 1), (C, 1)))
     directions = directions if orders is None else orders[0]
@@ -35,7 +35,7 @@ def cross_flops(name: str, *arguments: Any, **_: Any) -> int:
 
 
 def cross_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Twice the forward, as for a matrix product; what is recomputed does not count."""
+    """Count twice the forward, as for a matrix product; recomputed operations do not count."""
     return 2 * cross_flops(name, *arguments)
 
 

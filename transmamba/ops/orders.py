@@ -24,7 +24,7 @@ class ScanOrder(NamedTuple):
     inverse: Int[Tensor, " length"]
 
     def undo(self) -> "ScanOrder":
-        """The order that brings tokens from scan order back to natural order."""
+        """Return the order that brings tokens from scan order back to natural order."""
         return ScanOrder(self.inverse, self.index)
 
 
@@ -79,7 +79,7 @@ ORDER_NAMES = (*_ALIASES, *(name + suffix for name in _PATHS for suffix in ("", 
 
 @typed
 def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str | None = None) -> ScanOrder:
-    """The order called `name` on `grid`.
+    """Return the order called `name` on `grid`.
 
     Names: `raster` (rows; frames outermost), `column`, `snake` and `snake_column` (every second line backwards),
     `diagonal` and `antidiagonal` (within a frame), `temporal` (frames innermost), each also with `_reverse`;
@@ -148,7 +148,7 @@ def scan_orders(
 
 
 def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
-    """Orders of `length` tokens above each other, (direction, length).
+    """Return the orders of `length` tokens above each other, (direction, length).
 
     Raises:
         ValueError: there is no order, or one visits another number of tokens.

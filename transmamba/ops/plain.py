@@ -12,7 +12,7 @@ Step = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
 def refuse_kernels() -> list[str]:
-    """Reasons why no compiled kernel can be called here."""
+    """List the reasons why no compiled kernel can be called here."""
     reasons = []
     if torch._C._are_functorch_transforms_active():
         reasons.append("torch.func transforms need plain torch operations")

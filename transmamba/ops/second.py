@@ -14,7 +14,7 @@ def differentiate_again(
     grad_outputs: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Parts, Parts]:
-    """The backward of a backward: what `cotangents` of the gradients give to `inputs` and to `grad_outputs`.
+    """Return the backward of a backward: what `cotangents` of the gradients give to `inputs` and to `grad_outputs`.
 
     `run` is plain torch, so that the result can be differentiated in its turn, where autograd asks for that.
 

@@ -40,7 +40,7 @@ def ssd_scan(
     Float[Tensor, "batch length head channel"]
     | tuple[Float[Tensor, "batch length head channel"], Float[Tensor, "batch head channel state"]]
 ):
-    """All heads over all tokens, in time and memory linear in the length.
+    """Scan all heads over all tokens, in time and memory linear in the length.
 
     Arithmetic and states are float32 (float64 if an argument is), the output has the dtype of `x`. Every float input
     and the last state carry gradients.
@@ -157,7 +157,7 @@ def scan_chunks(
     seq_idx: Tensor | None,
     chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
+    """Return the outputs (b, l, h, p) and the last state of  H_t = exp(rate_t) H_{t-1} + x_t B_t^T,  y_t = H_t C_t."""
     check_sizes(chunk_size=chunk_size)
     (batch, length, heads, channels), groups = x.shape, B.shape[2]
     spare = 0

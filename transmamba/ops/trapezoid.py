@@ -49,7 +49,7 @@ def trapezoidal_scan(
     mask: Bool[Tensor, "batch length"] | None = None,
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "batch length head channel"], TrapezoidState]:
-    """All heads over all tokens: outputs, and what to go on from.
+    """Scan all heads over all tokens: outputs, and what to go on from.
 
     The step sizes are final here (no bias, no softplus). Arithmetic and states are float32 (float64 if an argument
     is), the output has the dtype of `x`, rounded once.
@@ -144,7 +144,7 @@ def trapezoidal_step(
 
 
 def _turned(start: Tensor, turns: Tensor, seq_idx: Tensor | None) -> Tensor:
-    """The angle after each token, less whole turns; it starts anew, at zero, with every packed sequence.
+    """Return the angle after each token, less whole turns; it starts anew, at zero, with every packed sequence.
 
     A sum over thousands of tokens is taken in float64: its digits before the point would cost those behind it.
     """

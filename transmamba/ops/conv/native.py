@@ -10,7 +10,7 @@ WIDEST = 32  # as in native.h
 
 
 def refuse(convolution: Convolution) -> list[str]:
-    """Reasons not to run here: another device or dtype, or no library."""
+    """List the reasons not to run here: another device or dtype, or no library."""
     x, width = convolution.x, convolution.weight.shape[2]
     reasons = []
     if x.device.type != "cpu":
@@ -25,7 +25,7 @@ def refuse(convolution: Convolution) -> list[str]:
 
 
 def forward(convolution: Convolution, *, variant: str | None = None) -> Tensor:
-    """Outputs (b, k, l, d); `variant` forces an instruction set."""
+    """Return the outputs (b, k, l, d); `variant` forces an instruction set."""
     x = convolution.x
     y = fresh(x.new_empty(len(x), len(convolution.weight), *x.shape[1:]))
     conv, _keep = _describe(convolution)
@@ -35,7 +35,7 @@ def forward(convolution: Convolution, *, variant: str | None = None) -> Tensor:
 
 
 def backward(convolution: Convolution, grad_y: Tensor, *, variant: str | None = None) -> ConvolutionGradients:
-    """Gradients of every floating input, from that of the outputs."""
+    """Return the gradients of every floating input, from that of the outputs."""
     x, weight, bias, before = (getattr(convolution, n) for n in ("x", "weight", "bias", "initial_tokens"))
     conv, _keep = _describe(convolution)
     compute = torch.float64 if conv.wide else torch.float32
@@ -58,7 +58,7 @@ def backward(convolution: Convolution, grad_y: Tensor, *, variant: str | None = 
 
 
 def _describe(convolution: Convolution) -> tuple[Conv, list[Tensor | None]]:
-    """The convolution by pointers, and the tensors that must outlive them.
+    """Return the convolution by pointers, and the tensors that must outlive them.
 
     Raises:
         ValueError: a row of `orders` is not a permutation of the tokens.
@@ -86,6 +86,6 @@ def _tokens(before: Tensor | None) -> object:
 
 
 def _part(batch: int, channels: int) -> int:
-    """Channels per unit of work: all, or as few as give every thread two units; whole cache lines."""
+    """Return the channels per unit of work: all, or as few as give every thread two units; whole cache lines."""
     parts = -(-2 * torch.get_num_threads() // max(1, batch)) if torch.get_num_threads() > 1 else 1
     return max(64, -(-channels // parts // 64) * 64)

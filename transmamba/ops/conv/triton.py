@@ -18,13 +18,13 @@ TIME, WIDTH = 32, 32  # of a tile; WIDTH counts channels
 
 
 def conv_refuse(x: Tensor, weight: Tensor) -> list[str]:
-    """Reasons why the kernels cannot take x (b, l, d) and weight (d, width)."""
+    """List the reasons why the kernels cannot take x (b, l, d) and weight (d, width)."""
     width = weight.shape[1]
     return unmet(x) + ([] if 2 <= width <= 4 else [f"needs a width of 2, 3 or 4, not {width}"])
 
 
 def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool) -> Tensor:
-    """Outputs (b, l, d) in the dtype of x, in natural order."""
+    """Return the outputs (b, l, d) in the dtype of x, in natural order."""
     y = _like(x)
     if x.numel():
         from transmamba.ops.conv.triton_kernels import conv_forward_kernel
@@ -37,7 +37,7 @@ def conv_forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, rev
 def conv_backward(
     x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, reverse: bool, grad_y: Tensor, *, rounded: bool = True
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of x, in float32 unless `rounded`, weight and bias."""
+    """Return the gradients of x, in float32 unless `rounded`, weight and bias."""
     dx = _like(x, None if rounded else torch.float32)
     if not x.numel():
         return dx, torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
@@ -53,7 +53,7 @@ def conv_backward(
 
 
 def refuse(convolution: Convolution) -> list[str]:
-    """Reasons why the kernels cannot take the convolution."""
+    """List the reasons why the kernels cannot take the convolution."""
     reasons = conv_refuse(convolution.x, convolution.weight[0])
     if convolution.segments is not None or convolution.initial_tokens is not None:
         reasons.append("knows neither packed sequences nor initial tokens")
@@ -61,7 +61,7 @@ def refuse(convolution: Convolution) -> list[str]:
 
 
 def forward(convolution: Convolution) -> Tensor:
-    """Outputs (b, k, l, d); tokens are permuted where there are orders."""
+    """Return the outputs (b, k, l, d); tokens are permuted where there are orders."""
     outputs = []
     for k, arguments in enumerate(_directions(convolution)):
         y_scan = conv_forward(*arguments, convolution.silu, False)
@@ -70,7 +70,7 @@ def forward(convolution: Convolution) -> Tensor:
 
 
 def backward(convolution: Convolution, grad_y: Tensor) -> ConvolutionGradients:
-    """Gradients of every floating input."""
+    """Return the gradients of every floating input."""
     parts, alone = [], len(convolution.weight) == 1
     for k, arguments in enumerate(_directions(convolution)):
         grad_scan = _gather(grad_y[:, k], convolution.orders, k)

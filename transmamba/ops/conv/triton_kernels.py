@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def tile_at(x, x_at, t, d, L, channels):
-    """Tokens t of channels d as float32, zero outside the sequence."""
+    """Return the tokens t of channels d as float32, zero outside the sequence."""
     place = tl.program_id(0).to(tl.int64) * x_at[0] + t.to(tl.int64)[:, None] * x_at[1] + d[None, :] * x_at[2]
     on = ((t >= 0) & (t < L))[:, None] & (d < channels)[None, :]
     return tl.load(x + place, mask=on, other=0.0).to(tl.float32)
@@ -26,7 +26,7 @@ def put_tile(x, x_at, t, d, L, channels, values):
 
 @triton.jit
 def load_taps(weight, bias, weight_at, d, channels, WIDTH: tl.constexpr):
-    """Weights by tap, the tap of the output's own token last, and the bias, [1, W] each."""
+    """Return the weights by tap, the tap of the output's own token last, and the bias, [1, W] each."""
     taps = ()
     for j in tl.static_range(WIDTH):
         tap = tl.load(weight + d * weight_at[0] + j * weight_at[1], mask=d < channels, other=0.0)

@@ -14,7 +14,7 @@ Places = tuple[Tensor, Tensor, Tensor, Tensor]  # step within the chunk, batch e
 
 
 def refuse(problem: CrossProblem) -> list[str]:
-    """Plain torch accepts everything."""
+    """Return no reasons, because plain torch accepts everything."""
     return []
 
 
@@ -39,7 +39,7 @@ class _Queue:
 
 
 def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states and, if `save`, the states before each chunk."""
+    """Return the outputs, last states and, if `save`, the states before each chunk."""
     p, walk, (batch, directions, _, channels, state) = problem, Walk(problem.context), problem.sizes
     queue, C = _Queue(p, walk), p.C.to(p.A.dtype).expand(-1, directions, -1, -1)
     h = p.A.new_zeros(batch, directions, state, channels)
@@ -58,7 +58,7 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
-    """Gradients of every floating input, from the states before each chunk."""
+    """Return the gradients of every floating input, from the states before each chunk."""
     p, walk, (batch, directions, _, channels, state) = problem, Walk(problem.context), problem.sizes
     dtype, queue, C = p.A.dtype, _Queue(p, walk), p.C.to(p.A.dtype).expand(-1, directions, -1, -1)
     du, ddt = (allocate(x.to(dtype), x.shape[1]).zero_() for x in (p.u, p.dt))

@@ -70,7 +70,7 @@ class CrossProblem(NamedTuple):
 
 
 def steps_of(problem: CrossProblem) -> Tensor:
-    """The step after which each query reads, (b, k, q)."""
+    """Return the step after which each query reads, (b, k, q)."""
     if problem.orders is None:
         return problem.reads[:, None].expand(-1, count_directions(problem), -1)
     return problem.orders.argsort(-1)[:, problem.reads].transpose(0, 1)

@@ -10,12 +10,12 @@ from transmamba.ops.scan.native import describe, sum_buffer, sum_slots
 
 
 def refuse(problem: CrossProblem) -> list[str]:
-    """Reasons not to run here: another device or dtype, or no library."""
+    """List the reasons not to run here: another device or dtype, or no library."""
     return native.refuse_tokens(problem.u)
 
 
 def forward(problem: CrossProblem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
+    """Return the outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     cross, _keep = _describe(p)
     # added to state by state
@@ -37,7 +37,7 @@ def backward(
     *,
     variant: str | None = None,
 ) -> CrossGradients:
-    """Gradients of every floating input, from those of the outputs and of the last states."""
+    """Return the gradients of every floating input, from those of the outputs and of the last states."""
     p, (batch, _, _, channels, _) = problem, problem.sizes
     cross, _keep = _describe(p)
     grad_last = None if grad_last is None else grad_last.contiguous()
@@ -63,7 +63,7 @@ def backward(
 
 
 def _describe(p: CrossProblem) -> tuple[Cross, list[Tensor | None]]:
-    """The problem by pointers, and the tensors that must outlive them."""
+    """Return the problem by pointers, and the tensors that must outlive them."""
     cross, keep = describe(p.context, Cross)
     C = p.C.to(p.A.dtype).contiguous()
     queue, first = queue_of(p)

@@ -12,12 +12,12 @@ from transmamba.ops.scan.inputs import count_sizes
 
 
 def refuse(problem: CrossProblem) -> list[str]:
-    """The reference accepts everything."""
+    """Return no reasons, because the reference accepts everything."""
     return []
 
 
 def run(problem: CrossProblem) -> tuple[Tensor, Tensor]:
-    """Outputs (b, 1|k, q, d) and last states (b, k, n, d); plain autograd, linear in the length."""
+    """Return the outputs (b, 1|k, q, d) and last states (b, k, n, d); plain autograd, linear in the length."""
     p, (batch, directions, length, channels, state) = problem, count_sizes(problem)
     u, dt, B, C = (x.to(p.A.dtype).expand(-1, directions, -1, -1) for x in (p.u, p.dt, p.B, p.C))
     visit = torch.arange(length, device=u.device).expand(directions, -1) if p.orders is None else p.orders

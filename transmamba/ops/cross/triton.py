@@ -16,12 +16,12 @@ from transmamba.ops.triton import launch, unmet
 
 
 def refuse(problem: CrossProblem) -> list[str]:
-    """Reasons why the kernels cannot take this problem."""
+    """List the reasons why the kernels cannot take this problem."""
     return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
 
 
 def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, Any]]:
-    """Constants made contiguous, the grid, and the arguments that both kernels have."""
+    """Return the constants made contiguous, the grid, and the arguments that both kernels have."""
     bias, orders = (None if x is None else x.contiguous() for x in (p.dt_bias, p.orders))
     p = p._replace(A=p.A.contiguous(), dt_bias=bias, orders=orders)
     batch, directions, length, channels, states = p.sizes
@@ -36,7 +36,7 @@ def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, A
 
 
 def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states, and the states at chunk starts if `save`."""
+    """Return the outputs, last states, and the states at chunk starts if `save`."""
     p, grid, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
     merged = p.merge and directions > 1
@@ -52,7 +52,7 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
-    """Gradients of every floating input."""
+    """Return the gradients of every floating input."""
     p, grid, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
     parts = CrossGradients(

@@ -29,7 +29,7 @@ VARIANTS = {
 
 
 def compiler() -> list[str] | None:
-    """The command of a C++ compiler, or None; `CXX` goes first."""
+    """Return the command of a C++ compiler, or None; `CXX` goes first."""
     named = shlex.split(os.environ.get("CXX", ""))
     candidates = [named] if named else [["c++"], ["g++"], ["clang++"]]
     return next((c for c in candidates if shutil.which(c[0])), None)
@@ -68,7 +68,7 @@ def _run(commands: list[list[str]]) -> None:
 
 
 def get_build_hook() -> type:
-    """The hook class; called by hatchling, the only one who needs its base."""
+    """Return the hook class; called by hatchling, the only one who needs its base."""
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
     class NativeScan(BuildHookInterface):

@@ -64,7 +64,7 @@ def array(x: Tensor | None, *axes: int | None) -> Array:
 
 
 def available() -> bool:
-    """Whether the package was built with the library."""
+    """Check whether the package was built with the library."""
     return BUILT
 
 
@@ -87,7 +87,7 @@ _owner = functools.cache(os.getpid)
 
 @functools.cache
 def variants() -> tuple[str, ...]:
-    """Instruction sets of the library that this machine runs, the fastest first."""
+    """List the instruction sets of the library that this machine runs, the fastest first."""
     names: list[str] = []
     while name := _library().variant_name(len(names)):
         names.append(name.decode())
@@ -95,7 +95,7 @@ def variants() -> tuple[str, ...]:
 
 
 def are_permutations(orders: Tensor) -> bool:
-    """Whether every row of (directions, length) holds each token once."""
+    """Check whether every row of (directions, length) holds each token once."""
     return bool(_library().orders_are_permutations(orders.data_ptr(), *orders.shape))
 
 
@@ -107,7 +107,7 @@ def fresh(x: Tensor) -> Tensor:
 
 @functools.cache
 def _team() -> int | None:
-    """Address of `GOMP_parallel` in the OpenMP runtime that torch has loaded, so that there is one pool of threads."""
+    """Return the address of `GOMP_parallel` in the OpenMP runtime that torch has loaded, so that there is one pool of threads."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):

@@ -221,7 +221,7 @@ def explain(
 def _problem(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, **options: Any
 ) -> Problem:
-    """The arguments of `multi_scan` as backends receive them."""
+    """Return the arguments of `multi_scan` as backends receive them."""
     orders, mask, seq_idx = options["orders"], options["mask"], options["seq_idx"]
     dt_bias, initial_state, softplus = options["dt_bias"], options["initial_state"], options["softplus"]
     act, compute = dtypes(u, dt, B, C, A)

@@ -17,7 +17,7 @@ CHUNK = 16
 
 
 def refuse(problem: Problem) -> list[str]:
-    """Plain torch accepts everything."""
+    """Return no reasons, because plain torch accepts everything."""
     return []
 
 
@@ -41,15 +41,15 @@ class Walk:
         self.chunks = [(s, min(s + CHUNK, problem.sizes[2])) for s in range(0, problem.sizes[2], CHUNK)]
 
     def tokens(self, start: int, stop: int) -> Tensor | None:
-        """Tokens visited by each direction, (k, t); None where they are the steps."""
+        """Return the tokens visited by each direction, (k, t); None where they are the steps."""
         return None if self.p.orders is None else self.p.orders[:, start:stop]
 
     def parameter_tokens(self, start: int, stop: int) -> Tensor | None:
-        """The same for dt, B and C."""
+        """Return the same for dt, B and C."""
         return None if self.p.step_parameters else self.tokens(start, stop)
 
     def take(self, x: Tensor, tokens: Tensor | None, start: int, stop: int) -> Tensor:
-        """The rows of a chunk, (t, b, 1|k, c), in the compute dtype."""
+        """Return the rows of a chunk, (t, b, 1|k, c), in the compute dtype."""
         if tokens is None:
             part = x[:, :, start:stop]
         else:
@@ -104,7 +104,7 @@ class Walk:
 
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states and, if `save`, the states before each chunk."""
+    """Return the outputs, last states and, if `save`, the states before each chunk."""
     p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
     h = p.A.new_zeros(batch, directions, state, channels) if p.initial_state is None else p.initial_state.clone()
     y = allocate(p.u.to(p.A.dtype), 1 if p.merge else directions).zero_()
@@ -122,7 +122,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients of every floating input, from the states before each chunk."""
+    """Return the gradients of every floating input, from the states before each chunk."""
     p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
     dtype = p.A.dtype
     du, ddt = (allocate(x.to(dtype), x.shape[1]).zero_() for x in (p.u, p.dt))
@@ -174,7 +174,7 @@ class Sums(NamedTuple):
 
 
 def through_inputs(walk: Walk, chunk: Steps, q: Tensor, sums: Sums, start: int, stop: int) -> Tensor:
-    """Adds what the adjoints `q` of the states give to `sums`, and returns what they give to u; overwrites `q`."""
+    """Add what the adjoints `q` of the states give to `sums`, and returns what they give to u; overwrites `q`."""
     p, own = walk.p, walk.parameter_tokens(start, stop)
     dx = (chunk.B[..., None, :] @ q).squeeze(-2)
     walk.add(sums.B, (q @ (chunk.dt * chunk.u)[..., None]).squeeze(-1), own, start, stop)

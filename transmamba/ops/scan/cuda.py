@@ -30,7 +30,7 @@ def load() -> tuple[Callable[..., Any] | None, str]:
 
 
 def refuse(problem: Problem) -> list[str]:
-    """Reasons why the kernel cannot take this problem."""
+    """List the reasons why the kernel cannot take this problem."""
     p = problem
     if p.u.device.type != "cuda":
         return [f"needs a CUDA tensor, u is on {p.u.device}"]
@@ -89,7 +89,7 @@ class _LastState(torch.autograd.Function):
 
 
 def run(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Outputs (b, 1|k, l, d) and last states (b, k, n, d)."""
+    """Return the outputs (b, 1|k, l, d) and last states (b, k, n, d)."""
     p, (_, directions, _, channels, _) = problem, problem.sizes
     scan, _ = load()
     assert scan is not None

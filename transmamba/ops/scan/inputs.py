@@ -69,7 +69,7 @@ class Problem(NamedTuple):
 
 # functions, because the dynamo of older torches cannot read properties of named tuples
 def count_directions(problem: Any) -> int:
-    """Number of scans k of a scan or cross scan."""
+    """Count the scans k of a scan or cross scan."""
     p = problem
     if p.orders is not None:
         return p.orders.shape[0]
@@ -77,13 +77,13 @@ def count_directions(problem: Any) -> int:
 
 
 def count_sizes(problem: Any) -> tuple[int, int, int, int, int]:
-    """Sizes of b, k, l, d, n of a scan or cross scan."""
+    """Return the sizes of b, k, l, d, n of a scan or cross scan."""
     batch, _, length, channels = problem.u.shape
     return batch, count_directions(problem), length, channels, problem.A.shape[1]
 
 
 def output_dtype(problem: Problem) -> torch.dtype:
-    """The dtype of y."""
+    """Return the dtype of y."""
     return problem.A.dtype if problem.unrounded else problem.u.dtype
 
 

@@ -8,12 +8,12 @@ from transmamba.ops.shapes import allocate
 
 
 def strides(x: Tensor) -> tuple[int, ...]:
-    """Strides, zero along a direction that all share."""
+    """Return the strides, zero along a direction that all share."""
     return (x.stride(0), 0 if x.shape[1] == 1 else x.stride(1), x.stride(2), x.stride(3))
 
 
 def per_direction(x: Tensor | None) -> int:
-    """Stride of a constant by direction, zero if all share it or there is none."""
+    """Return the stride of a constant by direction, zero if all share it or there is none."""
     return 0 if x is None or x.shape[0] == 1 else x[0].numel()
 
 
@@ -34,21 +34,21 @@ def parts_of(template: Tensor, directions: int, shared: int, dtype: torch.dtype)
 
 
 def over_directions(x: Tensor, template: Tensor, directions: int, dtype: torch.dtype) -> Tensor:
-    """The sum over directions if they share one tensor, else x itself."""
+    """Return the sum over directions if they share one tensor, else x itself."""
     if x.shape[1] == directions:
         return x
     return torch.sum(x, 1, keepdim=True, out=allocate(template, 1, x.dtype)).to(dtype)
 
 
 def untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
-    """Gradients where there is nothing to scan: the last state is the initial one."""
+    """Return the gradients where there is nothing to scan: the last state is the initial one."""
     u, dt, A, B, C = (torch.zeros_like(x) for x in p[:5])
     D, dt_bias, start = (None if x is None else torch.zeros_like(x) for x in (p.D, p.dt_bias, p.initial_state))
     return Gradients(u, dt, A, B, C, D, dt_bias, start if start is None or grad_last is None else grad_last.clone())
 
 
 def total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Parts (blocks or spans, b, k, ...) summed over `axes`, and over directions if `like` is shared by them."""
+    """Return the parts (blocks or spans, b, k, ...) summed over `axes`, and over directions if `like` is shared by them."""
     direction = 2 - len(axes)
     found = parts.sum(axes)
     found = found if like.shape[direction] > 1 else found.sum(direction, keepdim=True)

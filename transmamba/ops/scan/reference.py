@@ -11,12 +11,12 @@ from transmamba.ops.scan.inputs import Problem, count_sizes
 
 
 def refuse(problem: Problem) -> list[str]:
-    """The reference accepts everything."""
+    """Return no reasons, because the reference accepts everything."""
     return []
 
 
 def run(problem: Problem) -> tuple[Tensor, Tensor]:
-    """Outputs (b, 1|k, l, d) and last states (b, k, n, d); plain autograd, linear in the length."""
+    """Return the outputs (b, 1|k, l, d) and last states (b, k, n, d); plain autograd, linear in the length."""
     p, (batch, directions, _, channels, state) = problem, count_sizes(problem)
     u, dt, B, C = (x.to(p.A.dtype).expand(-1, directions, -1, -1) for x in (p.u, p.dt, p.B, p.C))
     u_scan, parameters = _along(u, p.orders), (dt, B, C)

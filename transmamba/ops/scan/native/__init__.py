@@ -21,12 +21,12 @@ AnyScan = TypeVar("AnyScan", bound=Scan)
 
 
 def refuse(problem: Problem) -> list[str]:
-    """Reasons not to run here: another device or dtype, or no library."""
+    """List the reasons not to run here: another device or dtype, or no library."""
     return refuse_tokens(problem.u)
 
 
 def refuse_tokens(u: Tensor) -> list[str]:
-    """Reasons not to run on these tokens, by any scan of the library."""
+    """List the reasons not to run on these tokens, by any scan of the library."""
     reasons = []
     if u.device.type != "cpu":
         reasons.append(f"runs on a CPU, u is on {u.device}")
@@ -41,7 +41,7 @@ def refuse_tokens(u: Tensor) -> list[str]:
 
 
 def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
+    """Return the outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     # no result of the forward depends on the number of units: as few as keep the threads busy
     scan, _keep = describe(p, Scan, units=4 * torch.get_num_threads())
@@ -60,7 +60,7 @@ def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tupl
 def backward(
     problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None, *, variant: str | None = None
 ) -> Gradients:
-    """Gradients of every input, from those of the outputs and of the last states."""
+    """Return the gradients of every input, from those of the outputs and of the last states."""
     p, (batch, _, length, channels, state) = problem, problem.sizes
     scan, _keep = describe(p, Scan)
     grad_last = None if grad_last is None else grad_last.contiguous()
@@ -84,12 +84,12 @@ def backward(
 
 
 def sum_slots(slots: Tensor) -> Tensor:
-    """The sum over the first axis, without a copy of a single slot."""
+    """Return the sum over the first axis, without a copy of a single slot."""
     return slots[0] if len(slots) == 1 else slots.sum(0)
 
 
 def describe(p: Problem, kind: type[AnyScan], units: int = 16) -> tuple[AnyScan, list[Tensor | None]]:
-    """The problem by pointers in a structure of that kind, and the tensors that must outlive them.
+    """Return the problem by pointers in a structure of that kind, and the tensors that must outlive them.
 
     Gradients are summed over a unit's channels, so `units` may follow from the number of threads in a forward only.
 
@@ -119,14 +119,14 @@ def _states(x: Tensor | None) -> Array:
 
 
 def _part(batch: int, channels: int, state: int, units: int) -> int:
-    """Channels per unit of work: wide, but so many units where the least number of channels allows them."""
+    """Return the channels per unit of work: wide, but so many units where the least number of channels allows them."""
     least = 192 if state == 1 else 128  # one state walks along rows: the longer, the better for memory
     parts = max(1, min(channels // least, -(-units // max(1, batch))))
     return max(1, -(-channels // parts // 32) * 32)
 
 
 def sum_buffer(like: Tensor, size: int, scan: Scan) -> Tensor:
-    """Allocated like `like`; if directions are summed into it, in the compute dtype and ready to be added to."""
+    """Return a tensor allocated like `like`; if directions are summed into it, in the compute dtype and ready to be added to."""
     out = fresh(allocate(like, size))
     if size == scan.directions:
         return out

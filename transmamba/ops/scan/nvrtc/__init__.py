@@ -31,12 +31,12 @@ CHAIN = 128  # threads of a block that composes spans, as in chain.h
 
 
 def unavailable() -> tuple[str, ...]:
-    """Reasons why this installation cannot run the kernels on any GPU; none if the libraries were found."""
+    """List the reasons why this installation cannot run the kernels on any GPU; none if the libraries were found."""
     return tuple(reason for found, reason in (compiler.library(), driver.library()) if found is None)
 
 
 def incapable(index: int) -> tuple[str, ...]:
-    """Reasons why the CUDA device of that index cannot run the kernels."""
+    """List the reasons why the CUDA device of that index cannot run the kernels."""
     old = torch.version.hip is not None or torch.cuda.get_device_capability(index) < (8, 0)
     reasons = unavailable() + (("needs an NVIDIA GPU of compute capability 8.0 or higher",) if old else ())
     return reasons or driver.trial(index)
@@ -48,7 +48,7 @@ incapable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def refuse(problem: Problem) -> list[str]:
-    """Reasons why the kernels cannot take this problem."""
+    """List the reasons why the kernels cannot take this problem."""
     u, states = problem.u, problem.A.shape[1]
     reasons = [] if u.device.type == "cuda" else [f"needs a CUDA tensor, u is on {u.device}"]
     if u.device.type == "cuda":
@@ -61,7 +61,7 @@ def refuse(problem: Problem) -> list[str]:
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of the device, one where there is none."""
+    """Count the multiprocessors of the device, one where there is none."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
@@ -91,7 +91,7 @@ def _inputs(p: Problem) -> Inputs:
 
 
 def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start: Tensor | None) -> Tensor | None:
-    """States before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
+    """Return the states before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
     if spans == 1:
         return start
     p, adjoint = inputs.problem, grad_y is not None
@@ -113,7 +113,7 @@ def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start
 def _summed(
     variant: Variant, like: Tensor, parts: Tensor, wanted: int, spans: int, arguments: Arguments
 ) -> tuple[Variant, Tensor]:
-    """The variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and what it then writes."""
+    """Return the variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and what it then writes."""
     directions = parts.shape[1]
     sum_here = variant.single and wanted < directions <= variant.shape.warps and spans == 1
     if sum_here:
@@ -124,18 +124,18 @@ def _summed(
 
 
 def _full(variant: Variant, on: bool) -> Variant:
-    """The variant that writes float32 where its inputs are narrower: results that are yet to be gated or added up."""
+    """Return the variant that writes float32 where its inputs are narrower: results that are yet to be gated or added up."""
     return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
 
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states, and the states at chunk starts if `save`."""
+    """Return the outputs, last states, and the states at chunk starts if `save`."""
     y, last, saved = _forward(problem, save)
     return y.to(output_dtype(problem)), last, saved
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients of every floating input."""
+    """Return the gradients of every floating input."""
     wide = problem
     if grad_y.dtype != problem.u.dtype:
         # the kernels read all activations in one dtype, and rounding the gradient of a gate would lose digits

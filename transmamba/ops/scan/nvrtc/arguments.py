@@ -40,6 +40,6 @@ class Arguments(ctypes.Structure):
 
 
 def strided(x: Tensor) -> Strided:
-    """Address and strides, zero along a direction that all share."""
+    """Return the address and strides, zero along a direction that all share."""
     steps = [0 if x.shape[1] == 1 and axis == 1 else step for axis, step in enumerate(x.stride())]
     return Strided(x.data_ptr(), *steps)

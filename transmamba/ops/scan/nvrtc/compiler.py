@@ -20,7 +20,7 @@ class CompileError(RuntimeError):
 
 @functools.cache
 def sources() -> dict[str, str]:
-    """The CUDA files by name, headers included."""
+    """Return the CUDA files by name, headers included."""
     return {path.name: path.read_text() for path in sorted(SOURCES.iterdir()) if path.suffix in (".h", ".cu")}
 
 
@@ -37,7 +37,7 @@ def _candidates() -> Iterator[str]:
 
 @functools.cache
 def library() -> tuple[ctypes.CDLL | None, str]:
-    """The library with its path, or None and why it cannot be had."""
+    """Return the library with its path, or None and why it cannot be had."""
     failures = []
     for name in _candidates():
         try:
@@ -51,7 +51,7 @@ def library() -> tuple[ctypes.CDLL | None, str]:
 
 
 def version() -> str:
-    """Version of NVRTC as "12.9".
+    """Return the version of NVRTC as "12.9".
 
     Raises:
         CompileError: NVRTC was not found.
@@ -76,7 +76,7 @@ def _call(found: ctypes.CDLL, name: str, *arguments: object) -> None:
 
 
 def compile_cubin(options: Sequence[str], capability: str) -> bytes:
-    """The kernels compiled for an architecture, for instance "90".
+    """Return the kernels compiled for an architecture, for instance "90".
 
     Raises:
         CompileError: NVRTC was not found or rejects the source or the architecture; the message has its log.

@@ -27,7 +27,7 @@ class Launch(NamedTuple):
 
 @functools.cache
 def library() -> tuple[ctypes.CDLL | None, str]:
-    """The driver's library, or None and why it cannot be had."""
+    """Return the driver's library, or None and why it cannot be had."""
     for name in NAMES:
         try:
             return ctypes.CDLL(name), ""
@@ -68,7 +68,7 @@ def capability(device: int) -> str:
 
 @functools.cache
 def _function(options: tuple[str, ...], name: str, shared: int, device: int) -> ctypes.c_void_p:
-    """The kernel `name` of a variant on a device, compiled if need be."""
+    """Return the kernel `name` of a variant on a device, compiled if need be."""
     binary = cached_cubin(options, capability(device))
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
     _call("cuModuleLoadData", ctypes.byref(module), binary)
@@ -80,7 +80,7 @@ def _function(options: tuple[str, ...], name: str, shared: int, device: int) -> 
 
 @functools.cache
 def trial(device: int) -> tuple[str, ...]:
-    """Reasons why nothing compiled here loads on the device; none if the sources without a kernel do."""
+    """List the reasons why nothing compiled here loads on the device; none if the sources without a kernel do."""
     try:
         with torch.cuda.device(device):
             _enter_context(device)

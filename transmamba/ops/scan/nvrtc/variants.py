@@ -42,7 +42,7 @@ MOST_SHARED = 4  # directions of such a block
 
 
 def power(x: int) -> int:
-    """The next power of two."""
+    """Return the next power of two."""
     return 1 << (x - 1).bit_length()
 
 
@@ -62,7 +62,7 @@ class Variant(NamedTuple):
         return self.kind.startswith("single")
 
     def groups(self, batch: int, directions: int) -> int:
-        """Blocks along the first axis of the grid."""
+        """Count the blocks along the first axis of the grid."""
         taken = self.shape.warps if self.single else self.directions
         return batch * -(-directions // taken)
 
@@ -108,7 +108,7 @@ class Variant(NamedTuple):
 
 
 def flags_of(p: Problem, tensors: list[torch.Tensor]) -> tuple[str, ...]:
-    """Flags of a problem whose activations and their gradients, outputs included, are `tensors`."""
+    """Return the flags of a problem whose activations and their gradients, outputs included, are `tensors`."""
     _, _, _, channels, states = p.sizes
     given = {
         "SOFTPLUS": p.softplus,
@@ -123,19 +123,19 @@ def flags_of(p: Problem, tensors: list[torch.Tensor]) -> tuple[str, ...]:
 
 
 def _in_pairs(x: torch.Tensor) -> bool:
-    """Whether columns 2 i and 2 i + 1 of every row can be read by one aligned access."""
+    """Check whether columns 2 i and 2 i + 1 of every row can be read by one aligned access."""
     steps = [step for size, step in zip(x.shape[:3], x.stride()[:3], strict=True) if size > 1]
     return x.stride(3) == 1 and all(step % 2 == 0 for step in steps) and x.data_ptr() % (2 * x.element_size()) == 0
 
 
 def shares_decay(p: Problem) -> bool:
-    """Whether all directions have the same step size and decay at every step."""
+    """Check whether all directions have the same step size and decay at every step."""
     shared = (p.dt.shape[1] == p.A.shape[0] == 1) and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
     return shared and (p.step_parameters or p.orders is None) and p.segments is None
 
 
 def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None:
-    """The variant of the forward that takes all directions in a block, or None where it does not take the problem."""
+    """Return the variant of the forward that takes all directions in a block, or None where it does not take the problem."""
     states = power(p.A.shape[1])
     if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
         return None
@@ -147,7 +147,7 @@ def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None
 
 
 def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
-    """The variant of that kind, "forward" or "backward", that takes the problem."""
+    """Return the variant of that kind, "forward" or "backward", that takes the problem."""
     states, flags = p.A.shape[1], flags_of(p, tensors)
     if states == 1:
         shape = Shape(1, 2, min(p.directions, MOST_WARPS), CHUNK, CHUNK, 1)
@@ -157,7 +157,7 @@ def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
 
 
 def spans_of(variant: Variant, groups: int, length: int, channels: int, multiprocessors: int) -> tuple[int, int]:
-    """Steps of a span of time, and the number of spans, so that the blocks fill the GPU."""
+    """Return the steps of a span of time, and the number of spans, so that the blocks fill the GPU."""
     unit = 2 * CHUNK
     units = -(-length // unit)
     resident = 16 // variant.shape.warps if variant.single else variant.shape.blocks

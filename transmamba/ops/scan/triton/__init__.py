@@ -22,7 +22,7 @@ FEW = 2  # with so few states registers hold longer parts, and the inputs of a p
 
 
 def refuse(problem: Problem) -> list[str]:
-    """Reasons why the kernels cannot take this problem."""
+    """List the reasons why the kernels cannot take this problem."""
     return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
 
 
@@ -31,7 +31,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
-    """Constants made contiguous, and the arguments that both kernels have."""
+    """Return the constants made contiguous, and the arguments that both kernels have."""
     p = p._replace(A=p.A.contiguous(), D=_contiguous(p.D), dt_bias=_contiguous(p.dt_bias), orders=_contiguous(p.orders))
     _, directions, length, channels, states = p.sizes
     rows = {"u": p.u, "dt": p.dt, "B": p.B, "C": p.C}
@@ -55,7 +55,7 @@ class Driver(NamedTuple):
 def _borders(
     p: Problem, tiles: Tiles, arguments: dict[str, Any], driver: Driver, start: Tensor | None
 ) -> Tensor | None:
-    """States before the spans (b, k, spans, n, d), or the adjoints after them."""
+    """Return the states before the spans (b, k, spans, n, d), or the adjoints after them."""
     start, spans = _contiguous(start), tiles.grid[2]
     if spans == 1:
         return start
@@ -75,7 +75,7 @@ def _borders(
 
 
 def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs, last states, and the states at chunk starts if `save`."""
+    """Return the outputs, last states, and the states at chunk starts if `save`."""
     p, arguments = _inputs(problem)
     batch, directions, length, channels, states = p.sizes
     y = parts_of(p.u, directions, 1 if p.merge else directions, output_dtype(p))
@@ -94,7 +94,7 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
-    """Gradients of every floating input."""
+    """Return the gradients of every floating input."""
     p, arguments = _inputs(problem)
     if not p.u.numel():
         return untouched(p, grad_last)

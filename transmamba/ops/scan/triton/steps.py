@@ -47,13 +47,13 @@ def tile_masks(k, d, n, K, channels, states):
 
 @triton.jit
 def rows(x, x_at, batch, k, column):
-    """Pointers to entry `column` of token zero, [k, column]."""
+    """Return the pointers to entry `column` of token zero, [k, column]."""
     return x + batch * x_at[0] + (k * x_at[1])[:, None] + column * x_at[3]
 
 
 @triton.jit
 def load_row(x_of, stride, token, mask):
-    """The entries of one token per direction, as float32."""
+    """Return the entries of one token per direction, as float32."""
     return tl.load(x_of + (token * stride)[:, None], mask=mask, other=0.0).to(tl.float32)
 
 
@@ -72,7 +72,7 @@ def load_constants(A, bias, D, A_at, bias_at, D_at, k, k_decay, d, nd, on, on_de
 
 @triton.jit
 def visited(t, orders, k, k_decay, K, L, STEP_PARAMETERS: tl.constexpr):
-    """Tokens visited at step t, as rows of u and y, of dt, and of B and C."""
+    """Return the tokens visited at step t, as rows of u and y, of dt, and of B and C."""
     token = t + 0 * k
     decay_token = t + 0 * k_decay
     parameter_token = token
@@ -96,7 +96,7 @@ def log1p(x):
 
 @triton.jit
 def step_size(x, SOFTPLUS: tl.constexpr):
-    """The discretisation step of x, which has its bias, and the derivative."""
+    """Return the discretisation step of x, which has its bias, and the derivative."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if SOFTPLUS:
         e = tl.exp(-tl.abs(x))
@@ -138,6 +138,6 @@ def decay_of(dt_t, A2, fresh, restart):
 
 @triton.jit
 def advance(h, step, A2, restart):
-    """The state after a step, as `read` returns it."""
+    """Return the state after a step, as `read` returns it."""
     u_t, dt_t, _, B_t, fresh, _, _ = step
     return decay_of(dt_t, A2, fresh, restart) * h + (dt_t * u_t)[:, None, :] * B_t[:, :, None]

@@ -33,7 +33,7 @@ class Tiles(NamedTuple):
 
 
 def power(x: int) -> int:
-    """The next power of two."""
+    """Return the next power of two."""
     return 1 << (x - 1).bit_length()
 
 
@@ -64,7 +64,7 @@ def programs(device: torch.device) -> int:
 
 
 def _span(chunk: int, length: int, wanted: int) -> int:
-    """Length of each of about `wanted` spans of time, a multiple of `chunk`."""
+    """Return the length of each of about `wanted` spans of time, a multiple of `chunk`."""
     chunks = -(-length // chunk)
     # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
     return chunk * (chunks if wanted < 4 else min(chunks, max(4, -(-chunks // wanted))))

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parent.parent
 NOT_YET_CLEAN = (
     "transmamba/distill",
     "transmamba/nn",
-    "transmamba/ops",
 )
 
 # The docstring of a check is the property that it checks, printed where it fails.

@@ -3,7 +3,7 @@
 The record is a NamedTuple: tensors first, then flags. A backend is a module that offers
 
     refuse(inputs)                                  reasons why it cannot run them
-    forward(inputs, save)                           outputs, and what its backward needs if `save`
+    forward(inputs, save)                           outputs, and the tensors of its backward if `save`
     backward(inputs, saved, *grad_outputs)          a record of gradients
 
 or the same without `save` and `saved`. The rules for fake tensors, autograd and autocast are the same for all.
@@ -26,7 +26,7 @@ _TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool"}
 
 
 class Operation(NamedTuple):
-    """What `define` needs to know of an operation."""
+    """The properties of an operation that `define` needs."""
 
     name: str  # the ops are {name}_forward and {name}_backward
     inputs: type  # record of inputs, with a method `check`
@@ -39,7 +39,7 @@ class Operation(NamedTuple):
 
 
 def define(operation: Operation, modules: Mapping[str, Any]) -> tuple[Backend, ...]:
-    """Define the two ops of an operation, and return a `Backend` per module, in the order of `modules`."""
+    """Register the two ops of an operation, and return a `Backend` per module, in the order of `modules`."""
     rules = _Rules(operation, modules)
     types = operation.inputs.__annotations__
     fields = ", ".join(f"{_TYPES[kind]} {field}" for field, kind in types.items())
@@ -78,7 +78,7 @@ def _runner(forward: Any, saves: bool) -> Callable[[str, Any], Any]:
         if not saves:
             return forward(name, *inputs)
         grad = torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
-        # the number of chunks of what is saved would tie an exported program to lengths of one chunk, or of several
+        # the number of chunks that are saved would tie an exported program to lengths of one chunk, or of several
         save = grad and not torch.compiler.is_exporting()
         y, last_state, _ = forward(name, *inputs, save)
         return y, last_state
@@ -126,7 +126,7 @@ class _Rules:
         ctx.like_y = y.shape, y.dtype
 
     def differentiate(self, ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # once: what a checkpoint recomputes is given only once
+        kept = ctx.saved_tensors  # once: a checkpoint gives recomputed tensors only once
         tensors, saved = kept[: self.tensors], kept[self.tensors :]
         ops, name = torch.ops.transmamba, self.operation.name
         if saved:

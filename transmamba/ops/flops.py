@@ -1,4 +1,4 @@
-"""What a scan costs, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP_FORMULAS)`.
+"""The cost of a scan, for `torch.utils.flop_counter.FlopCounterMode(custom_mapping=FLOP_FORMULAS)`.
 
 Per step, channel and state 9 operations (Mamba's convention), and one per step and channel for the direct path D; of
 the 9, a cross scan spends the last 2, those of the readout, per query instead. The
@@ -21,7 +21,7 @@ def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
 
 
 def scan_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Count twice the forward, as for a matrix product; recomputed operations do not count."""
+    """Count twice the operations of the forward, as for a matrix product; recomputed ones are left out."""
     return 2 * scan_flops(name, *arguments)
 
 
@@ -35,7 +35,7 @@ def cross_flops(name: str, *arguments: Any, **_: Any) -> int:
 
 
 def cross_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Count twice the forward, as for a matrix product; recomputed operations do not count."""
+    """Count twice the operations of the forward, as for a matrix product; recomputed ones are left out."""
     return 2 * cross_flops(name, *arguments)
 
 

@@ -24,7 +24,7 @@ def mixing_matrix(
     softplus: bool = False,
     orders: Sequence[ScanOrder] | None = None,
 ) -> Float[Tensor, "batch direction dim length length"]:
-    """Return the matrix M of every channel with y = M u, tokens in natural order on both sides.
+    """Compute the matrix M of every channel with y = M u, tokens in natural order on both sides.
 
     In the order of direction k, M_ts = sum_n C_tn exp(A_n (dt_s+1 + ... + dt_t)) B_sn dt_s for s <= t, and D is added
     to the diagonal: attention without its softmax, to be compared with a teacher's. Memory is batch x direction x dim

@@ -124,7 +124,7 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
 def scan_orders(
     specs: Sequence[str | Sequence[int]], grid: int | Sequence[int], device: torch.device | str | None = None
 ) -> list[ScanOrder]:
-    """One order per entry of `specs`: a name of `scan_order`, or the token numbers themselves.
+    """Return one order per entry of `specs`: a name of `scan_order`, or the token numbers themselves.
 
     Raises:
         ValueError: `specs` is empty, a name is unknown, or token numbers do not visit every token once.
@@ -148,11 +148,11 @@ def scan_orders(
 
 
 def stack_orders(orders: Sequence[ScanOrder], length: int) -> ScanOrder:
-    """Return the orders of `length` tokens above each other, (direction, length).
+    """Stack orders of `length` tokens above each other, (direction, length).
 
     Raises:
         ValueError: there is no order, or one visits another number of tokens.
-        TypeError: something is no `ScanOrder`.
+        TypeError: an entry is not a `ScanOrder`.
     """
     if not len(orders):
         raise ValueError("orders is empty: expected one scan order per direction")

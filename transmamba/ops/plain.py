@@ -1,4 +1,4 @@
-"""Where only plain torch operations will do, and the loop of a recurrence in a form that ONNX has."""
+"""Checks for places where only plain torch operations will do, and the loop of a recurrence in a form that ONNX has."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -57,7 +57,7 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def _walk_in_graph(step: Step, state: Tensor, inputs: Sequence[Tensor], dim: int) -> tuple[Tensor, Tensor]:
-    """One node `Scan` for any number of steps; without gradients, which torch cannot export for it."""
+    """Walk in one node `Scan` for any number of steps; without gradients, which torch cannot export for it."""
     from torch._higher_order_ops.scan import scan
 
     def apart(before: Tensor, now: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -14,13 +14,13 @@ def differentiate_again(
     grad_outputs: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Parts, Parts]:
-    """Return the backward of a backward: what `cotangents` of the gradients give to `inputs` and to `grad_outputs`.
+    """Compute the backward of a backward: `cotangents` of its gradients to those of `inputs` and `grad_outputs`.
 
     `run` is plain torch, so that the result can be differentiated in its turn, where autograd asks for that.
 
     Args:
         run: outputs from `inputs`.
-        inputs: what the gradients were taken for; only floating tensors have one.
+        inputs: the tensors whose gradients were taken; only floating ones have one.
         grad_outputs: the gradients of the outputs; None is zero.
         cotangents: one per floating tensor of `inputs`, in their order; None is zero.
     """
@@ -44,7 +44,7 @@ def differentiate_again(
 
 
 def _source(x: Tensor | None, again: bool) -> Tensor | None:
-    """`x` as something to differentiate for: by itself, even where one tensor is given twice."""
+    """Prepare `x` to be differentiated for: by itself, even where one tensor is given twice."""
     if x is None or not x.is_floating_point():
         return x
     return x.view_as(x) if again and x.requires_grad else x.detach().requires_grad_()

@@ -14,7 +14,7 @@ def check_shapes(fields: Any, shapes: Sequence[Shape], shared: Sequence[Shape]) 
 
     Args:
         fields: the record, its tensors first.
-        shapes: what each of them must have.
+        shapes: the shape that each of them must have.
         shared: the same for a tensor that all directions share.
 
     Raises:
@@ -25,7 +25,7 @@ def check_shapes(fields: Any, shapes: Sequence[Shape], shared: Sequence[Shape]) 
         if not isinstance(x, Tensor):
             continue
         if x.shape != shape and x.shape != other:
-            raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {shape}, with a 1 for what directions share")
+            raise ValueError(f"{name} has shape {tuple(x.shape)}: expected {shape}, with a 1 where directions share it")
         if x.device != device:
             raise ValueError(f"{name} is on {x.device}, {fields._fields[0]} on {device}: move both to one device")
 
@@ -36,7 +36,7 @@ def check_range(x: Tensor | None, length: int, meaning: str) -> None:
     Only on a CPU: on a GPU the look would cost a synchronisation.
 
     Raises:
-        ValueError: a number is out of range; `meaning` says what must be held.
+        ValueError: a number is out of range; `meaning` names the numbers that must be held.
     """
     if x is None or x.device.type != "cpu" or x.numel() == 0:
         return

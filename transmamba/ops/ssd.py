@@ -62,7 +62,8 @@ def ssd_scan(
         return_last_state: return `(y, state after the last step)`.
 
     Raises:
-        ValueError: groups do not divide the heads, `dt_limit` is no interval of step sizes, or `chunk_size` is below 1.
+        ValueError: groups do not divide the heads, `dt_limit` is not an interval of step sizes, or `chunk_size` is
+            below 1.
 
     Reference:
         Mamba-2, arXiv 2405.21060, section 6.
@@ -104,7 +105,7 @@ def ssd_step(
     dt_softplus: bool = False,
     dt_limit: Limits = (0.0, float("inf")),
 ) -> tuple[Float[Tensor, "batch head channel"], Float[Tensor, "batch head channel state"]]:
-    """One step of `ssd_scan`: the output for one token and the state after it, which is a new tensor.
+    """Run one step of `ssd_scan`: the output for one token and the state after it, which is a new tensor.
 
     Raises:
         ValueError: groups do not divide the heads.
@@ -202,7 +203,7 @@ def _carry(h: Tensor, across: Tensor, added: Tensor) -> tuple[Tensor, Tensor | N
 
 
 def _decays(rate: Tensor, run: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What is left of a state, for rates (..., t) of the steps of each chunk.
+    """Compute the share of a state that is left, for rates (..., t) of the steps of each chunk.
 
     Returns:
         Four tensors: from step s to step t (..., s, t), from before the chunk to step t (..., t), from step s to the
@@ -226,7 +227,7 @@ def _decays(rate: Tensor, run: Tensor | None) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def _runs(seq_idx: Tensor | None, padding: int, chunk_size: int) -> Tensor | None:
-    """How often the sequence has changed before each token, (batch, chunk, token); padding stays in the last one."""
+    """Count the changes of sequence before each token, (batch, chunk, token); padding stays in the last one."""
     if seq_idx is None or not seq_idx.shape[1]:
         return None
     run = F.pad((seq_idx[:, 1:] != seq_idx[:, :-1]).long(), (1, padding)).cumsum(1)

@@ -25,7 +25,7 @@ def selective_step(
     dt_bias: Float[Tensor, " dim"] | None = None,
     dt_softplus: bool = False,
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim state"]]:
-    """One step of `selective_scan`: the output for one token and the state after it.
+    """Run one step of `selective_scan`: the output for one token and the state after it.
 
     Arithmetic is float32 (float64 if the state is); the output has the dtype of `u`, the state after the token that of
     the one before, each rounded once. The given state is not written to.
@@ -64,7 +64,7 @@ def selective_step(
 
 
 def _per_channel(x: Tensor, channels: int) -> Tensor:
-    """B or C for every channel: (batch, 1 | dim, state)."""
+    """Return B or C for every channel: (batch, 1 | dim, state)."""
     if x.dim() == 2 or x.shape[1] == 1:
         return x[:, None] if x.dim() == 2 else x
     if not x.shape[1] or channels % x.shape[1]:
@@ -83,7 +83,7 @@ def conv_step(
     *,
     activation: Literal["silu"] | None = None,
 ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch dim width"]]:
-    """One step of `causal_conv1d`: the output for one token and the last `width` tokens, newest last.
+    """Run one step of `causal_conv1d`: the output for one token and the last `width` tokens, newest last.
 
     Arithmetic is float32 (float64 if a token is); the output has the dtype of `x`, rounded once.
 

@@ -24,7 +24,7 @@ TURN = 2 * torch.pi
 
 
 class TrapezoidState(NamedTuple):
-    """What goes on from one token to the next; float32 or float64."""
+    """The state carried from one token to the next; float32 or float64."""
 
     angle: Float[Tensor, "batch head pair"]
     state: Float[Tensor, "batch head channel state"]
@@ -49,7 +49,7 @@ def trapezoidal_scan(
     mask: Bool[Tensor, "batch length"] | None = None,
     chunk_size: int = 64,
 ) -> tuple[Float[Tensor, "batch length head channel"], TrapezoidState]:
-    """Scan all heads over all tokens: outputs, and what to go on from.
+    """Scan all heads over all tokens: outputs, and the state to go on from.
 
     The step sizes are final here (no bias, no softplus). Arithmetic and states are float32 (float64 if an argument
     is), the output has the dtype of `x`, rounded once.
@@ -64,7 +64,7 @@ def trapezoidal_scan(
         theta: speeds of rotation; pair i is states 2 i and 2 i + 1, states beyond the last pair stand still.
         D: weight of the direct path.
         z: gate; the output is multiplied by `silu(z)`.
-        initial: what an earlier scan left; nothing by default.
+        initial: the state that an earlier scan left; nothing by default.
         seq_idx: number of the packed sequence each token belongs to; the state restarts where it changes.
         mask: True marks a real token. Padding may stand at either end of a sequence, its output is zero.
         chunk_size: tokens per matrix product; changes the speed, not the result.
@@ -72,7 +72,7 @@ def trapezoidal_scan(
     Raises:
         ValueError: `initial` is of other sizes than the tokens, there are more pairs than states, or `chunk_size` is
             below 1.
-        TypeError: a part of `initial` is no floating tensor.
+        TypeError: a part of `initial` is not a floating tensor.
 
     Reference:
         Mamba-3, arXiv 2603.15569; checked against the reference functions of mamba_ssm's tests.
@@ -92,7 +92,7 @@ def trapezoidal_scan(
         _check_sizes(start, x.new_empty(x.shape[0], *x.shape[2:]), B, theta)
         angle = _turned(start.angle, dt[..., None] * theta, seq_idx)
         B_turned, C_turned = rotate(B, angle), rotate(C, angle)
-        # what the next step adds of this token: its own decay is part of the way there
+        # the part of this token that the next step adds: its own decay is part of the way there
         late = (1 - blend) * dt
         opening = late[:, 0] if late.shape[1] else late.sum(1)
         late = F.pad(late[:, 1:], (0, 0, 0, 1))[:, : late.shape[1]]
@@ -121,11 +121,11 @@ def trapezoidal_step(
     D: Float[Tensor, " head"] | None = None,
     z: Float[Tensor, "batch head channel"] | None = None,
 ) -> tuple[Float[Tensor, "batch head channel"], TrapezoidState]:
-    """One step of `trapezoidal_scan`: the output for one token, and what to go on from, in the dtypes of `before`.
+    """Run one step of `trapezoidal_scan`: the output for one token, and the next state, in the dtypes of `before`.
 
     Raises:
         ValueError: `before` is of other sizes than the token, or there are more pairs than states.
-        TypeError: a part of `before` is no floating tensor.
+        TypeError: a part of `before` is not a floating tensor.
     """
     _check_sizes(before, x, B, theta)
     compute, given = torch.promote_types(before.state.dtype, torch.float32), x.dtype
@@ -144,7 +144,7 @@ def trapezoidal_step(
 
 
 def _turned(start: Tensor, turns: Tensor, seq_idx: Tensor | None) -> Tensor:
-    """Return the angle after each token, less whole turns; it starts anew, at zero, with every packed sequence.
+    """Return the angle after each token, less whole turns; it starts again, at zero, with every packed sequence.
 
     A sum over thousands of tokens is taken in float64: its digits before the point would cost those behind it.
     """
@@ -160,7 +160,7 @@ def _turned(start: Tensor, turns: Tensor, seq_idx: Tensor | None) -> Tensor:
 
 
 def rotate(x: Tensor, angle: Tensor) -> Tensor:
-    """Turn the pairs (0, 1), (2, 3), ... of the last axis by `angle`; what is beyond the last pair stays."""
+    """Turn the pairs (0, 1), (2, 3), ... of the last axis by `angle`; entries beyond the last pair stay."""
     pairs, still = x.tensor_split([2 * angle.shape[-1]], -1)
     first, second = pairs.unflatten(-1, (-1, 2)).unbind(-1)
     cos, sin = angle.cos(), angle.sin()
@@ -175,7 +175,7 @@ def _check_sizes(before: TrapezoidState, token: Tensor, B: Tensor, theta: Tensor
     shapes = ((pairs,), (channels, states), (states,), (channels,))
     for name, x, shape in zip(before._fields, before, shapes, strict=True):
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            raise TypeError(f"{name} of the state before is no floating tensor")
+            raise TypeError(f"{name} of the state before is not a floating tensor")
         if x.shape != (batch, heads, *shape):
             raise ValueError(
                 f"{name} of the state before has shape {tuple(x.shape)}: expected {(batch, heads, *shape)}"

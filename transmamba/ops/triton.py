@@ -1,4 +1,4 @@
-"""What the Triton kernels of all operations share: whether they can run, and how they are launched."""
+"""The shared parts of the Triton kernels of all operations: whether they can run, and how they are launched."""
 
 import contextlib
 import importlib.util
@@ -15,7 +15,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def unmet(x: Tensor) -> list[str]:
-    """What Triton lacks to take x."""
+    """List the unmet conditions for Triton to take x."""
     reasons = []
     if not INSTALLED:
         reasons.append("package triton is not installed")

@@ -25,7 +25,7 @@ def causal_conv1d(
     activation: Literal["silu"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch direction length dim"]:
-    """Depthwise convolution over the last `width` tokens that each direction has visited.
+    """Apply a depthwise convolution over the last `width` tokens that each direction has visited.
 
     With r(t) the token visited at step t:  y[r(t)] = act(bias + sum_j weight[j] x[r(t - width + 1 + j)]), zero before
     the start. The output stands in natural token order and has the dtype of `x`.
@@ -35,7 +35,7 @@ def causal_conv1d(
         weight: one kernel per direction and channel, oldest token first.
         bias: one per direction and channel.
         orders: one scan order per direction; None visits 0, 1, 2, ... in every direction.
-        seq_idx: number of the packed sequence each token belongs to; where it changes, what came before is forgotten.
+        seq_idx: number of the packed sequence each token belongs to; where it changes, earlier tokens are forgotten.
         initial_tokens: the `width - 1` tokens visited before the first one, oldest first; zero by default.
         activation: "silu" is applied in the same pass, and nothing is kept for its backward.
         backend: "triton", "native", or "chunked" and "reference", here both plain torch; "auto" takes the first that

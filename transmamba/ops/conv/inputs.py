@@ -19,7 +19,7 @@ class Convolution(NamedTuple):
     bias: Tensor | None = None  # (k, d)
     orders: Tensor | None = None  # (k, l) int64: token visited at each step; None is 0, 1, 2, ...
     inverses: Tensor | None = None  # (k, l) int64: step at which each token is visited
-    segments: Tensor | None = None  # (b, l) int64: what came before is forgotten where the value changes on the way
+    segments: Tensor | None = None  # (b, l) int64: earlier tokens are forgotten where the value changes on the way
     initial_tokens: Tensor | None = None  # (b, k, width - 1, d) in the dtype of x: visited before, oldest first
     silu: bool = False
 

@@ -40,7 +40,7 @@ def run(convolution: Convolution) -> Tensor:
 
 
 def _convolve_packed(seen: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:
-    """Tap by tap, so that each leaves out the tokens of an earlier sequence; what precedes belongs to the first."""
+    """Sum tap by tap, so that each omits tokens of an earlier sequence; those before the start belong to the first."""
     width, length = kernel.shape[1], segments.shape[1]
     changes = (segments[:, 1:] != segments[:, :-1]).cumsum(1)
     run = F.pad(changes, (width, 0))

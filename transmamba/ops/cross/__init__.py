@@ -3,7 +3,7 @@
     dt = softplus(dt + dt_bias)
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t          y_q = C_q h_s(q)
 
-`backends.py` lists what runs it.
+`backends.py` lists the backends that run it.
 """
 
 import torch
@@ -36,12 +36,12 @@ def cross_scan(
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "..."] | tuple[Float[Tensor, "..."], Float[Tensor, "batch direction2 dim state"]]:
-    """K directions over a context whose states are read by queries; no state of a single token is ever stored.
+    """Scan a context in K directions; queries read its states, and no state of a single token is ever stored.
 
     Query q reads the last state of each direction, or with `reads` the state just after context token `reads[q]` was
     visited. Outputs are `(batch, direction, query, dim)`, or summed over the directions `(batch, query, dim)` if
-    `merge`. What all directions share is passed once, with size 1 on the direction axis. With `reads[q] = q` it is
-    `multi_scan` without a direct path. (What VMamba calls a cross scan, four orders over an image, is `multi_scan` with
+    `merge`. A tensor that all directions share is passed once, with size 1 on the direction axis. With `reads[q] = q`
+    it is `multi_scan` without a direct path. (The cross scan of VMamba, four orders over an image, is `multi_scan` with
     these orders.)
 
     Args:
@@ -106,7 +106,7 @@ def read_state(
     *,
     merge: bool = False,
 ) -> Float[Tensor, "..."]:
-    """y_q = C_q h of each direction, for queries that all read the same state; in the dtype of the state.
+    """Compute y_q = C_q h of each direction, for queries that all read the same state; in the dtype of the state.
 
     Outputs are as in `cross_scan`, of which this is the last line.
 

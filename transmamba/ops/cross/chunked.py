@@ -30,7 +30,7 @@ class _Queue:
         self.borders = torch.searchsorted(self.steps, borders).tolist()
 
     def due(self, i: int) -> Iterator[Places]:
-        """Who reads in chunk `i`, a few at a time: what they read is never larger than the states of a chunk."""
+        """Yield the queries that read in chunk `i`, a few at a time: they read no more than the states of a chunk."""
         batch, directions, queries = self.shape
         for at in range(self.borders[i], self.borders[i + 1], max(1, CHUNK * batch * directions)):
             part = slice(at, min(at + CHUNK * batch * directions, self.borders[i + 1]))

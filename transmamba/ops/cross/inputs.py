@@ -45,7 +45,7 @@ class CrossProblem(NamedTuple):
 
     @property
     def context(self) -> Problem:
-        """The scan over the context without its outputs; B stands in for C, which is read by nobody."""
+        """The scan over the context without its outputs; B stands in for C, which nothing reads."""
         p = self
         idle = p.B.expand(-1, p.directions, -1, -1)
         return Problem(p.u, p.dt, p.A, p.B, idle, dt_bias=p.dt_bias, orders=p.orders, softplus=p.softplus)
@@ -94,9 +94,9 @@ class CrossGradients(NamedTuple):
 
 
 def queue_of(problem: CrossProblem) -> tuple[Tensor, Tensor]:
-    """Query numbers in the order in which a direction meets them, (b, k, q), and how many come before each step.
+    """Sort query numbers in the order in which a direction meets them, (b, k, q), and count those before each step.
 
-    The second, (b, k, l + 1), tells the queries due after step t: queue[first[t] : first[t + 1]].
+    The second, (b, k, l + 1), gives the queries due after step t: queue[first[t] : first[t + 1]].
     """
     batch, directions, length, _, _ = problem.sizes
     steps, queue = problem.steps.sort(dim=-1, stable=True)

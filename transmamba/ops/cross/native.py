@@ -15,7 +15,7 @@ def refuse(problem: CrossProblem) -> list[str]:
 
 
 def forward(problem: CrossProblem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
+    """Return outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     cross, _keep = _describe(p)
     # added to state by state

@@ -21,7 +21,7 @@ def refuse(problem: CrossProblem) -> list[str]:
 
 
 def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, Any]]:
-    """Return the constants made contiguous, the grid, and the arguments that both kernels have."""
+    """Make the constants contiguous, and return them with the grid and the arguments that both kernels have."""
     bias, orders = (None if x is None else x.contiguous() for x in (p.dt_bias, p.orders))
     p = p._replace(A=p.A.contiguous(), dt_bias=bias, orders=orders)
     batch, directions, length, channels, states = p.sizes

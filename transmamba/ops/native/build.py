@@ -1,7 +1,7 @@
 """Build hook of the package (see `[tool.hatch.build.hooks.custom]`): compiles the library if there is a C++ compiler.
 
 The library is plain C towards Python, so one wheel serves every Python and torch. Without a compiler, or if it fails,
-the package is built without the library and says so; the backend `native` then refuses, with the remedy.
+the package is built without the library, with a message; the backend `native` then refuses, with the remedy.
 `HATCH_BUILD_NO_HOOKS=true` in the environment of the build leaves it out on purpose; `CXX` names another compiler, and
 `_PYTHON_HOST_PLATFORM`, of sysconfig, the platform that it compiles for (.ci/wheels).
 Run as a script, this file compiles the library in place.
@@ -39,7 +39,7 @@ def compile_library(target: Path) -> None:
     """Compile every instruction set of this machine's architecture and link them into `target`.
 
     Raises:
-        RuntimeError: there is no compiler, or it failed; the message holds what it printed.
+        RuntimeError: there is no compiler, or it failed; the message holds its output.
     """
     command = compiler()
     if command is None:
@@ -68,7 +68,7 @@ def _run(commands: list[list[str]]) -> None:
 
 
 def get_build_hook() -> type:
-    """Return the hook class; called by hatchling, the only one who needs its base."""
+    """Return the hook class; called by hatchling, the only caller that needs its base."""
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
     class NativeScan(BuildHookInterface):

@@ -100,14 +100,14 @@ def are_permutations(orders: Tensor) -> bool:
 
 
 def fresh(x: Tensor) -> Tensor:
-    """`x`, just allocated, on large pages if the system has them: first touches are then cheap."""
+    """Place `x`, just allocated, on large pages if the system has them: first touches are then cheap."""
     _library().ask_for_large_pages(ctypes.c_void_p(x.data_ptr()), _INT(x.nbytes))
     return x
 
 
 @functools.cache
 def _team() -> int | None:
-    """Return the address of `GOMP_parallel` in the OpenMP runtime that torch has loaded, so that there is one pool of threads."""
+    """Find the address of `GOMP_parallel` in the OpenMP runtime that torch has loaded: one pool of threads for both."""
     try:
         return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
     except (AttributeError, OSError, TypeError):

@@ -3,7 +3,7 @@
     dt = softplus(delta + delta_bias)
     h_t = exp(dt_t A) h_{t-1} + dt_t B_t u_t          y_t = C_t h_t + D u_t          (Eqs. 1-2)
 
-`backends.py` lists what runs them.
+`backends.py` lists the backends that run them.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ def selective_scan(
     initial_state: Float[Tensor, "batch dim state"] | None = None,
     backend: str = "auto",
 ) -> Float[Tensor, "batch dim length"] | tuple[Float[Tensor, "batch dim length"], Float[Tensor, "batch dim state"]]:
-    """One direction, with the arguments of mamba-ssm's `selective_scan_fn`.
+    """Scan one direction, with the arguments of mamba-ssm's `selective_scan_fn`.
 
     Arithmetic and states are float32 (float64 if any argument is), the output has the dtype of `u`. B and C vary with
     the token, for all channels or per group of channels, or are constant `(dim, state)`. Every float input and the last
@@ -121,11 +121,11 @@ def multi_scan(
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "..."] | tuple[Float[Tensor, "..."], Float[Tensor, "batch direction2 dim state"]]:
-    """K directions over the same tokens, channel-last, without a permuted copy of anything.
+    """Scan the same tokens in K directions, channel-last, without a permuted copy of anything.
 
     Outputs `(batch, direction, length, dim)` stand in natural token order, or summed over the directions
-    `(batch, length, dim)` if `merge`. What all directions share is passed once, with size 1 on the direction axis.
-    Half precision is rounded once, after the gate.
+    `(batch, length, dim)` if `merge`. A tensor that all directions share is passed once, with size 1 on the direction
+    axis. Half precision is rounded once, after the gate.
 
     Args:
         u: input, `(batch, length, dim)` for all directions or `(batch, direction, length, dim)`.
@@ -142,8 +142,8 @@ def multi_scan(
         seq_idx: number of the packed sequence each token belongs to; the state restarts where it changes.
         initial_state: states before the first step; zero by default.
         merge: sum the directions.
-        step_parameters: index dt, B and C by step instead of by token. It is what PlainMamba's released checkpoints
-            were trained with, and wrong as a design: a step then uses another token's parameters.
+        step_parameters: index dt, B and C by step instead of by token. PlainMamba's released checkpoints were trained
+            with it, and it is wrong as a design: a step then uses another token's parameters.
         return_last_state: return `(y, states after the last step)`.
         backend: "auto" takes the first of the table that accepts; a named one runs or refuses.
 

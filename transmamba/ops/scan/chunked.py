@@ -45,7 +45,7 @@ class Walk:
         return None if self.p.orders is None else self.p.orders[:, start:stop]
 
     def parameter_tokens(self, start: int, stop: int) -> Tensor | None:
-        """Return the same for dt, B and C."""
+        """Return the tokens of dt, B and C in the same form."""
         return None if self.p.step_parameters else self.tokens(start, stop)
 
     def take(self, x: Tensor, tokens: Tensor | None, start: int, stop: int) -> Tensor:
@@ -95,7 +95,7 @@ class Walk:
         return same.permute(2, 0, 1)[..., None, None]
 
     def buffers(self) -> tuple[Tensor, Tensor]:
-        """Room for the decays and states of one chunk; decays shared by all directions are held once."""
+        """Allocate room for the decays and states of one chunk; decays shared by all directions are held once."""
         p, (batch, directions, _, channels, state) = self.p, self.p.sizes
         ordered = p.orders is not None and not p.step_parameters
         own = directions if ordered or p.segments is not None else max(p.dt.shape[1], p.A.shape[0])
@@ -155,7 +155,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
 
 
 def _adjoint(chunk: Steps, g: Tensor, carry: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
-    """dL/dh at every step of the chunk, written into `buffer`, and dL/dh just before it."""
+    """Compute dL/dh at every step of the chunk, written into `buffer`, and dL/dh just before it."""
     q = buffer[: len(chunk.u)]
     torch.mul(g[:, :, :, None], chunk.C[..., None], out=q)
     q[-1] += carry
@@ -174,7 +174,7 @@ class Sums(NamedTuple):
 
 
 def through_inputs(walk: Walk, chunk: Steps, q: Tensor, sums: Sums, start: int, stop: int) -> Tensor:
-    """Add what the adjoints `q` of the states give to `sums`, and returns what they give to u; overwrites `q`."""
+    """Add the contributions of the states' adjoints `q` to `sums`, and return those to u; `q` is overwritten."""
     p, own = walk.p, walk.parameter_tokens(start, stop)
     dx = (chunk.B[..., None, :] @ q).squeeze(-2)
     walk.add(sums.B, (q @ (chunk.dt * chunk.u)[..., None]).squeeze(-1), own, start, stop)

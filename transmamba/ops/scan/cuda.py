@@ -18,7 +18,7 @@ _MAX_STATE = 256
 
 @functools.cache
 def load() -> tuple[Callable[..., Any] | None, str]:
-    """mamba-ssm's `selective_scan_fn`, or None and why it cannot be had."""
+    """Load mamba-ssm's `selective_scan_fn`; return it, or None and why it cannot be had."""
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except Exception as error:  # a kernel built for another torch fails in many ways; none of them may end the program
@@ -93,7 +93,7 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     p, (_, directions, _, channels, _) = problem, problem.sizes
     scan, _ = load()
     assert scan is not None
-    # the kernel rounds what it writes, which must not happen before directions are summed or a gate is applied
+    # the kernel rounds its outputs, which must not happen before directions are summed or a gate is applied
     dtype = p.A.dtype if p.unrounded or directions > 1 else p.u.dtype
 
     def grouped(x: Tensor, *, permuted: bool) -> Tensor:

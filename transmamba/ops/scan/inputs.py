@@ -6,7 +6,7 @@ K scans share a batch of tokens. Along direction k, step t visits token r = orde
     h  = exp(dt * A) * h + dt * B[r] * u[r]
     y[r] = C[r] . h + D * u[r]
 
-Axes: b batch, k direction, l token, d channel, n state. Where a shape says `1|k`, size 1 is shared by all directions.
+Axes: b batch, k direction, l token, d channel, n state. Where a shape has `1|k`, size 1 is shared by all directions.
 Activations (u, dt, B, C, y and their gradients) have one floating dtype; A, D, dt_bias, an `unrounded` y and all states
 have the compute dtype: float64 if the activations are float64, otherwise float32. Arithmetic is done in the compute
 dtype.

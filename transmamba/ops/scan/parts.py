@@ -1,4 +1,4 @@
-"""What GPU kernels read and leave: strides, restarts, and partial sums that are added up in a fixed order."""
+"""Inputs and results of GPU kernels: strides, restarts, and partial sums that are added up in a fixed order."""
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ def per_direction(x: Tensor | None) -> int:
 
 
 def restarts(p: Problem) -> Tensor | None:
-    """(b, k, l) uint8: one where the state restarts before a step."""
+    """Mark restarts, (b, k, l) uint8: one where the state restarts before a step."""
     if p.segments is None:
         return None
     batch, directions, length, _, _ = p.sizes
@@ -29,12 +29,12 @@ def restarts(p: Problem) -> Tensor | None:
 
 
 def parts_of(template: Tensor, directions: int, shared: int, dtype: torch.dtype) -> Tensor:
-    """Room for what `over_directions` takes: parts that are yet to be summed are not rounded before."""
+    """Allocate the input of `over_directions`: parts that are yet to be summed are not rounded before."""
     return allocate(template, directions, dtype if directions == shared else torch.float32)
 
 
 def over_directions(x: Tensor, template: Tensor, directions: int, dtype: torch.dtype) -> Tensor:
-    """Return the sum over directions if they share one tensor, else x itself."""
+    """Sum over directions if they share one tensor, else return x itself."""
     if x.shape[1] == directions:
         return x
     return torch.sum(x, 1, keepdim=True, out=allocate(template, 1, x.dtype)).to(dtype)
@@ -48,7 +48,7 @@ def untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
 
 
 def total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return the parts (blocks or spans, b, k, ...) summed over `axes`, and over directions if `like` is shared by them."""
+    """Sum parts (blocks or spans, b, k, ...) over `axes`, and over directions if `like` is shared by them."""
     direction = 2 - len(axes)
     found = parts.sum(axes)
     found = found if like.shape[direction] > 1 else found.sum(direction, keepdim=True)

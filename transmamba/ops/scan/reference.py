@@ -49,7 +49,7 @@ def _along(x: Tensor, visit: Tensor | None) -> Tensor:
 
 
 def _keep(segments: Tensor | None, visit: Tensor | None, directions: int) -> list[Tensor]:
-    """(b, k, l): zero at the first step of a segment, one elsewhere; step 0 keeps the initial state."""
+    """Return (b, k, l): zero at the first step of a segment, one elsewhere; step 0 keeps the initial state."""
     if segments is None:
         return []
     seen = segments[:, None].expand(-1, directions, -1) if visit is None else segments[:, visit]

@@ -4,7 +4,7 @@ With one state and time innermost in memory, lanes are steps instead.
 
 A C++ library with a plain C interface, built when the package is installed (build.py) and loaded with ctypes. The
 forward keeps the states at chunk starts; the backward recomputes the rest, chunk by chunk. scan.h documents the
-interface, unit.h how work is divided, run.h which kernel takes what.
+interface, unit.h how work is divided, run.h which problem each kernel takes.
 """
 
 from typing import TypeVar
@@ -41,7 +41,7 @@ def refuse_tokens(u: Tensor) -> list[str]:
 
 
 def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
+    """Return outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     # no result of the forward depends on the number of units: as few as keep the threads busy
     scan, _keep = describe(p, Scan, units=4 * torch.get_num_threads())
@@ -119,17 +119,17 @@ def _states(x: Tensor | None) -> Array:
 
 
 def _part(batch: int, channels: int, state: int, units: int) -> int:
-    """Return the channels per unit of work: wide, but so many units where the least number of channels allows them."""
+    """Choose the channels per unit of work: wide, but so many units where the least number of channels allows them."""
     least = 192 if state == 1 else 128  # one state walks along rows: the longer, the better for memory
     parts = max(1, min(channels // least, -(-units // max(1, batch))))
     return max(1, -(-channels // parts // 32) * 32)
 
 
 def sum_buffer(like: Tensor, size: int, scan: Scan) -> Tensor:
-    """Return a tensor allocated like `like`; if directions are summed into it, in the compute dtype and ready to be added to."""
+    """Allocate like `like`; if directions are summed into the result, in the compute dtype and ready to be added to."""
     out = fresh(allocate(like, size))
     if size == scan.directions:
         return out
     out = fresh(torch.empty_like(out, dtype=torch.float64 if scan.wide else torch.float32))
-    # directions that advance together have no first one that overwrites what it finds
+    # directions that advance together have no first one that overwrites earlier contents
     return out.zero_() if scan.together else out

@@ -1,6 +1,6 @@
 """CUDA kernels of our own, compiled at first use by NVRTC: no toolkit, no build at installation.
 
-sources/ holds the kernels, variants.py what they are compiled for, compiler.py and driver.py reach NVIDIA's libraries.
+sources/ holds the kernels, variants.py their compile-time variants, compiler.py and driver.py reach NVIDIA's libraries.
 Time is staged chunk by chunk in shared memory, so that a step size is computed once; states stay in registers; sums go
 over lanes, then over the warps of a block, then over blocks: in a fixed order, so results are reproducible. The forward
 keeps the states at chunk starts, the backward recomputes the rest.
@@ -71,7 +71,7 @@ def launch(variant: Variant, name: str, what: Launch, arguments: Arguments, devi
 
 
 class Inputs(NamedTuple):
-    """A problem with contiguous constants, the arguments that all its kernels have, and what these point to."""
+    """A problem with contiguous constants, the arguments of all its kernels, and the tensors to which these point."""
 
     problem: Problem
     arguments: Arguments
@@ -91,7 +91,7 @@ def _inputs(p: Problem) -> Inputs:
 
 
 def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start: Tensor | None) -> Tensor | None:
-    """Return the states before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
+    """Return states before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
     if spans == 1:
         return start
     p, adjoint = inputs.problem, grad_y is not None
@@ -113,7 +113,7 @@ def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start
 def _summed(
     variant: Variant, like: Tensor, parts: Tensor, wanted: int, spans: int, arguments: Arguments
 ) -> tuple[Variant, Tensor]:
-    """Return the variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and what it then writes."""
+    """Pick the variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and its output."""
     directions = parts.shape[1]
     sum_here = variant.single and wanted < directions <= variant.shape.warps and spans == 1
     if sum_here:
@@ -124,7 +124,7 @@ def _summed(
 
 
 def _full(variant: Variant, on: bool) -> Variant:
-    """Return the variant that writes float32 where its inputs are narrower: results that are yet to be gated or added up."""
+    """Pick the variant that writes float32 where its inputs are narrower: results yet to be gated or added up."""
     return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
 
 

@@ -19,7 +19,7 @@ _NARROW = ("K", "L", "channels", "span", "spans", "first", "flags")
 
 
 class Arguments(ctypes.Structure):
-    """See steps.h; what is not set is null or zero."""
+    """See steps.h; fields that are not set are null or zero."""
 
     _fields_ = (
         [(name, Strided) for name in ("u", "dt", "B", "C", "y", "du", "ddt", "sum")]

@@ -25,7 +25,7 @@ def sources() -> dict[str, str]:
 
 
 def _candidates() -> Iterator[str]:
-    """Where libnvrtc may lie: the pip wheels of NVIDIA, which torch's CUDA builds depend on, then the loader's path."""
+    """Yield places where libnvrtc may lie: NVIDIA's pip wheels, which torch's CUDA builds need, then the loader's path."""
     found = importlib.util.find_spec("nvidia")
     for place in (found.submodule_search_locations or ()) if found else ():
         for pattern in ("*/lib/libnvrtc.so.*", "*/bin/nvrtc64_*.dll"):
@@ -76,7 +76,7 @@ def _call(found: ctypes.CDLL, name: str, *arguments: object) -> None:
 
 
 def compile_cubin(options: Sequence[str], capability: str) -> bytes:
-    """Return the kernels compiled for an architecture, for instance "90".
+    """Compile the kernels for an architecture, for instance "90".
 
     Raises:
         CompileError: NVRTC was not found or rejects the source or the architecture; the message has its log.
@@ -110,13 +110,13 @@ def _read(found: ctypes.CDLL, program: ctypes.c_void_p, name: str) -> bytes:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: below XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder of compiled kernels: below XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "transmamba" / "nvrtc"
 
 
 def cached_cubin(options: Sequence[str], capability: str) -> bytes:
-    """As `compile_cubin`, from the cache if the same source was compiled with the same options by the same NVRTC.
+    """Compile as `compile_cubin`, or read the cache if the same NVRTC compiled the same source with the same options.
 
     Processes may compile at the same time: each writes a file of its own, and renaming replaces the entry in one step.
     A cache that cannot be written is done without.

@@ -1,4 +1,4 @@
-"""Variants of the kernels: what -D tells the compiler, and how a scan is cut into blocks."""
+"""Variants of the kernels: the definitions (-D) given to the compiler, and how a scan is cut into blocks."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ MOST_WARPS = 8  # directions that a block of the kernels for one state takes
 
 
 class Shape(NamedTuple):
-    """How the lanes of a kernel are used, for a number of states."""
+    """The use of the lanes of a kernel, for a number of states."""
 
     lane_states: int  # states that a lane holds of each channel
     lane_channels: int
@@ -135,7 +135,7 @@ def shares_decay(p: Problem) -> bool:
 
 
 def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None:
-    """Return the variant of the forward that takes all directions in a block, or None where it does not take the problem."""
+    """Pick the forward's variant that takes all directions in a block, or None where it does not take the problem."""
     states = power(p.A.shape[1])
     if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
         return None
@@ -147,7 +147,7 @@ def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None
 
 
 def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
-    """Return the variant of that kind, "forward" or "backward", that takes the problem."""
+    """Pick the variant of that kind, "forward" or "backward", that takes the problem."""
     states, flags = p.A.shape[1], flags_of(p, tensors)
     if states == 1:
         shape = Shape(1, 2, min(p.directions, MOST_WARPS), CHUNK, CHUNK, 1)
@@ -157,7 +157,7 @@ def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
 
 
 def spans_of(variant: Variant, groups: int, length: int, channels: int, multiprocessors: int) -> tuple[int, int]:
-    """Return the steps of a span of time, and the number of spans, so that the blocks fill the GPU."""
+    """Choose the steps of a span of time, and the number of spans, so that the blocks fill the GPU."""
     unit = 2 * CHUNK
     units = -(-length // unit)
     resident = 16 // variant.shape.warps if variant.single else variant.shape.blocks

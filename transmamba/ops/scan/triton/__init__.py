@@ -31,7 +31,7 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
 
 
 def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
-    """Return the constants made contiguous, and the arguments that both kernels have."""
+    """Make the constants contiguous, and return them with the arguments that both kernels have."""
     p = p._replace(A=p.A.contiguous(), D=_contiguous(p.D), dt_bias=_contiguous(p.dt_bias), orders=_contiguous(p.orders))
     _, directions, length, channels, states = p.sizes
     rows = {"u": p.u, "dt": p.dt, "B": p.B, "C": p.C}
@@ -45,7 +45,7 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
 
 
 class Driver(NamedTuple):
-    """What drives a state: u through B, or its adjoint: grad_y through C."""
+    """The input that drives a state: u through B, or its adjoint: grad_y through C."""
 
     x: Tensor
     M: Tensor
@@ -123,7 +123,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
 
 
 def _parts(p: Problem, tiles: Tiles) -> Gradients:
-    """Where the backward kernel leaves its gradients, see there."""
+    """Allocate the tensors in which the backward kernel leaves its gradients, see there."""
     batch, directions, length, channels, states = p.sizes
     decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.backward_grid
     dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))

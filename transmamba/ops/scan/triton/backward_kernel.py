@@ -22,7 +22,7 @@ def replay(
     h, start, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, A2, bk, k, k_decay,
     on, on_decay, on_parameter, K, L, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
 ):  # fmt: skip
-    """h, and the states after each of STEPS steps; the steps are read at once, so that their loads overlap."""
+    """Return h, and the states after each of STEPS steps; the steps are read at once, so that their loads overlap."""
     steps = ()
     for i in tl.static_range(STEPS):
         step = read(
@@ -42,7 +42,7 @@ def read_part(
     bk, k, k_decay, on, on_decay, on_parameter, K, L,
     STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
 ):  # fmt: skip
-    """STEPS steps as `read` returns them, each with its C and its gradient of y."""
+    """Read STEPS steps as `read` returns them, each with its C and its gradient of y."""
     steps = ()
     for i in tl.static_range(STEPS):
         step = read(
@@ -57,13 +57,13 @@ def read_part(
 
 @triton.jit
 def over_rows(x, SHARED: tl.constexpr):
-    """X summed over its rows if they are directions sharing a decay."""
+    """Sum x over its rows if they are directions sharing a decay."""
     return tl.sum(x, axis=0)[None] if SHARED else x
 
 
 @triton.jit
 def over_channels(x, SHARED: tl.constexpr):
-    """X [Q, N, W] summed over channels: [Q, N] if the rows are directions, else [1, N]."""
+    """Sum x [Q, N, W] over channels: [Q, N] if the rows are directions, else [1, N]."""
     x = tl.sum(x, axis=2)
     return x if SHARED else tl.sum(x, axis=0)[None]
 

@@ -1,4 +1,4 @@
-"""Time split into spans: what each span adds and forgets, then the state at the start of each.
+"""Time split into spans: how much each span adds and forgets, then the state at the start of each.
 
 A scan over a span is the affine map  state -> decay * state + gain.  Spans are summarised side by side, the maps
 are composed one after another, and the scan itself then runs on all spans at once. The adjoint runs the same way,

@@ -1,4 +1,4 @@
-"""What the scan kernels share: which scans and channels a program has, and the arithmetic of one step.
+"""The shared parts of the scan kernels: which scans and channels a program has, and the arithmetic of one step.
 
 A program works on a tile [Q, N, W]: N states by W channels, the channels on the lanes, for Q rows. Usually the rows
 are Q further blocks of channels of one direction. With `SHARED` they are the directions themselves: dt and A are
@@ -16,7 +16,7 @@ LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 @triton.jit
 def place(block, K, Q: tl.constexpr, W: tl.constexpr, SHARED: tl.constexpr):
-    """Batch entry, directions [1 or Q], directions of the decay [1], channels [Q or 1, W] of a block of channels."""
+    """Give batch entry, directions [1 or Q], those of the decay [1], channels [Q or 1, W] of a block of channels."""
     group = tl.program_id(0)
     at = tl.arange(0, W)
     lane = at[None, :]
@@ -38,7 +38,7 @@ def place(block, K, Q: tl.constexpr, W: tl.constexpr, SHARED: tl.constexpr):
 
 @triton.jit
 def tile_masks(k, d, n, K, channels, states):
-    """Which entries exist: of [Q, W], of the decay's [1 or Q, W], of [1 or Q, N], of [Q, N, W]."""
+    """Mark the entries that exist: of [Q, W], of the decay's [1 or Q, W], of [1 or Q, N], of [Q, N, W]."""
     on_decay = d < channels
     on = (k < K)[:, None] & on_decay
     on_parameter = (k < K)[:, None] & (n < states)[None, :]
@@ -59,7 +59,7 @@ def load_row(x_of, stride, token, mask):
 
 @triton.jit
 def load_constants(A, bias, D, A_at, bias_at, D_at, k, k_decay, d, nd, on, on_decay, on_A):
-    """A in units of log 2, and bias and D, zero where there is none."""
+    """Load A in units of log 2, and bias and D, zero where there is none."""
     A2 = tl.load(A + (k_decay * A_at)[:, None, None] + nd, mask=on_A, other=0.0) * LOG2E
     shift = tl.zeros(d.shape, tl.float32)
     if bias is not None:
@@ -86,7 +86,7 @@ def visited(t, orders, k, k_decay, K, L, STEP_PARAMETERS: tl.constexpr):
 
 @triton.jit
 def log1p(x):
-    """log(1 + x) for 0 <= x <= 1 by the series of 2 artanh(x / (2 + x)): the hardware logarithm is bad near 1."""
+    """Compute log(1 + x) for 0 <= x <= 1 by a series of 2 artanh(x / (2 + x)): the hardware logarithm is bad near 1."""
     s = x / (2.0 + x)
     q = s * s
     series = 1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15))
@@ -96,7 +96,7 @@ def log1p(x):
 
 @triton.jit
 def step_size(x, SOFTPLUS: tl.constexpr):
-    """Return the discretisation step of x, which has its bias, and the derivative."""
+    """Compute the discretisation step of x, which has its bias, and the derivative."""
     slope = tl.full(x.shape, 1.0, tl.float32)
     if SOFTPLUS:
         e = tl.exp(-tl.abs(x))
@@ -110,7 +110,7 @@ def read(
     t, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, bk, k, k_decay, on, on_decay, on_parameter,
     K, L, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
 ):  # fmt: skip
-    """What step t needs: u, step size, its derivative, B, whether it restarts, rows visited, whether it exists.
+    """Read the inputs of step t: u, step size, its derivative, B, whether it restarts, rows visited, whether it exists.
 
     A step past the end has length zero: it keeps the state and receives no gradient.
     """
@@ -129,7 +129,7 @@ def read(
 
 @triton.jit
 def decay_of(dt_t, A2, fresh, restart):
-    """exp(dt A) [1 or Q, N, W], zero where the state restarts."""
+    """Compute exp(dt A) [1 or Q, N, W], zero where the state restarts."""
     decay = tl.exp2(dt_t[:, None, :] * A2)
     if restart is not None:
         decay = tl.where(fresh[:, None, None], 0.0, decay)
@@ -138,6 +138,6 @@ def decay_of(dt_t, A2, fresh, restart):
 
 @triton.jit
 def advance(h, step, A2, restart):
-    """Return the state after a step, as `read` returns it."""
+    """Compute the state after a step given as `read` returns it."""
     u_t, dt_t, _, B_t, fresh, _, _ = step
     return decay_of(dt_t, A2, fresh, restart) * h + (dt_t * u_t)[:, None, :] * B_t[:, :, None]

@@ -1,4 +1,4 @@
-"""How a scan is cut into programs for a GPU."""
+"""The cut of a scan into programs for a GPU."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ WARPS = 8  # programs that a multiprocessor holds at once
 
 
 class Tiles(NamedTuple):
-    """How a scan is cut into programs: the tile of states of each, the span of time, and their number."""
+    """The cut of a scan into programs: the tile of states of each, the span of time, and their number."""
 
     rows: int
     states: int
@@ -23,12 +23,12 @@ class Tiles(NamedTuple):
 
     @property
     def backward_grid(self) -> tuple[int, int, int]:
-        """Programs of one launch of the backward: what fills the GPU, as each has its own sums of dB and dC."""
+        """Programs of one launch of the backward: enough to fill the GPU, as each has its own sums of dB and dC."""
         return self.grid[0], -(-self.grid[1] // self.turns), self.grid[2]
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What kernels have to know."""
+        """The arguments of kernels that describe the cut."""
         return {"Q": self.rows, "N": self.states, "W": self.width, "SHARED": self.shared, "span": self.span}
 
 
@@ -45,7 +45,7 @@ def _shares_decay(p: Problem) -> bool:
 
 
 def cut(p: Problem, chunk: int) -> Tiles:
-    """Tiles of ENTRIES states, 16 per lane: as many as the registers of the backward allow."""
+    """Cut into tiles of ENTRIES states, 16 per lane: as many as the registers of the backward allow."""
     batch, directions, length, channels, states = p.sizes
     shared = _shares_decay(p)
     rows = power(directions) if shared else 1
@@ -59,12 +59,12 @@ def cut(p: Problem, chunk: int) -> Tiles:
 
 
 def programs(device: torch.device) -> int:
-    """How many programs of one warp keep the device busy."""
+    """Count the programs of one warp that keep the device busy."""
     return WARPS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def _span(chunk: int, length: int, wanted: int) -> int:
-    """Return the length of each of about `wanted` spans of time, a multiple of `chunk`."""
+    """Choose the length of each of about `wanted` spans of time, a multiple of `chunk`."""
     chunks = -(-length // chunk)
     # a second pass summarises the spans: not worth it for fewer than four, nor for short ones
     return chunk * (chunks if wanted < 4 else min(chunks, max(4, -(-chunks // wanted))))

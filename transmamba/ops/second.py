@@ -14,7 +14,7 @@ def differentiate_again(
     grad_outputs: Sequence[Tensor | None],
     cotangents: Sequence[Tensor | None],
 ) -> tuple[Parts, Parts]:
-    """Compute the backward of a backward: `cotangents` of its gradients to those of `inputs` and `grad_outputs`.
+    """Compute the backward of a backward: gradients of `inputs` and `grad_outputs` from `cotangents` of the first ones.
 
     `run` is plain torch, so that the result can be differentiated in its turn, where autograd asks for that.
 

@@ -25,7 +25,7 @@ def sources() -> dict[str, str]:
 
 
 def _candidates() -> Iterator[str]:
-    """Yield places where libnvrtc may lie: NVIDIA's pip wheels, which torch's CUDA builds need, then the loader's path."""
+    """Yield places where libnvrtc may be: NVIDIA's wheels, which torch's CUDA builds need, then the loader's path."""
     found = importlib.util.find_spec("nvidia")
     for place in (found.submodule_search_locations or ()) if found else ():
         for pattern in ("*/lib/libnvrtc.so.*", "*/bin/nvrtc64_*.dll"):

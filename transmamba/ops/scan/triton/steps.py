@@ -86,7 +86,7 @@ def visited(t, orders, k, k_decay, K, L, STEP_PARAMETERS: tl.constexpr):
 
 @triton.jit
 def log1p(x):
-    """Compute log(1 + x) for 0 <= x <= 1 by a series of 2 artanh(x / (2 + x)): the hardware logarithm is bad near 1."""
+    """Compute log(1 + x) for 0 <= x <= 1 by the series of 2 artanh(x / (2 + x)): the hardware log is bad near 1."""
     s = x / (2.0 + x)
     q = s * s
     series = 1.0 / 11 + q * (1.0 / 13 + q * (1.0 / 15))

@@ -23,7 +23,7 @@ class Tiles(NamedTuple):
 
     @property
     def backward_grid(self) -> tuple[int, int, int]:
-        """Programs of one launch of the backward: enough to fill the GPU, as each has its own sums of dB and dC."""
+        """Programs of one launch of the backward: no more than fill the GPU, as each has its own sums of dB and dC."""
         return self.grid[0], -(-self.grid[1] // self.turns), self.grid[2]
 
     @property

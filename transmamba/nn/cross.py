@@ -57,7 +57,7 @@ class CrossMamba(nn.Module):
         d_conv: width of the convolution over the context.
         expand: inner width as a multiple of `query_dim`.
         readout: which state a query reads.
-        bidirectional: also scan the context from its end, with parameters of its own, and add the outputs of both states.
+        bidirectional: also scan the context from its end, with parameters of its own, and add both outputs.
         residual: add the query to the output.
 
     Raises:
@@ -160,7 +160,7 @@ class CrossMamba(nn.Module):
         return self._gate(query, read_state(self._readout(query), cache.state, merge=True))
 
     def step(self, query: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
-        """Return the output of `forward` for one token; its cost does not depend on the context, nor does `cache` change."""
+        """Return the output of `forward` for one token, at a cost independent of the context; `cache` does not change."""
         return self.read(query[:, None], cache)[:, 0]
 
     def _readout(self, query: Tensor) -> Tensor:

@@ -198,7 +198,7 @@ class Mamba2Mixer(nn.Module):
         seq_idx: Tensor | None,
         cache: MixerCache | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Convolve and scan the tokens as they come with the convolution and the heads of a direction."""
+        """Apply the convolution of a direction and the scan of its heads to the tokens as they come."""
         weight, bias = branch.conv1d.weight[None, :, 0], branch.conv1d.bias
         bias = None if bias is None else bias[None]
         before = None if cache is None else cache.before().to(xBC.dtype)

@@ -111,7 +111,7 @@ class MambaMixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each direction's part of it in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
 
         The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
         """

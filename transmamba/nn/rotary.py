@@ -127,7 +127,7 @@ def _frequencies(rope: Rope, width: int) -> tuple[Tensor, float]:
 
 
 def _llama3(rope: Rope, plain: Tensor) -> tuple[Tensor, float]:
-    """Stretch long waves by the factor and keep short ones, with a ramp in between."""
+    """Divide the frequencies of long waves by the factor and keep those of short ones, with a ramp in between."""
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     context = _number(rope, "original_max_position_embeddings")
     turns = context * plain / (2 * math.pi)

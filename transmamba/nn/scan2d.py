@@ -45,7 +45,7 @@ class StackedSSM(nn.Module):
     def scan_parameters(
         self, u: Float[Tensor, "batch length inner"], directions: slice = slice(None)
     ) -> ScanParameters:
-        """Compute the inputs of the scans over `u`, with a direction axis; of each token alone, so any order may follow."""
+        """Compute the scans' inputs over `u`, with a direction axis; each token by itself, so any order may follow."""
         check_width(u, self.x_proj.shape[2], "u")
         x_proj, dt_proj, dt_bias, A_log, D = (
             p[directions] for p in (self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
@@ -124,7 +124,7 @@ class Scan2dMixer(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each direction's part of it in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
 
         The norm is not linear: all directions are scaled by the deviation of their sum, and share its bias evenly.
 
@@ -133,8 +133,8 @@ class Scan2dMixer(nn.Module):
         """
         if not isinstance(self.out_norm, nn.LayerNorm) or self.out_activation:
             raise NotImplementedError(
-                "the output is not a sum over directions: it is split only where a LayerNorm, and nothing else, follows "
-                "the scan"
+                "the output is not a sum over directions: it is split only where a LayerNorm, and nothing else, "
+                "follows the scan"
             )
         y, gate = self._scan(x, orders, grid, merge=False)
         deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
@@ -187,7 +187,7 @@ class SpatialNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch token dim"], grid: Grid) -> Float[Tensor, "batch token dim"]:
-        """Transform the tokens of a grid."""
+        """Apply the module of this kind to the tokens of a grid."""
         if self.kind == "sigmoid":
             return torch.sigmoid(x)
         if self.kind == "softmax":

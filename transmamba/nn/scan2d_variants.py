@@ -28,7 +28,7 @@ class CascadeMixer(Scan2dMixer):
     """
 
     def forward_directions(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid) -> tuple[Tensor, Tensor]:
-        """Raise NotImplementedError: columns read the output of the rows, so the output is not a sum over directions."""
+        """Raise NotImplementedError: columns read the output of rows, so the result is not a sum over directions."""
         raise NotImplementedError(
             "the output is not a sum over directions: columns are scanned after rows, over the output of the rows"
         )

@@ -45,7 +45,7 @@ class ConvStem(nn.Module):
 
     @typed
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
-        """Return a map of tokens; a border that does not fill a patch is filled up with zeros, below and on the right."""
+        """Return a map of tokens; a border that does not fill a patch is padded with zeros, below and on the right."""
         check_width(image, self.in_chans, "image", axis=1)
         if not image.shape[2] or not image.shape[3]:
             raise ValueError(f"image has shape {tuple(image.shape)}: expected at least one pixel")

@@ -28,7 +28,7 @@ class MixerCache(NamedTuple):
 
 
 class CrossCache(NamedTuple):
-    """State that a `CrossMamba` keeps of a context; reading does not change it.
+    """The state that a `CrossMamba` keeps of a context; reading does not change it.
 
     Attributes:
         state: the state after the last context token, `(batch, direction, inner, state)`; float32 or float64.

@@ -149,7 +149,7 @@ class CrossMamba(nn.Module):
         """
         if self.readout != "final":
             raise ValueError(
-                f'only the last state can be read token by token: this needs readout="final", got {self.readout!r}'
+                f'only the last state can be read token by token: it needs readout="final", got {self.readout!r}'
             )
         inputs = self._write(context, context_mask)
         nobody = inputs["B"][:, :1, :0]
@@ -160,7 +160,7 @@ class CrossMamba(nn.Module):
         return self._gate(query, read_state(self._readout(query), cache.state, merge=True))
 
     def step(self, query: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
-        """Return the output of `forward` for one token, at a cost independent of the context; `cache` does not change."""
+        """Return the output of `forward` for one token, at the same cost for any context; `cache` does not change."""
         return self.read(query[:, None], cache)[:, 0]
 
     def _readout(self, query: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ class CrossMambaBlock(nn.Module):
         return self._add(x, self.mixer.read(self.norm1(x), cache))
 
     def step(self, x: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
-        """Return the output of `forward` for one token, at a cost independent of the context; `cache` does not change."""
+        """Return the output of `forward` for one token, at the same cost for any context; `cache` does not change."""
         return self._add(x, self.mixer.step(self.norm1(x), cache))
 
     def _add(self, x: Tensor, update: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ class SiluGate(nn.Module):
 
 
 class UnitRMSNorm(nn.Module):
-    """x / rms(x), for any width, as FalconMamba norms dt, B and C."""
+    """x / rms(x), for any width; FalconMamba applies it to dt, B and C."""
 
     @typed
     def __init__(self, eps: float) -> None:

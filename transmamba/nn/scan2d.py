@@ -45,7 +45,7 @@ class StackedSSM(nn.Module):
     def scan_parameters(
         self, u: Float[Tensor, "batch length inner"], directions: slice = slice(None)
     ) -> ScanParameters:
-        """Compute the scans' inputs over `u`, with a direction axis; each token by itself, so any order may follow."""
+        """Compute the scans' inputs from `u`, with a direction axis; each token by itself, so any order may follow."""
         check_width(u, self.x_proj.shape[2], "u")
         x_proj, dt_proj, dt_bias, A_log, D = (
             p[directions] for p in (self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)

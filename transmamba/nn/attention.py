@@ -1,4 +1,4 @@
-"""Attention as a mixer: what a Transformer has where a Mamba has its scan."""
+"""Attention as a mixer: the part of a Transformer that stands where a Mamba has its scan."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -103,7 +103,7 @@ class Attention(nn.Module):
         return self.relative_grid is not None or (self.rotary is not None and self.rotary.grid is not None)
 
     def reset_parameters(self) -> None:
-        """Set what this module itself owns to its initial value."""
+        """Set the parameters that this module itself owns to their initial values."""
         if self.relative_bias is not None:
             nn.init.zeros_(self.relative_bias)
 
@@ -156,7 +156,7 @@ class Attention(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: AttentionCache | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], AttentionCache]:
-        """Return what `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+        """Return the output of `forward`, going on from `cache` if there is one, and the cache after the tokens.
 
         Raises:
             ValueError: the attention is not causal.
@@ -196,7 +196,7 @@ class Attention(nn.Module):
     def _mix_heads(
         self, rows: Tensor, mask: Tensor | None, seq_idx: Tensor | None, cache: AttentionCache | None
     ) -> tuple[Tensor, AttentionCache | None]:
-        """Weighted values of all heads side by side, from queries, keys and values side by side."""
+        """Return the weighted values of all heads side by side, from queries, keys and values side by side."""
         query = _Places(*number_tokens(rows, mask, seq_idx))
         if cache is not None:
             place = query.positions + cache.ends[:, None]
@@ -219,7 +219,7 @@ class Attention(nn.Module):
         return y, cache
 
     def _step_heads(self, row: Tensor, cache: AttentionCache) -> tuple[Tensor, AttentionCache]:
-        """Do the same for one token (batch, channel) after those of `cache`."""
+        """Mix one token (batch, channel) in the same way, after those of `cache`."""
         q, k, v = self._heads(row[:, None], place := cache.ends[:, None])
         cache = cache.append(k, v, self.window)
         keys, values, positions = cache.last(self.window)
@@ -227,7 +227,7 @@ class Attention(nn.Module):
         return self._attend(q, keys.to(q.dtype), values.to(q.dtype), allowed, causal=False)[:, 0], cache
 
     def _heads(self, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (batch, head, token, channel) of the tokens at these positions."""
+        """Return queries, keys and values (batch, head, token, channel) of the tokens at these positions."""
         q, k, v = rows.split(self.sizes, -1)
         if self.qk_norm == "full":
             q, k = self._normed(q, k)
@@ -244,7 +244,7 @@ class Attention(nn.Module):
         return self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)  # type: ignore[misc]
 
     def _allowed(self, query: "_Places", key: "_Places", *, padded: bool) -> Tensor | None:
-        """True where a query may attend to a key, (batch, query, key); None where that follows from `causal` alone."""
+        """Return True where a query may attend to a key, (batch, query, key); None where `causal` alone decides."""
         # a compiled graph serves all lengths, so it cannot leave the window out for short ones
         window = self.window
         windowed = window is not None and (torch.compiler.is_compiling() or key.positions.shape[1] > window)
@@ -263,7 +263,7 @@ class Attention(nn.Module):
         return allowed | (q < 0)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, *, causal: bool) -> Tensor:
-        """Weighted values of all heads side by side, (batch, query, head channel)."""
+        """Return the weighted values of all heads side by side, (batch, query, head channel)."""
         bias = None if allowed is None else allowed[:, None]
         if self.relative_grid is not None and self.relative_bias is not None:
             index = relative_index(self.relative_grid, q.shape[2], q.device)
@@ -282,7 +282,7 @@ class Attention(nn.Module):
 def _latest(
     keys: Tensor, values: Tensor, positions: Tensor, window: int | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values and positions that the next token may attend to, padding in front of each sequence."""
+    """Return keys, values and positions that the next token may attend to, padding in front of each sequence."""
     if mask is not None:
         order = torch.sort((positions >= 0).to(torch.uint8), dim=1, stable=True).indices
         positions = positions.gather(1, order)
@@ -294,7 +294,7 @@ def _latest(
 
 
 class _Places(NamedTuple):
-    """Where tokens stand: their positions, -1 for padding, and which packed text they belong to."""
+    """Places of tokens: their positions, -1 for padding, and the packed text that each belongs to."""
 
     positions: Tensor
     texts: Tensor | None = None

@@ -103,14 +103,14 @@ class DropPath(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch ..."]) -> Float[Tensor, "batch ..."]:
-        """The identity outside training."""
+        """Drop whole samples at random in training; return `x` as it is outside training."""
         if not self.training or self.rate == 0.0:
             return x
         keep = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= self.rate
         return x * keep.to(x.dtype) / (1.0 - self.rate)
 
     def extra_repr(self) -> str:
-        """The rate."""
+        """Return the rate."""
         return f"rate={self.rate}"
 
 
@@ -161,7 +161,7 @@ class MambaBlock(nn.Module):
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, "batch token dim"]:
-        """The stream after the block. `orders` and `mask` are the mixer's."""
+        """Return the stream after the block. `orders` and `mask` are the mixer's."""
         check_width(x, self.dim)
         return self._feed_forward(x + self.drop_path(self.mixer(self.norm1(x), orders, mask)))
 
@@ -171,7 +171,7 @@ class MambaBlock(nn.Module):
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """The stream after the block, and the mixer's output split by direction in natural token order."""
+        """Return the stream after the block, and the mixer's output split by direction in natural token order."""
         mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, mask)
         return self._feed_forward(x + self.drop_path(mixed)), parts
 

@@ -1,4 +1,4 @@
-"""What a mixer keeps between the tokens it decodes."""
+"""Caches: the tensors that a mixer keeps between the tokens it decodes."""
 
 from typing import NamedTuple
 
@@ -19,16 +19,16 @@ class MixerCache(NamedTuple):
 
     # a method, because the dynamo of older torches cannot read properties of named tuples
     def before(self) -> Tensor:
-        """The tokens that a continued convolution still sees, `(batch, direction, d_conv - 1, channel)`."""
+        """Return the tokens that a continued convolution still covers, `(batch, direction, d_conv - 1, channel)`."""
         return inputs_before(self.conv)
 
     def last_inputs(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """`conv` after the tokens `x` (batch, token, channel), of which `mask` says which are real."""
+        """Return `conv` after the tokens `x` (batch, token, channel), of which `mask` marks the real ones."""
         return last_inputs(self.conv, x, mask)
 
 
 class CrossCache(NamedTuple):
-    """What a `CrossMamba` keeps of a context; reading does not change it.
+    """The state that a `CrossMamba` keeps of a context; reading does not change it.
 
     Attributes:
         state: the state after the last context token, `(batch, direction, inner, state)`; float32 or float64.
@@ -68,7 +68,7 @@ class AttentionCache(NamedTuple):
         return cls(keys, values, positions, ends, length, padded, [length])
 
     def last(self, count: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and positions of the last `count` tokens, or of all."""
+        """Return keys, values and positions of the last `count` tokens, or of all."""
         start = 0 if count is None else max(0, self.length - count)
         slots = slice(start, self.length)
         return self.keys[:, :, slots], self.values[:, :, slots], self.positions[:, slots]
@@ -77,7 +77,7 @@ class AttentionCache(NamedTuple):
         """Add one real token (batch, head, 1, channel) to every sequence, in place if there is room."""
         keep = None if window is None else window - 1
         positions, ends = self.ends[:, None], self.ends + 1
-        if key.requires_grad or value.requires_grad:  # autograd keeps what was read: nothing may be overwritten
+        if key.requires_grad or value.requires_grad:  # autograd keeps the values read: none may be overwritten
             keys, values, before = self.last(keep)
             keys, values = (torch.cat([x.to(y.dtype), y], -2) for x, y in ((keys, key), (values, value)))
             return AttentionCache.of(keys, values, torch.cat([before, positions], 1), ends, padded=self.padded)
@@ -104,7 +104,7 @@ class AttentionCache(NamedTuple):
 
 
 class ConvolvedCache(NamedTuple):
-    """What `ConvolvedAttention` keeps.
+    """Tensors that `ConvolvedAttention` keeps between tokens.
 
     Attributes:
         conv: the last inputs of its convolution as in `MixerCache`; its last axis is empty if there is none.
@@ -116,12 +116,12 @@ class ConvolvedCache(NamedTuple):
 
 
 def inputs_before(conv: Tensor) -> Tensor:
-    """Return the tokens that a continued convolution still sees, `(batch, direction, d_conv - 1, channel)`."""
+    """Return the tokens that a continued convolution still covers, `(batch, direction, d_conv - 1, channel)`."""
     return conv[..., 1:].transpose(1, 2)[:, None]
 
 
 def last_inputs(conv: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the inputs to keep after the tokens `x` (batch, token, channel), of which `mask` says which are real."""
+    """Return the inputs to keep after the tokens `x` (batch, token, channel), of which `mask` marks the real ones."""
     width = conv.shape[-1]
     seen = torch.cat([conv.transpose(1, 2), x], 1)
     if mask is None:

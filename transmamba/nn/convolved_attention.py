@@ -31,7 +31,7 @@ class ConvolvedAttention(Attention):
 
     Reference:
         `MHA` of mamba_ssm, the attention layers of mamba2attn-2.7b. Its decoding keeps outputs of the convolution where
-        it needs the inputs; here decoding gives what the parallel pass gives.
+        it needs the inputs; here decoding and the parallel pass agree.
 
     Example:
         >>> ConvolvedAttention(8, heads=2, d_conv=4, hidden_dim=16)(torch.zeros(2, 5, 8)).shape
@@ -98,6 +98,6 @@ class ConvolvedAttention(Attention):
         return mixed, ConvolvedCache(last_inputs(cache.conv, rows, mask), attention)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries, keys and values side by side, and the MLP beside them."""
+        """Return queries, keys and values side by side, and the MLP beside them."""
         rows, value, gate = self.qkv(x).split(self.beside, -1)
         return rows, value * F.silu(gate)

@@ -18,7 +18,7 @@ Readout = Literal["final", "aligned", "progress"]
 
 
 class StateWriter(nn.Module):
-    """What one direction over the context owns: a selective SSM that is only written to (no C, no D)."""
+    """Parameters of one direction over the context: a selective SSM that is only written to (no C, no D)."""
 
     def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class StateWriter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of what this module itself owns anew."""
+        """Draw the initial values of this module's own parameters again."""
         nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         init_step_bias(self.dt_bias, 1e-3, 1e-1)
         init_decay(self.A_log)
@@ -57,7 +57,7 @@ class CrossMamba(nn.Module):
         d_conv: width of the convolution over the context.
         expand: inner width as a multiple of `query_dim`.
         readout: which state a query reads.
-        bidirectional: also scan the context from its end, with parameters of its own, and add what both states give.
+        bidirectional: also scan the context from its end, with parameters of its own, and add both outputs.
         residual: add the query to the output.
 
     Raises:
@@ -149,22 +149,22 @@ class CrossMamba(nn.Module):
         """
         if self.readout != "final":
             raise ValueError(
-                f'what is read token by token is the last state: it needs readout="final", got {self.readout!r}'
+                f'only the last state can be read token by token: it needs readout="final", got {self.readout!r}'
             )
         inputs = self._write(context, context_mask)
         nobody = inputs["B"][:, :1, :0]
         return CrossCache(cross_scan(**inputs, C=nobody, return_last_state=True)[1])
 
     def read(self, query: Float[Tensor, "batch token dim"], cache: CrossCache) -> Float[Tensor, "batch token dim"]:
-        """What `forward` gives, for any number of tokens that read the context of `cache`."""
+        """Return the output of `forward`, for any number of tokens that read the context of `cache`."""
         return self._gate(query, read_state(self._readout(query), cache.state, merge=True))
 
     def step(self, query: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
-        """What `forward` gives for one token; its cost does not depend on the context, nor does `cache` change."""
+        """Return the output of `forward` for one token, at the same cost for any context; `cache` does not change."""
         return self.read(query[:, None], cache)[:, 0]
 
     def _readout(self, query: Tensor) -> Tensor:
-        """C of each direction, (batch, direction, token, state)."""
+        """Return C of each direction, (batch, direction, token, state)."""
         return self.c_proj(query).unflatten(-1, (len(self.branches), -1)).movedim(2, 1)
 
     def _gate(self, query: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -173,7 +173,7 @@ class CrossMamba(nn.Module):
         return query + update if self.residual else update
 
     def _write(self, context: Tensor, mask: Tensor | None) -> dict[str, Any]:
-        """Arguments of the scans over the context."""
+        """Return the arguments of the scans over the context."""
         # not by `scan_order`, which needs a token where a context may have none
         there = torch.arange(context.shape[1], device=context.device)
         orders = [ScanOrder(walk, walk) for walk in (there, there.flip(0))[: len(self.branches)]]

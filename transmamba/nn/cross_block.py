@@ -92,11 +92,11 @@ class CrossMambaBlock(nn.Module):
         return self.mixer.prefill(self.norm_context(context), context_mask)
 
     def read(self, x: Float[Tensor, "batch token dim"], cache: CrossCache) -> Float[Tensor, "batch token dim"]:
-        """What `forward` gives, for any number of tokens that read the context of `cache`."""
+        """Return the output of `forward`, for any number of tokens that read the context of `cache`."""
         return self._add(x, self.mixer.read(self.norm1(x), cache))
 
     def step(self, x: Float[Tensor, "batch dim"], cache: CrossCache) -> Float[Tensor, "batch dim"]:
-        """What `forward` gives for one token; its cost does not depend on the context, nor does `cache` change."""
+        """Return the output of `forward` for one token, at the same cost for any context; `cache` does not change."""
         return self._add(x, self.mixer.step(self.norm1(x), cache))
 
     def _add(self, x: Tensor, update: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ def mix_along(
     mask: Tensor | None,
     seq_idx: Tensor | None,
 ) -> Tensor:
-    """Return what `mix(x, mask, seq_idx)` gives when the tokens come in the one order; forward by default.
+    """Return the output of `mix(x, mask, seq_idx)` when the tokens come in the one order; forward by default.
 
     Raises:
         ValueError: there is more than one order, or it mixes packed sequences.

@@ -36,7 +36,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, dim, patch_size, self.stride, bias=bias)
 
     def grid(self, height: int, width: int) -> Grid:
-        """Rows and columns of tokens for an image of that size in pixels."""
+        """Return the rows and columns of tokens for an image of that size in pixels."""
         for side in (height, width):
             if side < self.patch_size or (side - self.patch_size) % self.stride:
                 raise ValueError(
@@ -47,7 +47,7 @@ class PatchEmbed(nn.Module):
 
     @typed
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch token dim"]:
-        """Tokens of the image in raster order."""
+        """Return the tokens of the image in raster order."""
         check_width(image, self.proj.in_channels, "image", axis=1)
         self.grid(*image.shape[-2:])
         return self.proj(image).flatten(2).transpose(1, 2)
@@ -55,7 +55,7 @@ class PatchEmbed(nn.Module):
 
 @typed
 def init_position(positions: int, dim: int) -> nn.Parameter:
-    """A learned position table (1, positions, dim), drawn by `draw_position`."""
+    """Create a learned position table (1, positions, dim), drawn by `draw_position`."""
     check_sizes(positions=positions, dim=dim)
     table = nn.Parameter(torch.empty(1, positions, dim))
     draw_position(table)

@@ -1,4 +1,4 @@
-"""The heads of a Mamba-2 mixer: what they own, how they start, and their scan."""
+"""The heads of a Mamba-2 mixer: their parameters, initial values and scan."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +11,7 @@ from transmamba.ops.ssd import check_limits
 
 
 class HeadSSM(nn.Module):
-    """What the heads of a Mamba-2 mixer own: decay A, step-size bias and direct path D.
+    """Parameters of the heads of a Mamba-2 mixer: decay A, step-size bias and direct path D.
 
     A starts evenly spread over [-16, -1], the step sizes evenly on a log scale over [1e-3, 1e-1], D at one.
 
@@ -25,7 +25,7 @@ class HeadSSM(nn.Module):
         chunk_size: tokens per matrix product of the scan; changes the speed, not the result.
 
     Raises:
-        ValueError: the groups do not divide the heads, or `dt_limit` is no interval of step sizes.
+        ValueError: the groups do not divide the heads, or `dt_limit` is not an interval of step sizes.
     """
 
     @typed
@@ -53,7 +53,7 @@ class HeadSSM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         with torch.no_grad():
             self.A_log.uniform_(1, 16).log_()
         nn.init.ones_(self.D)
@@ -90,7 +90,7 @@ class HeadSSM(nn.Module):
         return y.flatten(2), last_state
 
     def step(self, xBC: Tensor, dt: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One token (batch, channel) from `state`: output and the state after it."""
+        """Scan one token (batch, channel) from `state`: return the output and the state after it."""
         y, state = ssd_step(
             state, *self._inputs(xBC, dt), dt_bias=self.dt_bias, dt_softplus=True, dt_limit=self.dt_limit
         )

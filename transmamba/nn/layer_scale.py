@@ -15,7 +15,7 @@ class ScaledMixer(nn.Module):
     Args:
         dim: width of the tokens.
         mixer: any mixer with an output projection `out_proj`.
-        initial: what gamma starts from.
+        initial: value that gamma starts from.
 
     Raises:
         ValueError: the mixer is of another width.
@@ -52,10 +52,10 @@ class ScaledMixer(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch token dim"], *context: Any) -> Float[Tensor, "batch token dim"]:
-        """What the mixer gives, scaled."""
+        """Return the output of the mixer, scaled."""
         return self.gamma * self.mixer(x, *context)
 
     def forward_directions(self, x: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
-        """What `forward` gives, and each direction's part of it."""
+        """Return the output of `forward`, and each direction's part of it."""
         mixed, parts = self.mixer.forward_directions(x, *context)
         return self.gamma * mixed, self.gamma * parts

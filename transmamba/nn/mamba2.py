@@ -144,7 +144,7 @@ class Mamba2Mixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: MixerCache | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], MixerCache]:
-        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+        """Return the output of `forward`, going on from `cache` if there is one, and the cache after the tokens.
 
         Padding may stand on either side, but a continued sequence is not to be padded in between.
 
@@ -158,7 +158,7 @@ class Mamba2Mixer(nn.Module):
         return self._output(beside, self.norm(y, z)), MixerCache(cache.last_inputs(xBC, mask), state)
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
-        """One token after those of `cache`, which is not written to."""
+        """Mix one token after those of `cache`, which is not written to."""
         beside, z, xBC, dt = self._project(x)
         kernel, bias = self.conv1d.weight[:, 0], self.conv1d.bias
         xBC, conv = conv_step(cache.conv, xBC, kernel, bias, activation="silu")
@@ -166,7 +166,7 @@ class Mamba2Mixer(nn.Module):
         return self._output(beside, self.norm(y, z)), MixerCache(conv, state)
 
     def empty_cache(self, batch_size: int) -> MixerCache:
-        """The cache before the first token.
+        """Return the cache before the first token.
 
         Raises:
             ValueError: the mixer has more than one direction.
@@ -180,7 +180,7 @@ class Mamba2Mixer(nn.Module):
     def _directions(
         self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, seq_idx: Tensor | None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Return the MLP beside the heads, and what each direction gives to `out_proj`, in natural token order."""
+        """Return the MLP beside the heads, and each direction's input of `out_proj`, in natural token order."""
         beside, z, xBC, dt = self._project(x)
         xBC = xBC if mask is None else xBC.masked_fill(~mask[..., None], 0.0)
         parts = []
@@ -198,7 +198,7 @@ class Mamba2Mixer(nn.Module):
         seq_idx: Tensor | None,
         cache: MixerCache | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Convolve and scan the tokens as they come with the convolution and the heads of a direction."""
+        """Apply the convolution of a direction and the scan of its heads to the tokens as they come."""
         weight, bias = branch.conv1d.weight[None, :, 0], branch.conv1d.bias
         bias = None if bias is None else bias[None]
         before = None if cache is None else cache.before().to(xBC.dtype)
@@ -212,7 +212,7 @@ class Mamba2Mixer(nn.Module):
         return branch
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The MLP beside the heads, their gate, the inputs of the convolution, and the step sizes."""
+        """Return the MLP beside the heads, their gate, the inputs of the convolution, and the step sizes."""
         check_width(x, self.in_proj.in_features)
         gate, value, z, xBC, dt = self.in_proj(x).split(self.sizes, -1)
         return F.silu(gate) * value, z, xBC, dt

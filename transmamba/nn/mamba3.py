@@ -19,7 +19,7 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]  # x, 
 
 
 def heavy_tail(x: Tensor) -> Tensor:
-    """1 + x for positive x, 1 / (1 - x) for negative: positive, and flatter than softplus on the left."""
+    """Compute 1 + x for positive x, 1 / (1 - x) for negative: positive, and flatter than softplus on the left."""
     return x.clamp_min(0) + 1 / (1 - x.clamp_max(0))
 
 
@@ -32,7 +32,7 @@ class Mamba3Branch(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of what this module itself owns anew."""
+        """Draw the initial values of this module's own parameters again."""
         _draw(self)
 
 
@@ -107,7 +107,7 @@ class Mamba3Mixer(nn.Module):
         return 1 + len(self.others)
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of what this module itself owns anew."""
+        """Draw the initial values of this module's own parameters again."""
         _draw(self)
 
     @typed
@@ -145,7 +145,7 @@ class Mamba3Mixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: TrapezoidState | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], TrapezoidState]:
-        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+        """Return the output of `forward`, going on from `cache` if there is one, and the cache after the tokens.
 
         Padding may stand on either side, but a continued sequence is not to be padded in between.
 
@@ -160,13 +160,13 @@ class Mamba3Mixer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], cache: TrapezoidState
     ) -> tuple[Float[Tensor, "batch dim"], TrapezoidState]:
-        """One token after those of `cache`, which is not written to."""
+        """Mix one token after those of `cache`, which is not written to."""
         z, projected = self._project(x)
         y, cache = trapezoidal_step(cache, *self._inputs(self, projected), self.D, z)
         return self.out_proj(y.flatten(1)), cache
 
     def empty_cache(self, batch_size: int) -> TrapezoidState:
-        """The cache before the first token.
+        """Return the cache before the first token.
 
         Raises:
             ValueError: the mixer has more than one direction.
@@ -177,7 +177,7 @@ class Mamba3Mixer(nn.Module):
     def _directions(
         self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, seq_idx: Tensor | None
     ) -> list[Tensor]:
-        """Return what each direction gives to `out_proj`, in natural token order."""
+        """Return each direction's input of `out_proj`, in natural token order."""
         z, projected = self._project(x)
         parts = []
         for branch, order in zip([self, *self.others], orders_of(self.directions, orders, x, seq_idx), strict=True):
@@ -188,7 +188,7 @@ class Mamba3Mixer(nn.Module):
         return parts
 
     def _project(self, x: Tensor) -> tuple[Tensor, Projected]:
-        """Return the gate and what all directions share; x and gate by head."""
+        """Return the gate and the inputs that all directions share; x and gate by head."""
         check_width(x, self.in_proj.in_features)
         z, u, B, C, dt, rate, blend, theta = self.in_proj(x).split(self.sizes, -1)
         z, u = (t.unflatten(-1, (self.heads, -1)) for t in (z, u))
@@ -203,7 +203,7 @@ class Mamba3Mixer(nn.Module):
         return u, F.softplus(dt + branch.dt_bias), A, B, C, blend, theta
 
     def _by_head(self, x: Tensor, norm: nn.Module, bias: Tensor) -> Tensor:
-        """B or C of every head, (..., head, state)."""
+        """Return B or C of every head, (..., head, state)."""
         grouped = norm(x.unflatten(-1, (self.groups, -1)))
         return grouped.repeat_interleave(self.heads // self.groups, -2) + bias[:, 0]
 

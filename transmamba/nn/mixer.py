@@ -17,7 +17,7 @@ from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, sele
 
 
 class ScanBranch(nn.Module):
-    """What one direction of a mixer owns: a causal convolution and a selective SSM."""
+    """Parameters of one direction of a mixer: a causal convolution and a selective SSM."""
 
     @typed
     def __init__(self, d_inner: int, *, d_state: int, d_conv: int, dt_rank: int, conv_bias: bool = True) -> None:
@@ -111,7 +111,7 @@ class MambaMixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
 
         The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
         """
@@ -129,7 +129,7 @@ class MambaMixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         cache: MixerCache | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], MixerCache]:
-        """What `forward` gives, going on from `cache` if there is one, and the cache after the tokens.
+        """Return the output of `forward`, going on from `cache` if there is one, and the cache after the tokens.
 
         Padding may stand on either side, but a continued sequence is not to be padded in between.
 
@@ -142,7 +142,7 @@ class MambaMixer(nn.Module):
         return self.out_proj(scanned.y), MixerCache(conv, scanned.last_state[:, 0])
 
     def step(self, x: Float[Tensor, "batch dim"], cache: MixerCache) -> tuple[Float[Tensor, "batch dim"], MixerCache]:
-        """One token after those of `cache`, which is not written to."""
+        """Mix one token after those of `cache`, which is not written to."""
         (branch,) = self.branches
         u, gate = self.in_proj(x).chunk(2, -1)
         u, conv = conv_step(cache.conv, u, branch.conv1d.weight[:, 0], branch.conv1d.bias, activation="silu")
@@ -153,7 +153,7 @@ class MambaMixer(nn.Module):
         return self.out_proj(y), MixerCache(conv, state)
 
     def empty_cache(self, batch_size: int) -> MixerCache:
-        """The cache before the first token.
+        """Return the cache before the first token.
 
         Raises:
             ValueError: the mixer has more than one direction.
@@ -211,8 +211,8 @@ class MambaMixer(nn.Module):
 
 
 class _Scanned(NamedTuple):
-    """What a scan over the tokens gives."""
+    """Results of a scan over the tokens."""
 
     y: Tensor  # gated
-    u: Tensor  # what the convolution saw
+    u: Tensor  # input of the convolution
     last_state: Tensor  # (batch, direction, inner, state)

@@ -77,7 +77,7 @@ class RMSNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
+        """Normalise each token by itself."""
         check_width(x, len(self.weight))
         return _rms_norm(x, self.eps, self.weight).to(self.weight.dtype)
 
@@ -110,7 +110,7 @@ class GatedRMSNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "*batch dim"], z: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Each token by itself."""
+        """Normalise each token by itself."""
         check_width(x, len(self.weight))
         gate = F.silu(z.to(_at_least_float32(z)))
         if self.norm_before_gate:
@@ -139,7 +139,7 @@ class SiluGate(nn.Module):
 
 
 class UnitRMSNorm(nn.Module):
-    """x / rms(x), for any width: what FalconMamba does to dt, B and C."""
+    """x / rms(x), for any width; FalconMamba applies it to dt, B and C."""
 
     @typed
     def __init__(self, eps: float) -> None:
@@ -148,7 +148,7 @@ class UnitRMSNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Each token by itself."""
+        """Normalise each token by itself."""
         return _rms_norm(x, self.eps).to(x.dtype)
 
 

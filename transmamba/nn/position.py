@@ -82,7 +82,7 @@ def number_tokens(
 
 
 def take_positions(table: Tensor, positions: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Rows of a table (1, row, dim) at these positions, padding at the first one, after `seen` tokens (batch,).
+    """Take rows of a table (1, row, dim) at these positions, padding at the first one, after `seen` tokens (batch,).
 
     Raises:
         ValueError: a position has no row.

@@ -115,7 +115,7 @@ def _number(rope: Rope, key: str) -> float:
 
 
 def _frequencies(rope: Rope, width: int) -> tuple[Tensor, float]:
-    """Angles per position, (width / 2,), and the factor of sine and cosine; as transformers computes them."""
+    """Return angles per position, (width / 2,), and the factor of sine and cosine, as transformers computes them."""
     theta, kind = _number(rope, "rope_theta"), rope.get("rope_type", "default")
     if kind == "axial":
         return 1 / theta ** torch.arange(0, 1, 4 / width, dtype=torch.float32, device="cpu"), 1.0
@@ -127,7 +127,7 @@ def _frequencies(rope: Rope, width: int) -> tuple[Tensor, float]:
 
 
 def _llama3(rope: Rope, plain: Tensor) -> tuple[Tensor, float]:
-    """Long waves are stretched by the factor, short ones are kept, with a ramp in between."""
+    """Divide the frequencies of long waves by the factor and keep those of short ones, with a ramp in between."""
     factor, low, high = (_number(rope, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     context = _number(rope, "original_max_position_embeddings")
     turns = context * plain / (2 * math.pi)
@@ -136,7 +136,7 @@ def _llama3(rope: Rope, plain: Tensor) -> tuple[Tensor, float]:
 
 
 def _yarn(rope: Rope, plain: Tensor) -> tuple[Tensor, float]:
-    """Frequencies of few turns in the original context are divided by the factor, with a ramp over their numbers."""
+    """Divide frequencies of few turns in the original context by the factor, with a ramp over their numbers."""
     factor, context = _number(rope, "factor"), _number(rope, "original_max_position_embeddings")
     width, theta = 2 * len(plain), _number(rope, "rope_theta")
 

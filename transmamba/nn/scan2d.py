@@ -35,7 +35,7 @@ class StackedSSM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
         nn.init.uniform_(self.dt_proj, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
         nn.init.ones_(self.D)
@@ -45,7 +45,7 @@ class StackedSSM(nn.Module):
     def scan_parameters(
         self, u: Float[Tensor, "batch length inner"], directions: slice = slice(None)
     ) -> ScanParameters:
-        """The inputs of the scans over `u` with a direction axis; functions of each token, so any order may follow."""
+        """Compute the scans' inputs from `u`, with a direction axis; each token by itself, so any order may follow."""
         check_width(u, self.x_proj.shape[2], "u")
         x_proj, dt_proj, dt_bias, A_log, D = (
             p[directions] for p in (self.x_proj, self.dt_proj, self.dt_bias, self.A_log, self.D)
@@ -70,7 +70,7 @@ class Scan2dMixer(nn.Module):
         activation: after the convolution, and of the gate.
         gated: multiply by a second half of `in_proj`, activated.
         gate_activation: whether that half is activated.
-        out_norm: builds what follows the scan from a width, called with tokens and grid; a LayerNorm by default.
+        out_norm: builds the module after the scan from a width, called with tokens and grid; a LayerNorm by default.
         out_activation: a GELU after it.
         dropout: rate at which numbers of the output are dropped while training.
 
@@ -124,17 +124,17 @@ class Scan2dMixer(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """What `forward` gives, and each direction's part of it in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
 
         The norm is not linear: all directions are scaled by the deviation of their sum, and share its bias evenly.
 
         Raises:
-            NotImplementedError: what follows the scan is no LayerNorm alone, and has no such split.
+            NotImplementedError: the scan is not followed by a LayerNorm alone, so there is no such split.
         """
         if not isinstance(self.out_norm, nn.LayerNorm) or self.out_activation:
             raise NotImplementedError(
-                "the output is no sum over directions: it is split only where a LayerNorm, and nothing else, follows "
-                "the scan"
+                "the output is not a sum over directions: it is split only where a LayerNorm, and nothing else, "
+                "follows the scan"
             )
         y, gate = self._scan(x, orders, grid, merge=False)
         deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
@@ -168,7 +168,7 @@ def check_odd(d_conv: int) -> None:
 
 
 class SpatialNorm(nn.Module):
-    """What may follow the scan of VMamba instead of a LayerNorm.
+    """Alternatives to the LayerNorm that follows the scan of VMamba.
 
     Args:
         dim: width of the tokens.
@@ -187,7 +187,7 @@ class SpatialNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch token dim"], grid: Grid) -> Float[Tensor, "batch token dim"]:
-        """The tokens of a grid, transformed."""
+        """Apply the module of this kind to the tokens of a grid."""
         if self.kind == "sigmoid":
             return torch.sigmoid(x)
         if self.kind == "softmax":

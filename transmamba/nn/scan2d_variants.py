@@ -18,7 +18,7 @@ from transmamba.ops.orders import Grid
 
 
 class CascadeMixer(Scan2dMixer):
-    """A `Scan2dMixer` that scans every row from both ends, and then every column of what came out.
+    """A `Scan2dMixer` that scans every row from both ends, and then every column of the result.
 
     The steps of the way back are not put back in place before they are added: token w of a row gets the output of
     the way back at its step w, as the official code has it.
@@ -28,9 +28,9 @@ class CascadeMixer(Scan2dMixer):
     """
 
     def forward_directions(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid) -> tuple[Tensor, Tensor]:
-        """Raise NotImplementedError: the columns read what the rows gave, so the output is no sum over directions."""
+        """Raise NotImplementedError: columns read the output of rows, so the result is not a sum over directions."""
         raise NotImplementedError(
-            "the output is no sum over directions: columns are scanned after rows, over what the rows gave"
+            "the output is not a sum over directions: columns are scanned after rows, over the output of the rows"
         )
 
     def _scan_map(self, u: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> Tensor:
@@ -39,7 +39,7 @@ class CascadeMixer(Scan2dMixer):
         return u.flatten(1, 2)
 
     def _lines(self, u: Tensor, directions: slice) -> Tensor:
-        """Normed lines (batch, line, token, inner), each scanned by itself along two directions."""
+        """Normalise lines (batch, line, token, inner) and scan each by itself along two directions."""
         lines = F.layer_norm(u, u.shape[-1:]).flatten(0, 1)
         dt, A, B, C, D, dt_bias = self.ssm.scan_parameters(lines, directions)
         orders = scan_orders(("forward", "backward"), lines.shape[1], u.device)
@@ -69,7 +69,7 @@ class StackedHeadSSM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         nn.init.uniform_(self.x_proj, -(self.x_proj.shape[2] ** -0.5), self.x_proj.shape[2] ** -0.5)
         nn.init.ones_(self.D)
         nn.init.zeros_(self.A_log)
@@ -77,7 +77,7 @@ class StackedHeadSSM(nn.Module):
 
     @typed
     def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
-        """The inputs of the scans over `u`, repeated for the channels of each head."""
+        """Compute the inputs of the scans over `u`, repeated for the channels of each head."""
         check_width(u, self.x_proj.shape[2], "u")
         projected = einsum(u, self.x_proj, "batch token inner, direction row inner -> batch direction token row")
         dt, B, C = projected.split(self.sizes, -1)

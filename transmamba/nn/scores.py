@@ -22,12 +22,12 @@ def grid_of(sides: Sequence[int]) -> Grid:
 
 
 def distances(grid: Grid) -> int:
-    """Number of distances between two cells of a grid, and three for those to, from and of the class token."""
+    """Count the distances between two cells of a grid, and three more for those to, from and of the class token."""
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + 3
 
 
 def relative_index(grid: Grid, tokens: int, device: torch.device) -> Tensor:
-    """Row of BEiT's table for every query and key, (token, token): a class token and the cells of the grid.
+    """Return the row of BEiT's table for every query and key, (token, token): a class token and the cells of the grid.
 
     Raises:
         ValueError: the tokens are not those.

@@ -63,7 +63,7 @@ class SnakeMixer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of what this module itself owns anew."""
+        """Draw the initial values of this module's own parameters again."""
         nn.init.trunc_normal_(self.move_B, std=0.02)
 
     @typed
@@ -80,7 +80,7 @@ class SnakeMixer(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """What `forward` gives, and each order's part of it without the bias, in natural token order."""
+        """Return the output of `forward`, and each order's part of it without the bias, in natural token order."""
         y = self._scan(x, orders, moves, grid, merge=False)
         parts = F.linear(y.movedim(1, 0), self.out_proj.weight)
         mixed = parts.sum(0)
@@ -119,7 +119,7 @@ class SnakeMixer(nn.Module):
 
 @typed
 def moves_between(orders: Sequence[ScanOrder], grid: Grid) -> Int[Tensor, "direction token"]:
-    """For each step of each order the move that led to it: 0 none, 1 right, 2 left, 3 up, 4 down.
+    """Return for each step of each order the move that led to it: 0 none, 1 right, 2 left, 3 up, 4 down.
 
     The orders go from neighbour to neighbour, as snakes do.
 

@@ -1,4 +1,4 @@
-"""The selective state-space layer of one direction: what it owns and how it starts."""
+"""The selective state-space layer of one direction: its parameters and their initial values."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from transmamba.ops import ScanOrder, multi_scan
 
 
 class ScanParameters(NamedTuple):
-    """What a scan of one direction needs beside its input."""
+    """Arguments that a scan of one direction needs beside its input."""
 
     dt: Float[Tensor, "batch length inner"]
     A: Float[Tensor, "inner state"]
@@ -62,7 +62,7 @@ class SelectiveSSM(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values anew."""
+        """Draw the initial values again."""
         self.x_proj.reset_parameters()
         scale = self.dt_rank**-0.5
         nn.init.uniform_(self.dt_proj.weight, -scale, scale)
@@ -71,7 +71,7 @@ class SelectiveSSM(nn.Module):
         init_decay(self.A_log)
 
     def scan_parameters(self, u: Float[Tensor, "batch length inner"]) -> ScanParameters:
-        """The inputs of the scan over `u`; they are functions of each token alone, so any order may follow."""
+        """Compute the inputs of the scan over `u`; they are functions of each token alone, so any order may follow."""
         check_width(u, self.x_proj.in_features, "u")
         parts = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], -1)
         low, B, C = (self.parameter_norm(part) for part in parts)
@@ -86,7 +86,7 @@ class SelectiveSSM(nn.Module):
 
 
 def step_rank(width: int, rank: int | Literal["auto"]) -> int:
-    """The rank of the step-size projection; "auto" is Mamba's ceil(width / 16)."""
+    """Return the rank of the step-size projection; "auto" is Mamba's ceil(width / 16)."""
     if rank == "auto":
         return math.ceil(width / 16)
     check_sizes(dt_rank=rank)
@@ -108,7 +108,7 @@ def init_decay(A_log: Tensor) -> None:
 
 
 def decay_rates(A_log: Tensor) -> Tensor:
-    """A = -exp(A_log), at least in float32 whatever the parameter's dtype."""
+    """Compute A = -exp(A_log), at least in float32 whatever the parameter's dtype."""
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
@@ -118,7 +118,7 @@ def scan_directions(
     orders: Sequence[ScanOrder] | None = None,
     **options: Any,
 ) -> Tensor:
-    """One `multi_scan` over several directions.
+    """Run one `multi_scan` over several directions.
 
     `u` and `parameters` hold one entry per direction, or a single one that all directions share. `options` go to
     `multi_scan`.
@@ -141,5 +141,5 @@ def scan_directions(
 
 
 def _join(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """What `torch.stack` gives, without a copy of a single part."""
+    """Stack the parts as `torch.stack` does, without a copy of a single part."""
     return parts[0].unsqueeze(dim) if len(parts) == 1 else torch.stack(tuple(parts), dim)

@@ -45,7 +45,7 @@ class ConvStem(nn.Module):
 
     @typed
     def forward(self, image: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
-        """A map of tokens; a border that does not fill a patch is filled up with zeros, below and on the right."""
+        """Return a map of tokens; a border that does not fill a patch is padded with zeros, below and on the right."""
         check_width(image, self.in_chans, "image", axis=1)
         if not image.shape[2] or not image.shape[3]:
             raise ValueError(f"image has shape {tuple(image.shape)}: expected at least one pixel")
@@ -88,7 +88,7 @@ class ConvNorm(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
-        """The normed map."""
+        """Return the normed map."""
         check_width(x, self.conv.in_channels, axis=1)
         check_sizes(rows=x.shape[2], columns=x.shape[3])
         return self.channel_norm(self.conv(x).movedim(1, -1)).movedim(-1, 1)
@@ -111,7 +111,7 @@ class PatchMerging(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch dim rows columns"]:
-        """The map of half the size."""
+        """Return the map of half the size."""
         check_width(x, self.reduction.in_features // 4, axis=1)
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
         merged = rearrange(x, "batch channel (row r) (column c) -> batch row column (c r channel)", r=2, c=2)

@@ -17,7 +17,7 @@ from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
 class ThereAndBackMixer(nn.Module):
     """in_proj -> causal convolution, SiLU, selective SSM scanned forward and backward -> sum, gate -> out_proj.
 
-    The way back has decay rates of its own and shares everything else, also what the forward convolution gives.
+    The way back has decay rates of its own and shares everything else, also the output of the forward convolution.
 
     Args:
         d_model: width of the tokens.
@@ -63,7 +63,7 @@ class ThereAndBackMixer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the initial values of what this module itself owns anew."""
+        """Initialise this module's own parameters again."""
         init_decay(self.back_A_log)
 
     @typed
@@ -88,7 +88,7 @@ class ThereAndBackMixer(nn.Module):
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """What `forward` gives, and each direction's part of it without the bias, in natural token order."""
+        """Return the output of `forward`, and each direction's part of it without the bias, in natural token order."""
         parts = F.linear(self._scan(x, orders, mask, merge=False).movedim(1, 0), self.out_proj.weight)
         mixed = parts.sum(0)
         return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts

@@ -121,7 +121,7 @@ class TransformerBlock(nn.Module):
         return self._join(x, mixed), parts
 
     def prefill(self, x: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
-        """Return what `forward` gives, going on from `cache`, and the cache after the tokens."""
+        """Return the output of `forward`, going on from `cache`, and the cache after the tokens."""
         mixed, cache = self._mixer.prefill(self._read(x, self.norm1), mask, cache)
         return self._join(x, mixed), cache
 
@@ -135,14 +135,14 @@ class TransformerBlock(nn.Module):
         return getattr(self, self.mixer_name)
 
     def _read(self, x: Tensor, norm: nn.Module | None) -> Tensor:
-        """Input of a branch."""
+        """Return the input of a branch."""
         if self.placement in ("pre", "sandwich") and norm is not None:
             return norm(x)
         # a norm gives the dtype of its weights; where there is none, the stream may be of a wider one
         return x.to(next(self.parameters()).dtype)
 
     def _join(self, x: Tensor, mixed: Tensor) -> Tensor:
-        """Stream after the block, from the one before it and the output of the mixer."""
+        """Return the stream after the block, from the one before it and the output of the mixer."""
         after = self._add(x, mixed, self.norm1, self.post_norm1)
         if self.mlp is None:
             return after

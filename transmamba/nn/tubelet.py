@@ -33,7 +33,7 @@ class TubeletEmbed(nn.Module):
         self.proj = nn.Conv3d(in_chans, dim, self.sides, self.sides)
 
     def grid(self, *sizes: int) -> Grid:
-        """Frames, rows and columns of tokens for a clip of so many frames, rows and columns of pixels."""
+        """Return the frames, rows and columns of tokens for a clip of so many frames, rows and columns of pixels."""
         if any(size < side or size % side for size, side in zip(sizes, self.sides, strict=True)):
             raise ValueError(f"boxes of {self.sides} frames, rows, columns do not tile a clip of {sizes}")
         frames, rows, columns = (size // side for size, side in zip(sizes, self.sides, strict=True))
@@ -41,7 +41,7 @@ class TubeletEmbed(nn.Module):
 
     @typed
     def forward(self, clip: Float[Tensor, "batch channel frame height width"]) -> Float[Tensor, "batch token dim"]:
-        """Tokens of the clip: frames outermost, then rows."""
+        """Return the tokens of the clip: frames outermost, then rows."""
         check_width(clip, self.proj.in_channels, "clip", axis=1)
         self.grid(*clip.shape[-3:])
         return self.proj(clip).flatten(2).transpose(1, 2)

@@ -271,7 +271,7 @@ def test_an_output_that_is_no_sum_of_directions_is_not_split(norm):
     config = CROSS | {"forward_type": f"v05_on{norm}"}
     state, _, x = given("vmamba", config)
     model = from_official("vmamba", config, state)
-    with pytest.raises(NotImplementedError, match="the output is no sum over directions: it is split only where"):
+    with pytest.raises(NotImplementedError, match="the output is not a sum over directions: it is split only where"):
         model.forward_features(x, directions=True)
 
 
@@ -438,5 +438,5 @@ def test_batch_norms_learn_their_statistics_as_those_of_maps_do():
 def test_rows_then_columns_are_not_split_by_direction():
     config = CROSS | {"forward_type": "v052dc_noz"}
     state, _, x = given("vmamba", config)
-    with pytest.raises(NotImplementedError, match="columns are scanned after rows, over what the rows gave"):
+    with pytest.raises(NotImplementedError, match="columns are scanned after rows, over the output of the rows"):
         from_official("vmamba", config, state).forward_features(x, directions=True)

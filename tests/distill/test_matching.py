@@ -79,7 +79,7 @@ def test_matrix_has_a_row_per_student_layer():
         (3, 4, {1: 0}, r"gives student layer 0 no teacher layer to imitate.* of these layers \(0, 2\)"),
         (1, 2, {0: 2}, r"layer map sends student layer 0 to teacher layer 2: expected 0 to 0 and 0 to 1"),
         (3, 2, "drop_middle", r"drop_middle removes layers, but the student has 3 and the teacher 2"),
-        (2, 3, [0, 3], r"student layer 1 asks for teacher layer 3: valid are -3 to 2"),
+        (2, 3, [0, 3], r"student layer 1 is matched with teacher layer 3: valid are -3 to 2"),
         (2, 3, "similarity", r"matching by similarity needs the features of both sides, got a number of layers"),
     ],
 )

@@ -130,7 +130,7 @@ def test_other_augmentations_are_refused(tmp_path, teacher):
         reopen(tmp_path, teacher, "crop")
     store = reopen(tmp_path, teacher)
     keys = [(0, 0), (1, 0)]
-    with pytest.raises(ValueError, match="other pixels of sample 1, view 0, than the teacher saw: draw the view's"):
+    with pytest.raises(ValueError, match="other pixels of sample 1, view 0, than the teacher did: draw the view's"):
         store.get(keys, torch.stack([IMAGES[0], IMAGES[1].flip(-1)]))
     with pytest.raises(ValueError, match="other pixels of sample 0"):
         store.get(keys, seen(keys).roll(1, -1))

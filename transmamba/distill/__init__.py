@@ -1,10 +1,10 @@
 """Losses: features in, scalar out. Nothing here knows a model.
 
 The way of a feature: `tap` reads it out of a model, `align_tokens` and `LayerCalibrators` bring both sides to the same
-tokens and width (`dry_run` shows what would happen), `AdaptiveLayerDistill` (one token order) or `BidirectionalDistill`
-and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the task. For a student of
-ours, `DirectionBridge` does all that comes before the comparison. What to compare with is in `baselines` and
-`published`. Texts and videos meet in `contrastive`.
+tokens and width (`dry_run` shows the steps in advance), `AdaptiveLayerDistill` (one token order) or
+`BidirectionalDistill` and `MultiDirectionalDistill` (one per scan direction) compare, and `TransMambaLoss` adds the
+task. For a student of ours, `DirectionBridge` does all that comes before the comparison. The losses to compare with are
+in `baselines` and `published`. Texts and videos meet in `contrastive`.
 """
 
 from transmamba.distill.adaptive import AdaptiveDetails as AdaptiveDetails

@@ -19,7 +19,7 @@ WeightFunction = Callable[[Tensor], Tensor]
 
 
 class AdaptiveDetails(NamedTuple):
-    """What a training loop may want to log: detached tensors on the device of the loss, nothing read back."""
+    """Values that a training loop may want to log: detached tensors on the device of the loss, nothing read back."""
 
     cosine: Float[Tensor, " layer"]
     weight: Float[Tensor, "layer *batch"]
@@ -125,7 +125,7 @@ class AdaptiveLayerDistill(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         return_details: bool = False,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], AdaptiveDetails]:
-        """The loss, and on request its details.
+        """Compute the loss, and on request its details.
 
         Args:
             student: one feature per layer, calibrated to the teacher's width.
@@ -144,7 +144,7 @@ class AdaptiveLayerDistill(nn.Module):
         return (loss, details) if return_details else loss
 
     def match(self, student: Layers, teacher: Tensor | Layers, name: str = "student") -> tuple[int, ...]:
-        """The teacher layer of each student layer, after checking that they fit; messages call the student `name`."""
+        """Choose the teacher layer of each student layer and check that they fit; messages call the student `name`."""
         if isinstance(teacher, Tensor):
             if self.teacher_layers != "last":
                 raise ValueError(f"teacher_layers={self.teacher_layers!r} needs a sequence of teacher layers, got one")
@@ -157,13 +157,13 @@ class AdaptiveLayerDistill(nn.Module):
         return chosen
 
     def unit(self, teacher: Tensor | Layers, layer: int, mask: Tensor | None) -> Tensor:
-        """The unit vectors of one teacher layer."""
+        """Return the unit vectors of one teacher layer."""
         return unit_target(teacher if isinstance(teacher, Tensor) else teacher[layer], self.similarity, mask)
 
     def compare(
         self, student: Layers, targets: Layers, mask: Tensor | None
     ) -> tuple[Float[Tensor, ""], AdaptiveDetails]:
-        """The loss against one target of unit vectors per layer, in the token order of the student."""
+        """Compute the loss against one target of unit vectors per layer, in the token order of the student."""
         pairs = zip(student, targets, strict=True)
         cosines = torch.stack([cosine(layer, target, self.similarity, mask) for layer, target in pairs])
         mean = batch_mean(cosines, mask, self.process_group)
@@ -176,7 +176,7 @@ class AdaptiveLayerDistill(nn.Module):
         return loss, AdaptiveDetails(mean.detach(), weights.detach(), loss.detach())
 
     def weights(self, cosines: Float[Tensor, "layer *batch"]) -> Float[Tensor, "layer *batch"]:
-        """The weight of each layer given its cosine.
+        """Compute the weight of each layer, given its cosine.
 
         Raises:
             ValueError: fixed or computed weights are not one per layer.
@@ -197,7 +197,7 @@ class AdaptiveLayerDistill(nn.Module):
         return weights * len(cosines) if self.scale == "mean_N" and self.weighting != "ratio_raw" else weights
 
     def extra_repr(self) -> str:
-        """The choices that change the value of the loss."""
+        """Describe the choices that change the value of the loss."""
         return f"similarity={self.similarity!r}, weighting={self.weighting!r}, tau={self.tau}, scale={self.scale!r}"
 
 

@@ -48,7 +48,7 @@ def drop_tokens(
 
 
 def _special_tokens(tokens: int, special: int | Sequence[int], position: Position) -> list[int]:
-    """The special tokens in ascending order."""
+    """List the special tokens in ascending order."""
     if isinstance(special, int) and not 0 <= special < tokens:
         raise ValueError(f"cannot drop {special} of {tokens} tokens")
     if not isinstance(special, int):
@@ -72,7 +72,7 @@ def _special_tokens(tokens: int, special: int | Sequence[int], position: Positio
 def flatten_map(
     x: Float[Tensor, "batch *map"], layout: Literal["channels_first", "channels_last"] = "channels_first"
 ) -> Float[Tensor, "batch token dim"]:
-    """A feature map [B, D, H, W] or [B, H, W, D] (any number of grid axes) as tokens in raster order.
+    """Flatten a feature map [B, D, H, W] or [B, H, W, D] (any number of grid axes) to tokens in raster order.
 
     Raises:
         ValueError: there is no grid axis.
@@ -142,7 +142,7 @@ def align_tokens(
     resize: Literal["student", "teacher", "none"] = "student",
     interpolation: Interpolation = "bilinear",
 ) -> tuple[Float[Tensor, "batch kept dim"], Float[Tensor, "batch kept dim2"]]:
-    """Student and teacher with the same tokens in the same places.
+    """Bring student and teacher to the same tokens in the same places.
 
     Special tokens go, then frames are joined, then one side is resized to the other's grid. A teacher that saw the
     frames of a video as a batch, [(batch frame) token dim], is joined to [batch (frame token) dim] when its grid is
@@ -160,7 +160,7 @@ def align_tokens(
         interpolation: see `resize_tokens`.
 
     Raises:
-        ValueError: the sides cannot be brought to the same tokens with what is known; the message says what is missing.
+        ValueError: the sides cannot be brought to the same tokens as given; the message names the missing fact.
 
     Example:
         >>> student, teacher = torch.randn(2, 49, 3), torch.randn(2, 1 + 196, 5)

@@ -48,14 +48,14 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
 
 
 def token_mean(values: Float[Tensor, "*token"], mask: Bool[Tensor, "*token"] | None) -> Float[Tensor, ""]:
-    """Mean over the real tokens."""
+    """Average over the real tokens."""
     if mask is None:
         return values.mean()
     return values.masked_fill(~mask, 0).sum() / mask.sum().clamp_min(1)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) over the last axis, from log-probabilities."""
+    """Compute KL(p || q) over the last axis, from log-probabilities."""
     # a class of probability zero adds nothing; 0 * (-inf - log q) would be NaN
     return (log_p.exp() * (log_p - log_q).masked_fill(log_p == -torch.inf, 0.0)).sum(-1)
 
@@ -114,7 +114,7 @@ class LogitsDistill(nn.Module):
         teacher: Shaped[Tensor, "*token2 classes2"],
         mask: Bool[Tensor, "*token"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The divergence; the teacher is detached, half precision is computed in single.
+        """Compute the divergence; the teacher is detached, half precision is computed in single.
 
         Raises:
             ValueError: the numbers of classes or tokens differ.
@@ -131,7 +131,7 @@ class LogitsDistill(nn.Module):
         return token_mean(values, mask) * self.temperature**2
 
     def per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The divergence of each token, without the factor T^2; that of padding is zero."""
+        """Compute the divergence of each token, without the factor T^2; that of padding is zero."""
         student, teacher = (widen(real_tokens(x, mask)) / self.temperature for x in (student, teacher))
         log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
         return self._divergence(log_p, log_q)
@@ -178,7 +178,7 @@ class LastFeatureDistill(nn.Module):
         teacher: Shaped[Tensor, "batch2 token2 dim2"],
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The distance; the teacher is detached.
+        """Compute the distance; the teacher is detached.
 
         Raises:
             ValueError: the shapes differ.
@@ -216,7 +216,7 @@ class LayerwiseDistill(nn.Module):
     def forward(
         self, student: Layers, teacher: Layers, mask: Bool[Tensor, "batch token"] | None = None
     ) -> Float[Tensor, ""]:
-        """The mean distance over the layers.
+        """Compute the mean distance over the layers.
 
         Raises:
             ValueError: a sequence is empty, or shapes differ.

@@ -1,4 +1,4 @@
-"""Bring what a backbone shows and a teacher's tokens to the same places and width, whatever the layout of each."""
+"""Bring a backbone's features and a teacher's tokens to the same places and width, whatever the layout of each."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from transmamba.ops.orders import Grid, ScanOrder, permute_tokens
 
 @runtime_checkable
 class Layout(Protocol):
-    """Where tokens stand: `models.Features` says so of its own."""
+    """The places of tokens: `models.Features` has those of its own."""
 
     @property
     def grid(self) -> Grid:
@@ -29,7 +29,7 @@ class Layout(Protocol):
 
 
 class Tokens(NamedTuple):
-    """Tokens with their layout, for a teacher that is no backbone of ours.
+    """Tokens with their layout, for a teacher that is not one of our backbones.
 
     Attributes:
         last: the tokens, class tokens included.

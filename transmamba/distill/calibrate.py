@@ -22,9 +22,10 @@ class FeatureCalibrator(nn.Module):
     """Map a student feature into the teacher's space: pad its channels with zeros, then a small MLP.
 
     With P the padding, y = P x + MLP(P x). The last layer of the MLP starts at zero, so a new calibrator *is* the
-    padding and the student's structure is kept. The product with the first weight leaves out what would meet zeros.
+    padding and the student's structure is kept. The product with the first weight leaves out the columns that would
+    meet zeros.
 
-    The two-layer MLP at teacher width is what distillation costs; `hidden_dim=student_dim` is the cheap form.
+    The cost of distillation is that of the two-layer MLP at teacher width; `hidden_dim=student_dim` is the cheap form.
 
     Args:
         student_dim: channels in.
@@ -50,7 +51,7 @@ class FeatureCalibrator(nn.Module):
             on_wider="error", or a `pad` that does not name one teacher channel for each of the student's.
 
     Reference:
-        TransMamba, arXiv 2502.15130, feature calibration. The paper says "simple MLP"; skip and zero start are ours.
+        TransMamba, arXiv 2502.15130, feature calibration. The paper has a "simple MLP"; skip and zero start are ours.
 
     Example:
         >>> calibrate = FeatureCalibrator(2, 5)
@@ -121,7 +122,7 @@ class FeatureCalibrator(nn.Module):
                 nn.init.zeros_(parameter)
 
     def reset_parameters(self) -> None:
-        """Start anew; after `to_empty`, equal to direct construction."""
+        """Initialise again; after `to_empty`, equal to direct construction."""
         for module in (self.norm, self.skip, *self.maps, self.activation):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -131,7 +132,7 @@ class FeatureCalibrator(nn.Module):
 
     @typed
     def forward(self, x: Float[Tensor, "*batch student"]) -> Float[Tensor, "*batch teacher"]:
-        """The calibrated feature.
+        """Calibrate a feature.
 
         Raises:
             ValueError: the feature has another width than `student_dim`.
@@ -161,7 +162,7 @@ class FeatureCalibrator(nn.Module):
         return F.pad(x, (self.offset, self.teacher_dim - self.student_dim - self.offset))
 
     def extra_repr(self) -> str:
-        """Widths and mode."""
+        """Describe widths and mode."""
         return f"{self.student_dim}, {self.teacher_dim}, mode={self.mode!r}"
 
 
@@ -258,14 +259,14 @@ class LayerCalibrators(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """Start all calibrators anew."""
+        """Initialise all calibrators again."""
         for layer in self.layers.children():
             if isinstance(layer, FeatureCalibrator):
                 layer.reset_parameters()
 
     @typed
     def forward(self, student: Layers) -> list[Tensor]:
-        """Each layer in the teacher's width."""
+        """Return each layer in the teacher's width."""
         check_tensors(student, "student")
         if len(student) != self.depth:
             raise ValueError(f"got {len(student)} student layers, the calibrators were made for {self.depth}")

@@ -17,12 +17,12 @@ from transmamba.distill.layers import widen
 def gather_batch(
     x: Shaped[Tensor, "batch ..."], process_group: dist.ProcessGroup | None = None
 ) -> Shaped[Tensor, "joined ..."]:
-    """The samples of all processes in the order of their ranks; without a group, `x` itself.
+    """Gather the samples of all processes in the order of their ranks; without a group, return `x` itself.
 
-    Processes may have unequal numbers of samples, also none. The gradient is the sum of what all processes send back.
-    When each of them computes the loss of the whole joined batch, that is the world size times the true gradient, which
-    averaging over processes (DDP, FSDP) turns into the true one; so every process has to run its backward. The same
-    holds when each computes some rows of a similarity matrix and gathers these.
+    Processes may have unequal numbers of samples, also none. The gradient is the sum of those that all processes send
+    back. When each of them computes the loss of the whole joined batch, that is the world size times the true gradient,
+    which averaging over processes (DDP, FSDP) turns into the true one; so every process has to run its backward. The
+    same holds when each computes some rows of a similarity matrix and gathers these.
 
     Args:
         x: features, masks or numbers of samples; all axes but the first equal on all processes.
@@ -90,7 +90,7 @@ class ContrastiveLoss(nn.Module):
     def forward(
         self, similarity: Float[Tensor, "text video"], positive: Bool[Tensor, "text video"] | None = None
     ) -> Float[Tensor, ""]:
-        """The loss of the whole matrix, in single precision at least.
+        """Compute the loss of the whole matrix, in single precision at least.
 
         Args:
             similarity: every text with every video of the (joined) batch.
@@ -113,7 +113,7 @@ class ContrastiveLoss(nn.Module):
 
 
 def _prefer(similarity: Tensor, positive: Tensor) -> Tensor:
-    """Mean over the rows that have a positive of the cross-entropy with all their positives alike."""
+    """Average, over the rows that have a positive, the cross-entropy with all their positives alike."""
     count = positive.sum(1)
     likelihood = F.log_softmax(similarity, 1).masked_fill(~positive, 0).sum(1) / count.clamp_min(1)
     return -likelihood.sum() / (count > 0).sum().clamp_min(1)
@@ -122,7 +122,7 @@ def _prefer(similarity: Tensor, positive: Tensor) -> Tensor:
 class SimilarityDistill(nn.Module):
     """Match the teacher's choice among all videos for each text, and among all texts for each video.
 
-    The mean of `LogitsDistill` over rows and over columns: the teacher's similarities are soft labels, which also say
+    The mean of `LogitsDistill` over rows and over columns: the teacher's similarities are soft labels, which also show
     how close the wrong pairs are. Both matrices carry their own scale.
 
     Args:
@@ -144,7 +144,7 @@ class SimilarityDistill(nn.Module):
     def forward(
         self, student: Shaped[Tensor, "text video"], teacher: Shaped[Tensor, "text2 video2"]
     ) -> Float[Tensor, ""]:
-        """The divergence; the teacher is detached.
+        """Compute the divergence; the teacher is detached.
 
         Raises:
             ValueError: the sides compare other numbers of texts or videos.

@@ -7,7 +7,7 @@ import triton.language as tl
 
 @triton.jit
 def row(x, at, batch, token, column, on):
-    """A token as float32, zero past its end."""
+    """Load a token as float32, zero past its end."""
     return tl.load(x + batch * at[0] + token * at[1] + column, mask=on, other=0.0).to(tl.float32)
 
 
@@ -27,7 +27,7 @@ def cosine_forward(x, unit, cosine, inverse, x_at, unit_at, tokens, dim, negligi
 
 @triton.jit
 def cosine_backward(x, unit, cosine, inverse, grad, dx, x_at, unit_at, tokens, dim, BLOCK: tl.constexpr):
-    """Write dx (batch, token, dim), contiguous: grad / norm times what of `unit` is orthogonal to x."""
+    """Write dx (batch, token, dim), contiguous: grad / norm times the part of `unit` orthogonal to x."""
     program = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     on = column < dim

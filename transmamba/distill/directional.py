@@ -97,7 +97,7 @@ class MultiDirectionalDistill(nn.Module):
         layouts: tuple[Layout, Layout] | None = None,
         return_details: bool = False,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
-        """The loss, and on request its parts.
+        """Compute the loss, and on request its parts.
 
         Args:
             student: the layers of each direction, calibrated; the key names a scan order (`ops.scan_order`).
@@ -149,7 +149,7 @@ class MultiDirectionalDistill(nn.Module):
 def _scan_index(
     name: str, target: Tensor, grid: int | Sequence[int] | None, orders: Mapping[str, ScanOrder] | None
 ) -> Tensor | None:
-    """Which natural token stands at each step of the scan; None if they agree."""
+    """Return the natural token at each step of the scan; None if they agree."""
     if orders is not None and name in orders:
         index = orders[name].index
     elif name in ("forward", "raster"):
@@ -214,7 +214,7 @@ class BidirectionalDistill(nn.Module):
         order: Order | None = None,
         layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], DirectionalDetails]:
-        """The loss, and on request its parts.
+        """Compute the loss, and on request its parts.
 
         Args:
             forward: the layers of the forward scan, calibrated.

@@ -22,15 +22,15 @@ class TappedFeatures(Mapping[str, Tensor]):
         self._frozen, self._with_gradient = frozen, False
 
     def __iter__(self) -> Iterator[str]:
-        """The tapped names."""
+        """Iterate over the tapped names."""
         return iter(self._calls)
 
     def __len__(self) -> int:
-        """The number of taps."""
+        """Return the number of taps."""
         return len(self._calls)
 
     def __getitem__(self, name: str) -> Tensor:
-        """The feature of one module.
+        """Return the feature of one module.
 
         Raises:
             KeyError: there is no such tap.
@@ -53,7 +53,7 @@ class TappedFeatures(Mapping[str, Tensor]):
         return list(self.values())
 
     def calls(self, name: str) -> list[Tensor]:
-        """The features of every call of one module in the latest forward."""
+        """Return the features of every call of one module in the latest forward."""
         return list(self._calls[name])
 
     def begin(self) -> None:
@@ -105,10 +105,10 @@ def tap(
 ) -> Iterator[TappedFeatures]:
     """Record features of `model` while the context lasts, without editing it.
 
-    What the usual hook gets wrong, and what happens here:
+    The mistakes of the usual hook, and the behaviour here:
 
     - Blocks of mamba-ssm, Vim and VideoMamba return (hidden, residual) before adding them: the stream is their sum,
-      and that is recorded. Tap `blocks.*` for the stream, `blocks.*.mixer` for what the mixer adds to it.
+      and that is recorded. Tap `blocks.*` for the stream, `blocks.*.mixer` for the mixer's addition to it.
     - `hidden_states` of Hugging Face models begin and end at different places in different families. A tap on the
       blocks always is the output of block i.
     - A module that is never called, because a fused path goes around it, is an error and not an old or empty feature.
@@ -124,7 +124,7 @@ def tap(
         model: any module.
         patterns: module names as in `named_modules`; `*` stands for one part of a dotted name, `**` for any
             number of them.
-        point: the module's "output", its first "input", or their sum ("residual": what a mixer makes of the stream).
+        point: the module's "output", its first "input", or their sum ("residual": the stream after a mixer).
         frozen: demand that no parameter requires grad and no module is in training mode, and detach.
         select: picks the tensor out of an output that is neither a tensor, a tuple led by one, nor has a
             `last_hidden_state`.
@@ -171,7 +171,7 @@ def tap(
 
 
 def _recomputing() -> bool:
-    """Whether a backward is running, so that this forward is a checkpoint's second one."""
+    """Check whether a backward is running, so that this forward is a checkpoint's second one."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
@@ -238,7 +238,7 @@ def _tensor(name: str, output: Any, select: Select | None) -> Tensor:
 
 
 def _stream(output: Sequence[Any]) -> Tensor:
-    """The first entry; with its residual added if it is a pair of tensors of one shape."""
+    """Return the first entry; with its residual added if it is a pair of tensors of one shape."""
     if len(output) == 2 and isinstance(output[1], Tensor) and output[0].shape == output[1].shape:
         return output[0] + output[1]
     return output[0]

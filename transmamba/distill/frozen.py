@@ -11,13 +11,13 @@ from transmamba._typing import typed
 class FrozenTeacher:
     """Call a teacher without gradient, and keep it out of everything that trains, saves or copies a module.
 
-    As an attribute of a module it is no part of it: not of `parameters()`, hence of no optimiser, gradient norm, DDP or
-    FSDP; not of `state_dict()`, hence of no checkpoint; and `train()` does not reach it. It follows the first tensor
+    As an attribute of a module it is not a part of it: not of `parameters()`, hence of no optimiser, gradient norm, DDP
+    or FSDP; not of `state_dict()`, hence of no checkpoint; and `train()` does not reach it. It follows the first tensor
     that it is called with to its device. A copy of the module, such as an average of its weights, shares the teacher.
 
     Args:
         model: the teacher; it is frozen and put in evaluation mode, for good.
-        method: what a call runs, "forward_features" for instance.
+        method: the method that a call runs, "forward_features" for instance.
 
     Raises:
         AttributeError: the model has no such method.
@@ -36,7 +36,7 @@ class FrozenTeacher:
         self.model, self.method = model.eval().requires_grad_(False), method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the teacher's method returns, without a graph."""
+        """Call the teacher's method and return its output, without a graph."""
         if any([module.training for module in self.model.modules()]):
             raise RuntimeError("the teacher is in training mode: call teacher.model.eval(), and do not train it")
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
@@ -53,6 +53,6 @@ class FrozenTeacher:
         return self
 
     def __repr__(self) -> str:
-        """The class and size of the teacher."""
+        """Show the class and size of the teacher."""
         count = sum(p.numel() for p in self.model.parameters())
         return f"FrozenTeacher({type(self.model).__name__}, {count} parameters, method={self.method!r})"

@@ -14,7 +14,7 @@ _INTERPRETED = _INSTALLED and os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def fusible(x: Tensor, unit: Tensor) -> bool:
-    """Whether the kernel takes these; torch.compile fuses the plain operations itself, torch.func needs them."""
+    """Check whether the kernel takes these; torch.compile fuses the plain operations itself, torch.func needs them."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     runs = _INTERPRETED or (_INSTALLED and x.device.type == "cuda")
@@ -30,7 +30,7 @@ class TokenCosine(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, unit: Tensor, negligible: float) -> Tensor:
-        """The cosines; vectors shorter than `negligible` count as zero."""
+        """Compute the cosines; vectors shorter than `negligible` count as zero."""
         from transmamba.distill.cosine_kernels import cosine_forward
 
         cosine, inverse = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
@@ -41,7 +41,7 @@ class TokenCosine(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """The gradient of x, in its dtype."""
+        """Compute the gradient of x, in its dtype."""
         from transmamba.distill.cosine_kernels import cosine_backward
 
         x, unit, cosine, inverse = ctx.saved_tensors

@@ -49,7 +49,7 @@ class HiddenLogitsDistill(nn.Module):
         teacher_head: Shaped[Tensor, "classes2 dim2"],
         mask: Bool[Tensor, "*token"] | None = None,
     ) -> Float[Tensor, ""]:
-        """The divergence; the teacher and its head are detached.
+        """Compute the divergence; the teacher and its head are detached.
 
         Args:
             student: hidden states before the head.

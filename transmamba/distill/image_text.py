@@ -25,7 +25,7 @@ def align_image_text(
     teacher_grid: Sequence[int],
     interpolation: Interpolation = "bilinear",
 ) -> AlignedText:
-    """The same patches and the same text tokens of both sides: images in front, text behind them.
+    """Gather the same patches and the same text tokens of both sides: images in front, text behind them.
 
     Both sides may cut an image into different numbers of patches and pad differently. The student's patches are
     interpolated to the teacher's grid, image by image. Reads counts from the device.
@@ -45,7 +45,7 @@ def align_image_text(
 
     Raises:
         ValueError: a sample has different numbers of images or of text tokens on both sides, patches that do not fill
-            whole grids, or a side of a grid is no size.
+            whole grids, or a side of a grid is not a valid size.
 
     Example:
         >>> x, image = torch.randn(1, 6, 3), torch.tensor([[True] * 4 + [False] * 2])
@@ -76,7 +76,7 @@ def align_image_text(
 
 
 def _images(name: str, mask: Tensor, image: Tensor, grid: Sequence[int]) -> Tensor:
-    """How many images each sample has."""
+    """Count the images of each sample."""
     check_sizes(**{f"{name}_grid[{axis}]": side for axis, side in enumerate(grid)})
     tokens = (mask & image).sum(1)
     odd = (tokens % prod(grid)).nonzero().flatten().tolist()

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-# each item is [batch token dim] or, for pooled vectors, [batch dim]; `check_layers` says which one is not
+# each item is [batch token dim] or, for pooled vectors, [batch dim]; `check_layers` names one that is not
 Layers = Sequence[Shaped[Tensor, "..."]]
 
 _REMEDY = {
@@ -75,7 +75,7 @@ def check_mask(mask: Tensor | None, layer: Tensor) -> None:
 
 
 def check_tensors(layers: Layers, name: str) -> None:
-    """Refuse what is no tensor.
+    """Refuse layers that are not tensors.
 
     Raises:
         TypeError: a layer is something else.
@@ -86,7 +86,7 @@ def check_tensors(layers: Layers, name: str) -> None:
 
 
 def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
-    """`x`, with zero in place of padding.
+    """Return `x` with zero in place of padding.
 
     A value that is left out of a mean still meets its gradient, and zero times NaN is NaN: padding has to go before.
     """
@@ -94,5 +94,5 @@ def real_tokens(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in at least single precision: losses never compute in half."""
+    """Return `x` in at least single precision: losses never compute in half."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Which student layer meets which teacher layer."""
+"""Match each student layer with a teacher layer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
@@ -33,7 +33,7 @@ def check_teacher_layers(teacher_layers: TeacherLayers) -> None:
 def match_layers(
     student: int | Layers, teacher: int | Layers, how: TeacherLayers | Literal["similarity"]
 ) -> tuple[int, ...]:
-    """The teacher layer of each student layer.
+    """Choose the teacher layer of each student layer.
 
     Args:
         student: the number of layers, or their features (needed for "similarity").
@@ -86,14 +86,14 @@ def _explicit(indices: Sequence[int], students: int, teachers: int) -> tuple[int
     for number, index in enumerate(indices):
         if not -teachers <= index < teachers:
             raise ValueError(
-                f"student layer {number} asks for teacher layer {index}: valid are {-teachers} to {teachers - 1}"
+                f"student layer {number} is matched with teacher layer {index}: valid are {-teachers} to {teachers - 1}"
             )
     return tuple(index % teachers for index in indices)
 
 
 @typed
 def linear_cka(x: Float[Tensor, "*sample dim"], y: Float[Tensor, "*sample dim2"]) -> Float[Tensor, ""]:
-    """Linear centred kernel alignment: 1 for features equal up to rotation and scale, whatever their widths.
+    """Compute linear centred kernel alignment: 1 for features equal up to rotation and scale, whatever their widths.
 
     With X and Y centred over the samples (every axis but the last): |X^T Y|^2 / (|X^T X| |Y^T Y|), Frobenius norms.
 
@@ -114,11 +114,11 @@ def linear_cka(x: Float[Tensor, "*sample dim"], y: Float[Tensor, "*sample dim2"]
 @typed
 @torch.no_grad()
 def cka_matrix(student: Layers, teacher: Layers) -> Float[Tensor, "student teacher"]:
-    """Linear CKA of every student layer with every teacher layer; same samples and tokens, any widths.
+    """Compute linear CKA of every student layer with every teacher layer; same samples and tokens, any widths.
 
     Raises:
         ValueError: a side is empty, or a layer differs from the first teacher layer in samples or tokens.
-        TypeError: a layer is no tensor.
+        TypeError: a layer is not a tensor.
     """
     sides = (("student", student), ("teacher", teacher))
     for side, layers in sides:

@@ -1,4 +1,4 @@
-"""A linear layer on zero-padded input that never sees the zeros."""
+"""A linear layer on zero-padded input that never reads the zeros."""
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,13 @@ class PaddedLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """As `torch.nn.Linear`: uniform within 1 / sqrt(full_features)."""
+        """Initialise as `torch.nn.Linear` does: uniform within 1 / sqrt(full_features)."""
         bound = self.weight.shape[1] ** -0.5
         nn.init.uniform_(self.weight, -bound, bound)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> Tensor:
-        """The product with the columns that meet the input: those of `index`, or `in_features` from `offset` on."""
+        """Multiply by the columns that meet the input: those of `index`, or `in_features` from `offset` on."""
         met = self.weight.narrow(1, self.offset, self.in_features) if index is None else self.weight[:, index]
         return F.linear(x, met, self.bias)

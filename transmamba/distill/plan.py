@@ -1,4 +1,4 @@
-"""What distillation would do, layer by layer, before any training."""
+"""The plan of a distillation, layer by layer, before any training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +14,7 @@ from transmamba.distill.matching import TeacherLayers, match_layers
 
 
 class MatchRow(NamedTuple):
-    """One student layer, the teacher layer it meets, and what has to happen to both."""
+    """One student layer, the teacher layer it meets, and the changes that both need."""
 
     student: str
     teacher: str
@@ -34,7 +34,7 @@ class MatchTable(NamedTuple):
         return all(row.fits for row in self.rows)
 
     def __str__(self) -> str:
-        """One line per student layer."""
+        """Format one line per student layer."""
         lines = [("student", "teacher", "width", "tokens"), *(row[:4] for row in self.rows)]
         sizes = [max(len(line[column]) for line in lines) for column in range(4)]
         return "\n".join(
@@ -51,7 +51,7 @@ def dry_run(
     align: Callable[..., tuple[Any, Tensor]] = align_tokens,
     student_grids: Sequence[Sequence[int]] | None = None,
 ) -> MatchTable:
-    """The table of which student layer meets which teacher layer, and what becomes of widths and tokens.
+    """List each student layer with the teacher layer that it meets, and the changes of widths and tokens.
 
     Nothing is computed: only shapes are used, except for "similarity".
 
@@ -59,13 +59,13 @@ def dry_run(
         student: features by name, as from `tap`, or a list of them.
         teacher: the teacher's.
         how: see `match_layers`.
-        align: what training will use, such as `functools.partial(align_tokens, teacher_prefix=1)`.
+        align: the function that training will use, such as `functools.partial(align_tokens, teacher_prefix=1)`.
         student_grids: the grid of each student layer, such as `features.grids` of a pyramid; passed on to `align` as
             `student_grid`.
 
     Raises:
         ValueError: the layers cannot be matched, or there is not one grid per layer. Widths and tokens that do
-            not fit are told in the table instead.
+            not fit are marked in the table instead.
 
     Example:
         >>> from functools import partial

@@ -58,7 +58,7 @@ def _report(error: BaseException) -> int:
 
 
 def _leave(code: int) -> NoReturn:
-    # what the interpreter does before it finalises, in its order
+    # the steps of the interpreter before it finalises, in its order
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):

@@ -13,7 +13,7 @@ from transmamba.distill.layers import Layers, check_layers, widen
 
 
 class OfficialRepoLoss(nn.Module):
-    """What the released TransMamba code trains with, which is not the method of the paper.
+    """The loss with which the released TransMamba code trains, which is not the method of the paper.
 
     With ce(s, t) = -mean_batch sum_channel softmax(t / T) log_softmax(s / T), no T^2:
 
@@ -50,7 +50,7 @@ class OfficialRepoLoss(nn.Module):
         layers: Layers,
         teacher: Shaped[Tensor, "batch2 dim2"],
     ) -> Float[Tensor, ""]:
-        """The loss.
+        """Compute the loss.
 
         Args:
             task: the task loss.
@@ -113,7 +113,7 @@ class OFADistill(nn.Module):
         teacher: Shaped[Tensor, "*token2 classes2"],
         target: Int[Tensor, "*token"],
     ) -> Float[Tensor, ""]:
-        """The loss; the teacher is detached.
+        """Compute the loss; the teacher is detached.
 
         Args:
             student: logits of the student, or of one of its stages.
@@ -155,7 +155,7 @@ class MixingMatrixDistill(nn.Module):
 
     @typed
     def forward(self, student: Layers, teacher: Layers) -> Float[Tensor, ""]:
-        """The mean distance; the teacher is detached.
+        """Compute the mean distance; the teacher is detached.
 
         Args:
             student: one [batch head query key] per layer.

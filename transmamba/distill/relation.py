@@ -27,8 +27,8 @@ class TokenRelationDistill(nn.Module):
         loss = 1 / (n (n - 1)) sum_{i != j} (s_i . s_j - t_i . t_j)^2,
 
     the mean over samples and over the student's features. Both sides may have any width, so that no calibrator is
-    needed and none can absorb what the student lacks. The cosines exist for `chunk` tokens at a time, and again in the
-    backward, so that memory grows linearly with the number of tokens.
+    needed and none can absorb the deficits of the student. The cosines exist for `chunk` tokens at a time, and again
+    in the backward, so that memory grows linearly with the number of tokens.
 
     Args:
         resize: how a teacher on another grid comes to the student's grid; None refuses one. "features" interpolates

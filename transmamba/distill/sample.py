@@ -19,7 +19,7 @@ class TokenSample(NamedTuple):
     def take(
         self, x: Float[Tensor, "batch token dim"], order: ScanOrder | str = "forward"
     ) -> Float[Tensor, "batch kept dim"]:
-        """The sampled tokens of `x` in natural order, read from the scan order that `x` is in.
+        """Take the sampled tokens of `x` in natural order, read from the scan order that `x` is in.
 
         Args:
             x: one layer, before its calibrator.

@@ -111,7 +111,7 @@ def round_to(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def checksum(inputs: Tensor) -> Tensor:
-    """Return some numbers per sample that tell one image from another, and from its flips and shifts.
+    """Return some numbers per sample that distinguish one image from another, and from its flips and shifts.
 
     They are the sample's products with waves of irrational length, in float64, and its norm as their scale.
     """

@@ -32,7 +32,7 @@ def _vectors(x: Tensor, similarity: Similarity, mask: Tensor | None) -> Tensor:
 def unit_target(
     teacher: Float[Tensor, "batch token dim"], similarity: Similarity, mask: Bool[Tensor, "batch token"] | None
 ) -> Float[Tensor, "batch target dim"]:
-    """The teacher as unit vectors: detached and normalised once, whatever the number of student layers."""
+    """Return the teacher as unit vectors: detached and normalised once, whatever the number of student layers."""
     vectors = _vectors(teacher.detach(), similarity, mask)
     return vectors * inverse_norm(vectors, _AXES[similarity])
 
@@ -43,7 +43,7 @@ def cosine(
     similarity: Similarity,
     mask: Bool[Tensor, "batch token"] | None,
 ) -> Float[Tensor, " batch"]:
-    """Cosine of each sample with its `unit_target`; for "token", the mean over the real tokens.
+    """Compute the cosine of each sample with its `unit_target`; for "token", the mean over the real tokens.
 
     A sum over tokens points where their mean points, so "pooled" never divides by a count.
     """
@@ -65,11 +65,11 @@ def batch_mean(
     mask: Bool[Tensor, "batch token"] | None,
     group: dist.ProcessGroup | None,
 ) -> Float[Tensor, "*axes"]:
-    """Mean over the samples that have a real token; with `group`, over the samples of all its processes.
+    """Average over the samples that have a real token; with `group`, over the samples of all its processes.
 
-    The value is the global mean on every process. Its gradient is the world size times the local share, which is what
-    data parallel training, averaging gradients over processes, turns into the gradient of the joined batch. So there
-    is no communication in the backward.
+    The value is the global mean on every process. Its gradient is the world size times the local share, which data
+    parallel training, averaging gradients over processes, turns into the gradient of the joined batch. So there is no
+    communication in the backward.
     """
     present = values.new_ones(values.shape[-1]) if mask is None else mask.any(1).to(values.dtype)
     total, count = (values * present).sum(-1), present.sum()

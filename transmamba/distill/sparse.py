@@ -72,9 +72,9 @@ class SparseLogitsDistill(nn.Module):
 
     Args:
         temperature: T, the one of `top_logits`.
-        tail: "bucket" compares what both sides give to all other classes together, which leaves the student no reason
-            to drain them; "renormalise" makes the teacher's stored probabilities add up to one, which does. With all
-            classes stored both are the divergence of `LogitsDistill`.
+        tail: "bucket" compares the probability of all other classes together on both sides, which leaves the student no
+            reason to drain them; "renormalise" makes the teacher's stored probabilities add up to one, which does. With
+            all classes stored both are the divergence of `LogitsDistill`.
         chunk: number of tokens whose logits exist at a time.
 
     Raises:

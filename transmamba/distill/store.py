@@ -46,9 +46,9 @@ class FeatureStore:
     0 in float32 (of a teacher in float32).
 
     Args:
-        folder: what `FeatureStore.write` wrote.
+        folder: the folder that `FeatureStore.write` wrote.
         teacher: the model, or its `fingerprint`, that the features have to be from.
-        augmentation: a description of what the student's images go through, which has to be the teacher's.
+        augmentation: a description of all steps that the student's images go through, which has to be the teacher's.
 
     Raises:
         ValueError: the store is of another teacher or other augmentations, is not finished, or is damaged.
@@ -93,12 +93,12 @@ class FeatureStore:
 
         Args:
             keys: one (sample, view) per row of the batch.
-            inputs: what the student sees, compared with what the teacher saw by a checksum of each sample.
+            inputs: the student's inputs, compared with those of the teacher by a checksum of each sample.
             dtype: dtype of the tensors; None leaves them as they are stored.
 
         Raises:
             KeyError: a sample or a view of it is not stored.
-            ValueError: there is no key, or the student sees something else than the teacher saw.
+            ValueError: there is no key, or the student's inputs are not those that the teacher had.
         """
         if not keys:
             raise ValueError("keys is empty: expected one (sample, view) per row of the batch")
@@ -128,10 +128,10 @@ class FeatureStore:
         Args:
             folder: made if need be.
             keys: all (sample, view).
-            compute: from a list of keys to what the teacher reads for them and its tensors by name, both with a row
-                per key; called without gradient.
+            compute: from a list of keys to the teacher's inputs for them and its tensors by name, both with a row per
+                key; called without gradient.
             teacher: the model, or its `fingerprint`.
-            augmentation: a description of what the images go through.
+            augmentation: a description of all steps that the images go through.
             dtype: format of the file.
             batch_size: keys per call of `compute`.
             shard_size: keys per file.
@@ -187,7 +187,7 @@ def _compare(keys: Sequence[Key], ours: Tensor, theirs: Tensor) -> None:
     if bool(wrong.any()):
         key = keys[int(wrong.any(1).nonzero()[0])]
         raise ValueError(
-            f"the student sees other pixels of sample {key[0]!r}, view {key[1]}, than the teacher saw: draw the view's "
+            f"the student got other pixels of sample {key[0]!r}, view {key[1]}, than the teacher did: draw the view's "
             "augmentation from the same number, or write a store for these augmentations"
         )
 

@@ -24,7 +24,7 @@ def align_text(
     student_mask: Bool[Tensor, "batch token"],
     teacher_mask: Bool[Tensor, "batch token2"],
 ) -> AlignedText:
-    """The real tokens of both sides, moved to the front: padding may differ in length and in side.
+    """Move the real tokens of both sides to the front: padding may differ in length and in side.
 
     Compares the two counts, hence waits for the device.
 

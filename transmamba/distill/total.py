@@ -38,7 +38,7 @@ class TransMambaLoss(nn.Module):
 
     @classmethod
     def v1(cls, alpha: float = 0.5) -> "TransMambaLoss":
-        """Eq. 11: alpha * task + (1 - alpha) * distill.
+        """Weight the losses by Eq. 11: alpha * task + (1 - alpha) * distill.
 
         The paper gives no value. 0.5 or less suits a student from scratch; for an inherited one in a short run we use
         0.9 (docs/results.md).
@@ -52,14 +52,14 @@ class TransMambaLoss(nn.Module):
 
     @classmethod
     def v2(cls, alpha: float = 1.0, beta: float = 1.0) -> "TransMambaLoss":
-        """The figure of v2: beta * task + alpha * distill."""
+        """Weight the losses as in the figure of v2: beta * task + alpha * distill."""
         return cls(beta, alpha)
 
     @typed
     def forward(self, task: Float[Tensor, ""], distill: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """The weighted sum."""
+        """Compute the weighted sum."""
         return self.task_weight * task + self.distill_weight * distill
 
     def extra_repr(self) -> str:
-        """The two weights."""
+        """Describe the two weights."""
         return f"task_weight={self.task_weight}, distill_weight={self.distill_weight}"

@@ -51,8 +51,8 @@ import transmamba as tm
 # %% [markdown]
 # ## Data
 #
-# scikit-learn ships 1797 digits of 8 x 8 pixels. The teacher is trained on 1200 of them, the students on `TRAIN_IMAGES`; the
-# rest is for testing.
+# scikit-learn ships 1797 digits of 8 x 8 pixels. The teacher is trained on 1200 of them, the students on
+# `TRAIN_IMAGES`; the rest is for testing.
 
 # %%
 images, labels = load_digits(return_X_y=True)

@@ -259,9 +259,9 @@ print(f"{'most common class':26s}  {majority:8.1f}  {0:11.0%}")
 # %% [markdown]
 # ## How to read this
 #
-# One seed, and a few hundred photographs to test on: a gap of two points between probes means nothing. Mistrust this probe
-# for another reason as well: in the records, `docs/results.md`, a random Mamba has most of the teacher's lead over the
-# most common class. The cosine is the stricter measure, near zero for a student that is random or lacks mixers. By it
-# so few gradient steps from random mixers are far from the closed form of a few seconds; and so few steps after it,
-# even at the small rate, lose more than they gain. It belongs to the pictures it was fitted on: on other kinds the
-# cosine is low. `SIDE = 112` gives maps of 8 x 8 patches, and takes four times as long.
+# One seed, and a few hundred photographs to test on: a gap of two points between probes means nothing. Mistrust this
+# probe for another reason as well: in the records, `docs/results.md`, a random Mamba has most of the teacher's lead
+# over the most common class. The cosine is the stricter measure, near zero for a student that is random or lacks
+# mixers. By it so few gradient steps from random mixers are far from the closed form of a few seconds; and so few
+# steps after it, even at the small rate, lose more than they gain. It belongs to the pictures it was fitted on: on
+# other kinds the cosine is low. `SIDE = 112` gives maps of 8 x 8 patches, and takes four times as long.

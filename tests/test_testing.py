@@ -32,7 +32,7 @@ class Backwards(Small):
 
 class OtherHead(Small):
     def forward_head(self, features):
-        return self.head(features.last[:, 0])
+        return self.head(features.mean(1) if isinstance(features, torch.Tensor) else features.last[:, 0])
 
 
 class Lenient(Small):

@@ -44,14 +44,7 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.cache
     def checked() -> Callable[P, R]:
-        # on the first call, because this takes longer than importing the module
-        from beartype import BeartypeConf, FrozenDict, beartype
-        from beartype.vale import IsInstance
-
-        # a whole number is a float, as for every type checker and for torch: weight_decay=0; a bool is a slip
-        whole = Annotated[int, ~IsInstance[bool]]
-        numbers = BeartypeConf(hint_overrides=FrozenDict({float: float | whole}))
-        return jaxtyped(function, typechecker=beartype(conf=numbers))
+        return jaxtyped(function, typechecker=_checker())
 
     passed: set[Any] = set()
 
@@ -85,6 +78,17 @@ def typed(function: Callable[P, R]) -> Callable[P, R]:
     code = wrapper.__code__  # type: ignore[attr-defined]
     wrapper.__code__ = code.replace(co_name=function.__name__, co_qualname=function.__qualname__)  # type: ignore[attr-defined]
     return wrapper
+
+
+@functools.cache
+def _checker() -> Any:
+    """Build the checker of annotations, on the first call, because it takes longer than importing this module."""
+    from beartype import BeartypeConf, FrozenDict, beartype
+    from beartype.vale import IsInstance
+
+    # a whole number is a float, as for every type checker and for torch: weight_decay=0; a bool is a slip
+    whole = Annotated[int, ~IsInstance[bool]]
+    return beartype(conf=BeartypeConf(hint_overrides=FrozenDict({float: float | whole})))
 
 
 def _integer_masks(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:

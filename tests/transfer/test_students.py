@@ -300,9 +300,11 @@ def test_a_pyramid_has_one_stream_per_stage_and_heeds_the_layer_map():
     assert torch.equal(
         student.stages[0].blocks[0].norm2.weight, teacher.blocks[0].norm2.weight[list(report.kept["residual.0"])]
     )
-    early = subclone(teacher, student, magnitude_importance)
+    default = subclone(teacher, student, magnitude_importance)
+    assert default.copied["stages.1.blocks.1.mlp.fc1.weight"] == "blocks.3.mlp.fc1.weight"
+    early = subclone(teacher, student, magnitude_importance, layer_map="early")
     assert early.copied["stages.1.blocks.1.mlp.fc1.weight"] == "blocks.2.mlp.fc1.weight"
-    short = subclone(teacher_for(2), student, magnitude_importance)
+    short = subclone(teacher_for(2), student, magnitude_importance, layer_map="early")
     assert short.skipped["stages.1.blocks.1.mlp.fc1.weight"] == "the plan has no entry for it"
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import LARGEST, typed
-from transmamba.distill.layers import Layers
+from transmamba.distill.layers import Layers, check_tensors
 from transmamba.ops.resize import LINEAR, interpolate_grid
 
 Position = Literal["front", "back", "middle", "both"]
@@ -222,6 +222,7 @@ def align_layers(
     """
     if not len(student):
         raise ValueError("student is empty: expected at least one layer")
+    check_tensors(student, "student")
     if student_grids is not None and len(student_grids) != len(student):
         raise ValueError(f"student_grids has {len(student_grids)} entries for {len(student)} layers: give one for each")
     if options.get("resize") == "teacher" and len({tuple(grid) for grid in student_grids or ()}) > 1:

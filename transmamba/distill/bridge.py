@@ -95,6 +95,7 @@ def natural_shares(
         >>> len(shares), [tuple(share.shape) for share in shares[0]]
         (2, [(2, 9, 12), (2, 9, 12)])
     """
+    _check_record(features, "features", ("grid", "grids", "extra", "orders", "layer_orders", "directions"))
     if not features.directions:
         raise ValueError("the features have no directions: call forward_features(x, directions=True)")
     directions = []
@@ -149,6 +150,7 @@ class DirectionBridge(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        _check_record(teacher, "teacher", ("last", "grid", "extra"))
         natural_shares(student)  # a wrong layout fails here, not at the first step
         widths = [layer.shape[-1] for layer in student.directions[0]]
         self.interpolation: Interpolation = interpolation
@@ -171,12 +173,23 @@ class DirectionBridge(nn.Module):
         Raises:
             ValueError: the student has another number of directions or layers, or a grid does not hold its tokens.
         """
+        _check_record(teacher, "teacher", ("last", "grid", "extra"))
         target = _patches(teacher.last, teacher.grid, teacher.extra, "teacher")
         shares = natural_shares(student, teacher.grid, self.interpolation)
         if len(shares) != len(self.calibrators):
             raise ValueError(f"got {len(shares)} directions, the bridge was made for {len(self.calibrators)}")
         pairs = zip(self.calibrators, shares, strict=True)
         return Sides({str(k): calibrate(layers) for k, (calibrate, layers) in enumerate(pairs)}, target)
+
+
+def _check_record(value: Any, name: str, fields: Sequence[str]) -> None:
+    """Refuse a value without the fields of a record of features, such as bare tensors."""
+    absent = [field for field in fields if not hasattr(value, field)]
+    if absent:
+        record = (
+            "models.Features, of forward_features" if "directions" in fields else "models.Features or distill.Tokens"
+        )
+        raise TypeError(f"{name} is a {type(value).__name__} without {', '.join(absent)}: expected {record}")
 
 
 def _order(features: Any, layer: int, direction: int) -> ScanOrder | None:

@@ -48,8 +48,8 @@ def project_start(
         >>> student = VisionMamba(8, 4, dim=6, depth=2, num_classes=5)
         >>> images = torch.randn(2, 3, 8, 8)
         >>> from transmamba.transfer import principal_axes
-        >>> project_start(teacher, student, principal_axes(teacher, [images], 6))[0]
-        'patch_embed.proj.weight'
+        >>> project_start(teacher, student, principal_axes(teacher, [images], 6))[:2]
+        ['pos_embed', 'patch_embed.proj.weight']
     """
     ours, theirs = blocks_of(student, "student"), blocks_of(teacher, "teacher")
     _check_widths(teacher, student, projection)

@@ -1,13 +1,12 @@
-"""Pictures of the front page: the parts of a Transformer and where each goes, and a curve of notebook 07."""
+"""Pictures of the front page: the parts of a Transformer and where each goes, and a curve of the records."""
 
-import json
 import re
 from pathlib import Path
 
 from svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Chart, Svg
 
-NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "07_language_model.ipynb"
-ROW = re.compile(r"(\d+) of 30, +\d+ CPU seconds, rise elsewhere: closed form \+([\d.]+), deleted \+([\d.]+)")
+RECORDS = Path(__file__).parents[1] / "results.md"
+ROW = re.compile(r"^\| (\d+) \| \+([\d.]+) \(\+[\d.]+\) \| \+([\d.]+) \(\+[\d.]+\) \| \d+ \|$", re.MULTILINE)
 
 
 def moves() -> Svg:
@@ -33,12 +32,8 @@ def moves() -> Svg:
 
 
 def rises() -> list[tuple[int, float, float]]:
-    """Read the number of replaced layers and both rises of the loss from the outputs of notebook 07."""
-    cells = json.loads(NOTEBOOK.read_text())["cells"]
-    printed = "".join(
-        "".join(output.get("text", "")) for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]
-    )
-    return [(int(count), float(closed), float(deleted)) for count, closed, deleted in ROW.findall(printed)]
+    """Read the number of replaced layers, and the rise by deletion and by the closed form, from the records."""
+    return [(int(count), float(deleted), float(closed)) for count, deleted, closed in ROW.findall(RECORDS.read_text())]
 
 
 def language_model() -> Svg:
@@ -49,13 +44,13 @@ def language_model() -> Svg:
         svg, frame, (0, 5, 10, 15, 20, 25, 30), (0, 2, 4, 6, 8), ("attentions replaced, of 30", "nats per token")
     )
     found = rises()
-    for row, (name, column, colour) in enumerate((("deleted", 2, GREY), ("closed form", 1, GREEN))):
+    for row, (name, column, colour) in enumerate((("deleted", 1, GREY), ("closed form", 2, GREEN))):
         points = [(0.0, 0.0), *((float(line[0]), float(line[column])) for line in found)]
         chart.curve(points, colour, name, row)
         for x, y in points:
             left, top = chart.at(x, y)
             svg.add("circle", cx=left, cy=top, r=3, fill=colour)
     svg.text(472, 90, "on text of a kind that", anchor="start", font_size=12)
-    svg.text(472, 107, "nothing was fitted on;", anchor="start", font_size=12)
-    svg.text(472, 124, "notebook 07, one seed", anchor="start", font_size=12)
+    svg.text(472, 107, "nothing was fitted on,", anchor="start", font_size=12)
+    svg.text(472, 124, "one seed", anchor="start", font_size=12)
     return svg

@@ -4,12 +4,22 @@ import copy
 import json
 import math
 import pickle
+from functools import partial
 
 import pytest
 import torch
 
 from tests.contracts.backbones import BACKBONES, CLASSES, SCANNING, SNAPSHOT, build, mixers, state_keys, turned
-from transmamba.models import Backbone, recompute_blocks
+from transmamba.models import (
+    Backbone,
+    PlainMamba,
+    VideoMamba,
+    Vim,
+    VisionMamba,
+    ViT,
+    recompute_blocks,
+    vmamba_v2,
+)
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 every_scanning = pytest.mark.parametrize("name", SCANNING)
@@ -252,3 +262,17 @@ def test_drop_path_and_seeds_are_the_only_chance(name):
 def test_names_and_shapes_of_parameters_are_frozen():
     """Checkpoints are an interface; to change it on purpose run `python -m tests.contracts.backbones`."""
     assert state_keys() == json.loads(SNAPSHOT.read_text())
+
+
+@pytest.mark.parametrize("build", [ViT, Vim, VisionMamba, PlainMamba, VideoMamba, partial(vmamba_v2, (8, 12), (1, 2))])
+def test_without_classes_the_output_is_the_input_of_the_head(build):
+    sizes = {} if isinstance(build, partial) else {"img_size": 8, "patch_size": 4, "dim": 12, "depth": 1}
+    frames = {"num_frames": 2} if build is VideoMamba else {}
+    heads = {"heads": 3} if build is ViT else {}
+    torch.manual_seed(0)
+    model = build(**sizes, **frames, **heads, num_classes=0).eval()
+    x = torch.randn(2, 3, *((2,) if frames else ()), *((8, 8) if sizes else (32, 32)))
+    out = model(x)
+    assert out.shape == (2, 12) and not any(name.startswith("head.") for name in model.state_dict())
+    torch.testing.assert_close(out, model.forward_head(model.forward_features(x), pre_logits=True))
+    model.reset_parameters()

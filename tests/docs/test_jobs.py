@@ -1,4 +1,4 @@
-"""Four jobs from the outside, as short as they should be: two recipes, a mixer and CrossMamba on pages."""
+"""Jobs from the outside, as short as they should be: two recipes, the code of pages, and a fine-tuning."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from transmamba import models
+from transmamba import data, distill, models, transfer
 
 DOCS = Path(__file__).parents[2] / "docs"
 SIZE = {"num_classes": 5, "dim": 12, "depth": 2}
@@ -47,12 +47,12 @@ def test_a_vit_of_hugging_face_into_vim(recipe, tmp_path):
     config = transformers.ViTConfig(**sizes, image_size=16, patch_size=4, num_labels=5)
     teacher, student = transformers.ViTForImageClassification(config), models.Vim(16, 4, **SIZE)
     frozen = {key: value.clone() for key, value in teacher.state_dict().items()}
-    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 5} for i in range(6)]
+    rows = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 5} for i in range(6)]
     arguments = transformers.TrainingArguments(
         str(tmp_path), max_steps=3, per_device_train_batch_size=2, report_to="none", use_cpu=True, save_steps=3,
         dataloader_pin_memory=False, disable_tqdm=True, learning_rate=1e-3,
     )  # fmt: skip
-    trainer = recipe("vit_to_vim").into_vim(teacher, student, data, arguments)
+    trainer = recipe("vit_to_vim").into_vim(teacher, student, rows, arguments)
     assert torch.equal(student.norm.weight, torch.ones(12))  # inherited from a new ViT
     before = {key: value.clone() for key, value in trainer.model.state_dict().items()}
     trainer.train()
@@ -62,8 +62,8 @@ def test_a_vit_of_hugging_face_into_vim(recipe, tmp_path):
     assert (tmp_path / "checkpoint-3" / "model.safetensors").exists()
     # the loss compares like with like: features that are the teacher's own have the cosine 1
     module = trainer.model
-    out = module(torch.stack([row["pixel_values"] for row in data[:2]]), torch.tensor([0, 1]))
-    torch.testing.assert_close(out["logits"], student(torch.stack([row["pixel_values"] for row in data[:2]])))
+    out = module(torch.stack([row["pixel_values"] for row in rows[:2]]), torch.tensor([0, 1]))
+    torch.testing.assert_close(out["logits"], student(torch.stack([row["pixel_values"] for row in rows[:2]])))
 
 
 def test_a_deit_into_vmamba_resumes_bit_for_bit(recipe, tmp_path):
@@ -84,6 +84,43 @@ def test_a_deit_into_vmamba_resumes_bit_for_bit(recipe, tmp_path):
     resumed = train(*begin(), batches, 3, tmp_path / "resumed.pt")
     assert not changed(straight.state_dict(), resumed.state_dict())
     assert changed(begin()[1].state_dict(), resumed.state_dict())
+
+
+def test_a_retriever_of_videos_is_fine_tuned():
+    torch.manual_seed(0)
+    frames = models.VideoMamba(16, 8, num_frames=2, dim=12, depth=1, num_classes=0)
+    texts = models.PooledText(models.MambaEncoder(50, 12, depth=1, max_length=6), 12, 8)
+    model = models.VideoRetriever(texts, models.MambaFrames(frames, 8))
+    ids, clips, video = torch.randint(50, (6, 6)), torch.randn(6, 3, 2, 16, 16), torch.arange(6)
+    optimizer = torch.optim.AdamW(transfer.param_groups(model, [], lr=1e-2))
+    contrast = distill.ContrastiveLoss()
+    before = data.retrieval_scores(model(ids, clips), video)
+    for _ in range(30):
+        optimizer.zero_grad()
+        contrast(model(ids, clips)).backward()
+        optimizer.step()
+    after = data.retrieval_scores(model(ids, clips), video)
+    assert after.text_to_video.recall_at_1 == 100 > before.text_to_video.recall_at_1  # six captions are learnt by heart
+
+
+def test_a_denoiser_learns():
+    torch.manual_seed(0)
+    code = block(DOCS / "concepts" / "flow.md", "class Denoiser")
+    assert len(own_lines(code)) <= 13
+    names = {"torch": torch, "models": models}
+    exec(code, names)
+    model, clean = names["denoiser"], torch.rand(16, 3, 8, 8)
+    optimizer = torch.optim.AdamW(transfer.param_groups(model, [], lr=3e-3))
+    losses = []
+    for _ in range(40):
+        time, noise = torch.rand(16), torch.randn_like(clean)
+        share = time[:, None, None, None]
+        loss = torch.nn.functional.mse_loss(model((1 - share) * clean + share * noise, time), noise - clean)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def block(page, word):

@@ -92,7 +92,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         img_size: rows and columns in pixels of the image the position table is for, or one number for both.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
@@ -140,7 +140,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         resizing: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         super().__init__()
-        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
+        check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, refinements=refinements)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         side = self.patch_embed.side
@@ -157,7 +157,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
             for i, (build, build_norm, rate) in enumerate(zip(*parts, strict=True))
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if last_norm is None else last_norm(dim)
-        self.head = nn.Linear(dim, num_classes)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     @typed
@@ -194,7 +194,8 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
             mixer = getattr(block.mixer, "mixer", block.mixer)  # it may be scaled
             for linear in (mixer.in_proj, mixer.ssm.x_proj, mixer.out_proj):
                 init_linear(linear)
-        init_linear(self.head)
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         tokens = self.patch_embed(x)

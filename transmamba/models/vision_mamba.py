@@ -26,7 +26,7 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         img_size: rows and columns of the image in pixels, or one number for both.
         patch_size: side of a patch in pixels.
         in_chans: channels of the image.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         dim: width of the tokens.
         depth: number of blocks.
         orders: one scan order per direction: a name of `ops.scan_order`, or the token numbers themselves.
@@ -68,7 +68,7 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        check_sizes(in_chans=in_chans, num_classes=num_classes, dim=dim, depth=depth, d_state=d_state)
+        check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.grid = self.patch_embed.grid(height, width)
@@ -83,8 +83,9 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
             MambaBlock(dim, build(dim), mlp=mlp, mlp_ratio=mlp_ratio) for build in per_layer(mixer, depth, "mixer")
         )
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, num_classes)
-        init_linear(self.head)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
@@ -107,7 +108,8 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         """Draw the initial values again."""
         reset_children(self)
         draw_position(self.pos_embed)
-        init_linear(self.head)
+        if isinstance(self.head, nn.Linear):
+            init_linear(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)

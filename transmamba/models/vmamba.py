@@ -47,7 +47,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
         downsample: makes a module from a map of one width to a coarser one of another width.
         orders: the scan order of each direction.
         grid: rows and columns of a learned table of positions that is added to the stem's map; none by default.
-        num_classes: outputs of the head.
+        num_classes: outputs of the head; with 0 the model returns the head's input.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
         norm: builds the norm after the last stage from a width.
 
@@ -79,7 +79,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
         norm: Callable[[int], nn.Module] = nn.LayerNorm,
     ) -> None:
         super().__init__()
-        check_sizes(num_classes=num_classes)
+        check_sizes(num_classes=num_classes or None)
         if not dims or len(dims) != len(depths):
             raise ValueError(f"expected one width and one depth per stage, got {dims} and {depths}")
         for dim, depth in zip(dims, depths, strict=True):
@@ -92,7 +92,7 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
             for dim, depth, wider in zip(dims, depths, [*dims[1:], None], strict=True)
         )
         self.norm = norm(dims[-1])
-        self.head = nn.Linear(dims[-1], num_classes)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     @typed

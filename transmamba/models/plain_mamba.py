@@ -13,7 +13,15 @@ from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import BlockStack, Builders, drop_path_rates, init_linear, per_layer, reset_children
+from transmamba.models.stack import (
+    BlockStack,
+    Builders,
+    drop_path_rates,
+    init_head,
+    init_linear,
+    per_layer,
+    reset_children,
+)
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import DropPath
 from transmamba.nn.position import resize_position
@@ -194,8 +202,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
             mixer = getattr(block.mixer, "mixer", block.mixer)  # it may be scaled
             for linear in (mixer.in_proj, mixer.ssm.x_proj, mixer.out_proj):
                 init_linear(linear)
-        if isinstance(self.head, nn.Linear):
-            init_linear(self.head)
+        init_head(self.head)
 
     def _embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         tokens = self.patch_embed(x)

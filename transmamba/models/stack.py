@@ -128,10 +128,16 @@ def reset_children(model: nn.Module) -> None:
 
 @torch.no_grad()
 def init_linear(linear: nn.Linear) -> None:
-    """Weight from a truncated normal of deviation 0.02, bias zero."""
+    """Draw the weight from a truncated normal of deviation 0.02, and set the bias to zero."""
     nn.init.trunc_normal_(linear.weight, std=0.02)
     if linear.bias is not None:
         nn.init.zeros_(linear.bias)
+
+
+def init_head(head: nn.Module) -> None:
+    """Initialise the head of a classifier; a model without classes has an identity in its place."""
+    if isinstance(head, nn.Linear):
+        init_linear(head)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
     drop_path_rates,
-    init_linear,
+    init_head,
     init_patches,
     reset_children,
     shrink_output,
@@ -150,8 +150,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
             nn.init.zeros_(self.temporal_pos_embed)
         for block in self.blocks:
             shrink_output(block.mixer.out_proj, len(self.blocks))
-        if isinstance(self.head, nn.Linear):
-            init_linear(self.head)
+        init_head(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
         sizes = x.shape[2:]

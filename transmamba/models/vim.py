@@ -15,7 +15,7 @@ from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
     drop_path_rates,
-    init_linear,
+    init_head,
     init_patches,
     reset_children,
     shrink_output,
@@ -184,8 +184,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         blocks = self._single_blocks()
         for block in blocks:
             shrink_output(block.mixer.out_proj, len(blocks))
-        if isinstance(self.head, nn.Linear):
-            init_linear(self.head)
+        init_head(self.head)
 
     def _orders(self, tokens: Tensor) -> list[ScanOrder]:
         names = ("forward", "backward")[: self._single_blocks()[0].mixer.directions]

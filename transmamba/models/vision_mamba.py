@@ -10,7 +10,7 @@ from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.stack import BlockStack, Builders, init_linear, per_layer, reset_children
+from transmamba.models.stack import BlockStack, Builders, init_head, per_layer, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
 from transmamba.nn.embed import draw_position
 from transmamba.ops import scan_orders
@@ -84,8 +84,7 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        if isinstance(self.head, nn.Linear):
-            init_linear(self.head)
+        init_head(self.head)
 
     @typed
     def forward(self, x: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch classes"]:
@@ -108,8 +107,7 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         """Draw the initial values again."""
         reset_children(self)
         draw_position(self.pos_embed)
-        if isinstance(self.head, nn.Linear):
-            init_linear(self.head)
+        init_head(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)

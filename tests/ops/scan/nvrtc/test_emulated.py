@@ -7,35 +7,20 @@ import torch
 
 from tests.ops.rounding import BY_BACKEND, HALVES, check
 from tests.ops.scan.nvrtc import emulator
-from tests.ops.scan.triton.triton_cases import FEATURES, error, exact, problem
+from tests.ops.scan.triton import triton_cases
+from tests.ops.scan.triton.triton_cases import FEATURES, problem
 from transmamba.ops.scan import nvrtc
-from transmamba.ops.scan.inputs import Gradients, Problem
 from transmamba.ops.scan.nvrtc.variants import shared_variant_of
 
 pytestmark = emulator.needs_compiler
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+compare = functools.partial(triton_cases.compare, backend=nvrtc, tolerances=TOLERANCE)
 
 
 @pytest.fixture(autouse=True)
 def on_a_cpu(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.setattr(nvrtc, "launch", emulator.launch)
-
-
-def compare(p: Problem, with_last: bool = True) -> None:
-    y, last, saved = nvrtc.forward(p, True)
-    grad_y, grad_last = torch.randn_like(y), torch.randn_like(last) if with_last else None
-    grads = nvrtc.backward(p, saved, grad_y, grad_last)
-    y_exact, last_exact, grads_exact = exact(p, grad_y, grad_last)
-    tolerance = TOLERANCE[p.u.dtype]
-    assert y.dtype == p.u.dtype and error(y, y_exact) < tolerance
-    assert last.is_contiguous() and error(last, last_exact) < tolerance
-    for name, got, expected in zip(Gradients._fields, grads, grads_exact, strict=True):
-        source = getattr(p, name)
-        assert (got is None) == (source is None), name
-        if got is not None:
-            assert got.shape == source.shape and got.dtype == source.dtype, name
-            assert error(got, expected) < tolerance, f"{name}: {error(got, expected)}"
 
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES.keys())

@@ -88,12 +88,12 @@ def error(got, expected) -> float:
     return float((got.double() - expected).norm() / scale if scale else got.double().norm())
 
 
-def compare(p: Problem, with_last: bool = True) -> None:
-    y, last, saved = triton.forward(p, True)
+def compare(p: Problem, with_last: bool = True, backend=triton, tolerances=TOLERANCE) -> None:
+    y, last, saved = backend.forward(p, True)
     grad_y, grad_last = torch.randn_like(y), torch.randn_like(last) if with_last else None
-    grads = triton.backward(p, saved, grad_y, grad_last)
+    grads = backend.backward(p, saved, grad_y, grad_last)
     y_exact, last_exact, grads_exact = exact(p, grad_y, grad_last)
-    tolerance = TOLERANCE[p.u.dtype]
+    tolerance = tolerances[p.u.dtype]
     assert y.dtype == p.u.dtype and error(y, y_exact) < tolerance
     assert last.is_contiguous() and error(last, last_exact) < tolerance
     for name, got, expected in zip(Gradients._fields, grads, grads_exact, strict=True):

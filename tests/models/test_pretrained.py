@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -30,6 +31,8 @@ def test_a_model_comes_back_from_its_folder(name, tmp_path):
     again.save_pretrained(tmp_path / "again")
     for part in ("config.json", "model.safetensors"):
         assert (tmp_path / "model" / part).read_bytes() == (tmp_path / "again" / part).read_bytes()
+    with safe_open(tmp_path / "model" / "model.safetensors", "pt") as file:  # others ask for the framework
+        assert file.metadata() == {"format": "pt"}
 
 
 @pytest.mark.parametrize("case", ["vim_a", "plainmamba_a", "vmamba_a_v0", "videomamba_a_video"])

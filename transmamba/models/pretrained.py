@@ -39,7 +39,8 @@ class Pretrained(Recorded):
         if find_spec("safetensors"):
             from safetensors.torch import save_file
 
-            save_file(state, folder / WEIGHTS[0])
+            # accelerate and transformers ask each file for the framework that wrote it
+            save_file(state, folder / WEIGHTS[0], {"format": "pt"})
         else:
             torch.save(state, folder / WEIGHTS[1])
         (folder / CONFIG).write_text(config)

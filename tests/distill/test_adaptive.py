@@ -344,7 +344,7 @@ def test_wrong_layer_is_named_on_every_call(layer, error, message):
 
 
 def test_item_that_is_no_tensor_is_refused():
-    from transmamba.distill.layers import check_layers
+    from transmamba.distill.checks import check_layers
 
     with pytest.raises(TypeError, match=r"student layer 1 is a NoneType: expected a tensor \[batch tokens channels\]"):
         check_layers([torch.randn(2, 3, 5), None], [torch.randn(2, 3, 5)])

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, check_layers, check_mask
-from transmamba.distill.matching import TeacherLayers, check_teacher_layers, match_layers
+from transmamba.distill.checks import Layers, check_layers, check_mask
+from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import Similarity, batch_mean, cosine, unit_target
 
 Weighting = Literal["ratio", "neg_cos", "ratio_raw", "uniform", "linear"]

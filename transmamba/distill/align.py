@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import LARGEST, typed
-from transmamba.distill.layers import Layers, check_tensors
+from transmamba.distill.checks import Layers, check_tensors
 from transmamba.ops.resize import LINEAR, interpolate_grid
 
 Position = Literal["front", "back", "middle", "both"]

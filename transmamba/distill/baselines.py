@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import typed
-from transmamba.distill.layers import Layers, check_layers, check_mask, real_tokens, widen
-from transmamba.distill.matching import TeacherLayers, check_teacher_layers, match_layers
+from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
+from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
 
 Divergence = Literal["forward", "reverse", "js"]

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_sizes, typed
-from transmamba.distill.layers import Layers, check_tensors
-from transmamba.distill.padded import PaddedLinear
+from transmamba.distill.checks import Layers, check_tensors
+from transmamba.distill.padded_linear import PaddedLinear
 
 Mode = Literal["pad_mlp", "pad_linear", "linear", "mlp", "pad", "identity"]
 Pad = Literal["right", "center"] | Sequence[int] | Tensor

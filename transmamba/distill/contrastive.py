@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from transmamba._typing import typed
 from transmamba.distill.baselines import LogitsDistill
-from transmamba.distill.layers import widen
+from transmamba.distill.checks import widen
 
 
 @typed

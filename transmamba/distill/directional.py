@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transmamba._typing import typed
 from transmamba.distill.adaptive import AdaptiveDetails, AdaptiveLayerDistill
 from transmamba.distill.bridge import Layout, check_layouts
-from transmamba.distill.layers import Layers, check_mask
+from transmamba.distill.checks import Layers, check_mask
 from transmamba.ops.orders import ScanOrder, scan_order
 
 Order = Literal["scan", "raster"]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.distill.baselines import Divergence, LogitsDistill
-from transmamba.distill.layers import real_tokens
+from transmamba.distill.checks import real_tokens
 
 
 class HiddenLogitsDistill(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transmamba._typing import check_sizes, typed
 from transmamba.distill.align import Interpolation, resize_tokens
-from transmamba.distill.text import AlignedText, align_text
+from transmamba.distill.aligned_text import AlignedText, align_text
 
 
 @typed

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_sizes, typed
 from transmamba.distill.align import resize_tokens
-from transmamba.distill.layers import Layers, check_layers, check_mask, real_tokens, widen
+from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.similarity import batch_mean, inverse_norm
 from transmamba.ops.orders import ScanOrder, permute_tokens
 

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from transmamba.distill.checks import real_tokens, widen
 from transmamba.distill.fused import TokenCosine, fusible
-from transmamba.distill.layers import real_tokens, widen
 
 Similarity = Literal["token", "flatten", "pooled"]
 

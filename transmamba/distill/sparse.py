@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_sizes, typed
 from transmamba.distill.baselines import check_temperature, token_mean
-from transmamba.distill.layers import widen
+from transmamba.distill.checks import widen
 
 Tail = Literal["bucket", "renormalise"]
 

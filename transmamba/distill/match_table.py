@@ -9,8 +9,8 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.distill.align import align_tokens
-from transmamba.distill.layers import Layers, check_tensors
-from transmamba.distill.matching import TeacherLayers, match_layers
+from transmamba.distill.checks import Layers, check_tensors
+from transmamba.distill.layer_map import TeacherLayers, match_layers
 
 
 class MatchRow(NamedTuple):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from transmamba._layer_maps import LAYER_MAPS, LayerMap, LayerMapName, resolve_layer_map
 from transmamba._typing import check_sizes, typed
-from transmamba.distill.layers import Layers, check_tensors, widen
+from transmamba.distill.checks import Layers, check_tensors, widen
 
 # a layer map as for inheritance, in which every student layer has a teacher layer, or the last teacher layer for all
 TeacherLayers = LayerMapName | Literal["last"] | Mapping[int, int] | Sequence[int]

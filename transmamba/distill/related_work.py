@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from transmamba._typing import typed
 from transmamba.distill.baselines import check_logits, check_temperature
-from transmamba.distill.layers import Layers, check_layers, widen
+from transmamba.distill.checks import Layers, check_layers, widen
 
 
 class OfficialRepoLoss(nn.Module):

@@ -157,7 +157,7 @@ def test_input_of_a_module_without_tensors_is_refused():
     ],
 )
 def test_star_stands_for_one_part_of_a_name(pattern, names):
-    from transmamba.distill.features import _find
+    from transmamba.distill.taps import _find
 
     assert list(_find(Net(), [pattern])) == names
 

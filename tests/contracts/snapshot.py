@@ -21,8 +21,8 @@ MODULES: dict[str, Callable[[], Any]] = {
     "MambaMixer": lambda: tnn.MambaMixer(6, 3, directions=2, bias=True),
     "Mamba2Mixer": lambda: tnn.Mamba2Mixer(6, 3, head_dim=4, bias=True),
     "Mamba3Mixer": lambda: tnn.Mamba3Mixer(6, 4, head_dim=4),
-    "Scan2dMixer": lambda: tnn.Scan2dMixer(6, 3),
-    "SnakeMixer": lambda: tnn.SnakeMixer(6, 3),
+    "SS2D": lambda: tnn.SS2D(6, 3),
+    "PlainMambaMixer": lambda: tnn.PlainMambaMixer(6, 3),
     "Attention": lambda: tnn.Attention(6, 3, kv_heads=1, qk_norm="full", relative_grid=(2, 3)),
     "TransformerBlock": lambda: tnn.TransformerBlock(
         6, tnn.Attention(6, 2, causal=True), hidden_dim=5, gated=True, placement="sandwich"

@@ -9,7 +9,7 @@ def build(**options):
 
 
 def test_only_the_named_blocks_are_convolved():
-    assert [block.local is not None for block in build(convolved=(0, 2)).blocks] == [True, False, True]
+    assert [block.local is not None for block in build(conv_layers=(0, 2)).blocks] == [True, False, True]
 
 
 def test_new_models_do_not_scan_as_the_released_ones_do():

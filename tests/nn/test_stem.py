@@ -4,7 +4,7 @@ from transmamba.nn.stem import ConvNorm, ConvStem, PatchMerging
 
 
 def test_borders_that_do_not_fill_a_patch_are_filled_with_zeros():
-    stem = ConvStem(7, patch_size=8, refinements=1).eval()
+    stem = ConvStem(7, patch_size=8, num_convs=1).eval()
     assert stem(torch.randn(2, 3, 20, 28)).shape == (2, 7, 3, 4)
     image = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(stem(torch.cat([image, torch.randn(2, 3, 16, 16)], 3))[..., :1], stem(image)[..., :1])

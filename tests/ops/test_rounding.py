@@ -5,7 +5,7 @@ import torch
 
 from tests.ops.rounding import BY_BACKEND, HALVES, PLAIN, check
 from tests.ops.scan.test_scan import accepting
-from transmamba.nn import Mamba3Mixer, MambaMixer, SnakeMixer, moves_between
+from transmamba.nn import Mamba3Mixer, MambaMixer, PlainMambaMixer, moves_between
 from transmamba.ops import multi_scan, scan_orders, selective_scan, selective_step
 
 every_half = pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
@@ -48,7 +48,7 @@ def test_mixers_gate_before_they_round():
     calls = {
         MambaMixer(8, directions=2): (),
         MambaMixer(8, directions=2, average=True): (),
-        SnakeMixer(8): (orders, moves_between(orders, grid), grid),
+        PlainMambaMixer(8): (orders, moves_between(orders, grid), grid),
         Mamba3Mixer(8, 4, head_dim=4): (),
     }
     x = torch.randn(2, 20, 8, dtype=torch.float16)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from transmamba.models import SNAKES, PlainMamba, VisionMamba, ViT
-from transmamba.nn.snake import moves_between
+from transmamba.nn.plain_mamba import moves_between
 from transmamba.ops import scan_orders
 from transmamba.transfer import SSM_PARAMETERS, AttentionInit, first_importance, magnitude_importance, subclone
 from transmamba.transfer.attention_weights import constant_direction

@@ -24,8 +24,8 @@ from transmamba.models.stack import (
 )
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import DropPath
+from transmamba.nn.plain_mamba import PlainMambaMixer, moves_between
 from transmamba.nn.position import resize_position
-from transmamba.nn.snake import SnakeMixer, moves_between
 from transmamba.nn.stem import ConvStem
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
@@ -104,16 +104,16 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         dim: width of the tokens.
         depth: number of blocks.
         d_state: states per channel.
-        mixer: builds the mixer of a block from a width, or one builder per block; a `SnakeMixer` with `d_state` and
-            `released_scan` by default.
+        mixer: builds the mixer of a block from a width, or one builder per block; a `PlainMambaMixer` with
+            `d_state` and `released_scan` by default.
         norm: builds the norm of a block from a width; or one builder per block.
         last_norm: builds the one after the blocks; a LayerNorm of epsilon 1e-6 by default.
         positions: a learned table of positions is added to the tokens.
         dropout: rate at which numbers of the tokens with their positions are dropped while training.
-        refinements: 3 x 3 convolutions in the stem.
-        convolved: numbers of the blocks that end in a depthwise convolution.
+        num_stem_convs: 3 x 3 convolutions in the stem.
+        conv_layers: numbers of the blocks that end in a depthwise convolution.
         drop_path: rate at which the last block is dropped while training; it rises linearly from zero.
-        released_scan: the scan of the released checkpoints, see `SnakeMixer`; wrong as a design.
+        released_scan: the scan of the released checkpoints, see `PlainMambaMixer`; wrong as a design.
         resizing: how the table of positions is resized for an image of another size.
 
     Reference:
@@ -141,15 +141,15 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         last_norm: Callable[[int], nn.Module] | None = None,
         positions: bool = True,
         dropout: float = 0.0,
-        refinements: int = 1,
-        convolved: Sequence[int] = (),
+        num_stem_convs: int = 1,
+        conv_layers: Sequence[int] = (),
         drop_path: float = 0.0,
         released_scan: bool = False,
         resizing: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> None:
         super().__init__()
         check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
-        self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, refinements=refinements)
+        self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, num_convs=num_stem_convs)
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         side = self.patch_embed.side
         self.grid = (-(-(height // 2) // side), -(-(width // 2) // side))  # a border is filled up to a patch
@@ -157,11 +157,11 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         count = self.grid[0] * self.grid[1]
         self.pos_embed = nn.Parameter(torch.empty(1, count, dim)) if positions else None
         self.dropout = nn.Dropout(dropout)
-        mixer = partial(SnakeMixer, d_state=d_state, released_scan=released_scan) if mixer is None else mixer
+        mixer = partial(PlainMambaMixer, d_state=d_state, released_scan=released_scan) if mixer is None else mixer
         self.resizing = resizing
         parts = (per_layer(mixer, depth, "mixer"), per_layer(norm, depth, "norm"), drop_path_rates(drop_path, depth))
         self.blocks = BlockStack(
-            PlainMambaBlock(dim, build(dim), norm=build_norm, drop_path=rate, convolved=i in convolved)
+            PlainMambaBlock(dim, build(dim), norm=build_norm, drop_path=rate, convolved=i in conv_layers)
             for i, (build, build_norm, rate) in enumerate(zip(*parts, strict=True))
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6) if last_norm is None else last_norm(dim)
@@ -190,7 +190,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", "A_log", ".D", "dt_bias", "move_B")
+        spared = ("pos_embed", "A_log", ".D", "dt_bias", "direction_B")
         return {name for name, _ in self.named_parameters() if name.endswith(spared)}
 
     def reset_parameters(self) -> None:
@@ -216,34 +216,34 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
 @register
 def plain_mamba_l1(**options: Any) -> PlainMamba:
     """Build PlainMamba-L1: 24 blocks of width 192."""
-    return PlainMamba(dim=192, depth=24, refinements=1, convolved=(0,), **{"drop_path": 0.2, **options})
+    return PlainMamba(dim=192, depth=24, num_stem_convs=1, conv_layers=(0,), **{"drop_path": 0.2, **options})
 
 
 @register
 def plain_mamba_l2(**options: Any) -> PlainMamba:
     """Build PlainMamba-L2: 24 blocks of width 384."""
-    return PlainMamba(dim=384, depth=24, refinements=2, **{"drop_path": 0.2, **options})
+    return PlainMamba(dim=384, depth=24, num_stem_convs=2, **{"drop_path": 0.2, **options})
 
 
 @register
 def plain_mamba_l3(**options: Any) -> PlainMamba:
     """Build PlainMamba-L3: 36 blocks of width 448."""
-    return PlainMamba(dim=448, depth=36, refinements=2, **{"drop_path": 0.4, **options})
+    return PlainMamba(dim=448, depth=36, num_stem_convs=2, **{"drop_path": 0.4, **options})
 
 
 @register
 def plain_mamba_tiny(**options: Any) -> PlainMamba:
     """Build PMamba-T of the TransMamba paper: 12 blocks of width 192."""
-    return PlainMamba(dim=192, depth=12, refinements=2, **options)
+    return PlainMamba(dim=192, depth=12, num_stem_convs=2, **options)
 
 
 @register
 def plain_mamba_small(**options: Any) -> PlainMamba:
     """Build PMamba-S of the TransMamba paper: 12 blocks of width 384."""
-    return PlainMamba(dim=384, depth=12, refinements=2, **options)
+    return PlainMamba(dim=384, depth=12, num_stem_convs=2, **options)
 
 
 @register
 def plain_mamba_base(**options: Any) -> PlainMamba:
     """Build PMamba-B of the TransMamba paper: 12 blocks of width 768."""
-    return PlainMamba(dim=768, depth=12, refinements=2, **options)
+    return PlainMamba(dim=768, depth=12, num_stem_convs=2, **options)

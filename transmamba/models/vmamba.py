@@ -17,7 +17,7 @@ from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, drop_path_rates, init_linear, reset_children
 from transmamba.models.vmamba_block import VMambaBlock
-from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.nn.ss2d import SS2D
 from transmamba.nn.stem import ConvNorm, PatchMerging
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.ops.orders import Grid
@@ -190,7 +190,7 @@ def vmamba_v0(dims: Sequence[int], depths: Sequence[int], *, d_state: int = 16, 
         dims,
         depths,
         stem=nn.Sequential(ConvNorm(3, dims[0], kernel_size=4, stride=4)),
-        block=lambda dim, rate: VMambaBlock(dim, Scan2dMixer(dim, d_state), mlp_ratio=0.0, drop_path=rate),
+        block=lambda dim, rate: VMambaBlock(dim, SS2D(dim, d_state), mlp_ratio=0.0, drop_path=rate),
         downsample=PatchMerging,
         **options,
     )
@@ -202,7 +202,7 @@ def vmamba_v2(
     dims: Sequence[int], depths: Sequence[int], *, d_state: int = 1, expand: float = 2.0, **options: Any
 ) -> VMamba:
     """Build the released VMamba: ungated mixers, one state per channel, MLPs, overlapping patches and convolutions."""
-    mixer = partial(Scan2dMixer, d_state=d_state, expand=expand, conv_bias=False, gated=False)
+    mixer = partial(SS2D, d_state=d_state, expand=expand, conv_bias=False, gated=False)
     return VMamba(
         dims,
         depths,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transmamba._typing import scaled_size, typed
 from transmamba.nn import DropPath, GatedMlp, Mlp
 from transmamba.nn.activation import Activation
-from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.nn.ss2d import SS2D
 from transmamba.ops import ScanOrder
 from transmamba.ops.orders import Grid
 
@@ -20,7 +20,7 @@ class VMambaBlock(nn.Module):
     def __init__(
         self,
         dim: int,
-        mixer: Scan2dMixer,
+        mixer: SS2D,
         *,
         mlp_ratio: float = 4.0,
         activation: Activation = "gelu",

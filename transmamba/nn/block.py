@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.activation import ACTIVATIONS
 from transmamba.nn.activation import Activation as Activation
-from transmamba.nn.mixer import MambaMixer
+from transmamba.nn.mamba import MambaMixer
 from transmamba.ops import ScanOrder
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
 
-MOST_REFINEMENTS = 1000  # a larger number is a slip, and would build convolutions until the memory ends
+MOST_CONVS = 1000  # a larger number is a slip, and would build convolutions until the memory ends
 
 
 class ConvStem(nn.Module):
@@ -19,26 +19,26 @@ class ConvStem(nn.Module):
         dim: width of a token.
         patch_size: side of a patch in pixels of the image; even.
         in_chans: channels of the image.
-        refinements: 3 x 3 convolutions between halving and projecting.
+        num_convs: 3 x 3 convolutions between halving and projecting.
 
     Raises:
-        ValueError: `patch_size` is odd, or `refinements` are not 0 to 1000; on the call, the image has another number
+        ValueError: `patch_size` is odd, or `num_convs` is not 0 to 1000; on the call, the image has another number
             of channels.
     """
 
     @typed
-    def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, refinements: int = 2) -> None:
+    def __init__(self, dim: int, *, patch_size: int = 16, in_chans: int = 3, num_convs: int = 2) -> None:
         super().__init__()
         check_sizes(dim=dim, patch_size=patch_size, in_chans=in_chans)
         if patch_size % 2:
             raise ValueError(f"the stem halves the image: patch_size must be even, got {patch_size}")
-        if not 0 <= refinements <= MOST_REFINEMENTS:
-            raise ValueError(f"refinements must be between 0 and {MOST_REFINEMENTS}, got {refinements}")
+        if not 0 <= num_convs <= MOST_CONVS:
+            raise ValueError(f"num_convs must be between 0 and {MOST_CONVS}, got {num_convs}")
         self.stem = nn.Sequential(
             nn.Conv2d(in_chans, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
         )
         self.convs = nn.Sequential()
-        for _ in range(refinements):
+        for _ in range(num_convs):
             self.convs.extend([nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()])
         self.in_chans, self.side = in_chans, patch_size // 2
         self.projection = nn.Conv2d(64, dim, self.side, self.side)

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
-from transmamba.nn.mixer import ScanBranch
+from transmamba.nn.mamba import ScanBranch
 from transmamba.nn.ssm import decay_rates, init_decay, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
 

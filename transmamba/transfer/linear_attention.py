@@ -95,7 +95,7 @@ def _mamba_sizes(mixer: Mapping[str, Tensor]) -> tuple[int, int, int, int]:
     rows, width = mixer["in_proj.weight"].shape
     states = [tensor.shape[1] for name, tensor in mixer.items() if name.endswith("A_log")]
     # PlainMamba's mixer scans four ways with one set of parameters and adds a vector for each move to B
-    directions = 4 if "move_B" in mixer else len(states)
+    directions = 4 if "direction_B" in mixer else len(states)
     return rows // 2, directions, states[0], min((rows // 2 - 4 * states[0]) // 2, width)
 
 
@@ -125,7 +125,7 @@ def _start_ssm(init: Start, attention: AttentionWeights, made: dict[str, Tensor]
             tensor.fill_(math.log(init.decay / (step * init.length)))
         elif leaf == "dt_bias" or name.endswith("dt_proj.bias"):
             tensor.fill_(step_bias(step))
-        elif leaf in ("dt_proj", "D", "move_B") or name.endswith(("conv1d.bias", "conv2d.bias")):
+        elif leaf in ("dt_proj", "D", "direction_B") or name.endswith(("conv1d.bias", "conv2d.bias")):
             tensor.zero_()
     return made
 

@@ -19,7 +19,7 @@ SSM_PARAMETERS = (
     "*dt_bias",
     "*A_log",
     "*.D",
-    "*move_B",
+    "*direction_B",
     "*mixer.norm.*",
 )
 
@@ -91,7 +91,7 @@ def mamba_table(branches: int, gated: bool) -> Entries:
         **_selective(BRANCH + "{k}.", theirs, ".{k}"),
         # PlainMamba: one set for all directions, and a direction vector in B for each move
         **_same(OWN + "conv2d", "inner.{i} 1 . ."),
-        OWN + "move_B": (OWN + "move_B", ". state.{i}"),
+        OWN + "direction_B": (OWN + "direction_B", ". state.{i}"),
         **_selective(OWN, OWN, ""),
         **_same(OWN + "out_proj", "residual inner.{i}"),
     }

@@ -87,7 +87,7 @@ def replace_mixers(s):
 
 
 def PlainMamba(s):
-    options = {"depth": 2, "d_state": s["state"], "refinements": 1, "convolved": (0,), "drop_path": 0.1,
+    options = {"depth": 2, "d_state": s["state"], "num_stem_convs": 1, "conv_layers": (0,), "drop_path": 0.1,
                "released_scan": False}  # fmt: skip
     return Call(models.PlainMamba, _backbone(s, **options), {"x": s.normal("2 3 8 12")})
 

@@ -208,21 +208,21 @@ def _map(s):
     return {"x": s.normal(f"batch {s['row'] * s['column']} dim")}, (s["row"], s["column"])
 
 
-def Scan2dMixer(s):
+def SS2D(s):
     x, grid = _map(s)
     return Call(
-        tnn.Scan2dMixer,
+        tnn.SS2D,
         {"dim": s["dim"], "d_state": s["state"], "d_conv": 3, "expand": 2.0, "dt_rank": "auto", "directions": 2,
          "conv_bias": True, "gated": s.choice(True, False)},
         {**x, "orders": orders_of(s, 2, grid[0] * grid[1]), "grid": grid},
     )  # fmt: skip
 
 
-def SnakeMixer(s):
+def PlainMambaMixer(s):
     x, grid = _map(s)
     orders = ops.scan_orders(models.SNAKES, grid)
     return Call(
-        tnn.SnakeMixer,
+        tnn.PlainMambaMixer,
         {"dim": s["dim"], "d_state": s["state"], "d_conv": 3, "expand": 2, "released_scan": s.choice(True, False)},
         {**x, "orders": orders, "moves": tnn.moves_between(orders, grid), "grid": grid},
     )
@@ -260,7 +260,7 @@ def scan_directions(s):
 def ConvStem(s):
     return Call(
         tnn.ConvStem,
-        {"dim": s["dim"], "patch_size": 4, "in_chans": s["chans"], "refinements": s.choice(0, 1)},
+        {"dim": s["dim"], "patch_size": 4, "in_chans": s["chans"], "num_convs": s.choice(0, 1)},
         {"image": s.normal("2 chans 8 9")},
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.models.official.cases import check_gradients, every_run, load, without_output_projection
-from transmamba.nn.snake import moves_between
+from transmamba.nn.plain_mamba import moves_between
 from transmamba.ops import use_backend
 
 CASES = ("plainmamba_a", "plainmamba_b_resized")

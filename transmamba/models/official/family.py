@@ -8,26 +8,6 @@ from torch import Size, Tensor, nn
 from transmamba._checkpoint import State
 
 
-def same_shape(name: str, shape: Size) -> tuple[int, ...]:
-    """Return the shape unchanged: the official tensor has ours."""
-    return tuple(shape)
-
-
-def same_state(state: State) -> State:
-    """Return the state unchanged: no older names exist."""
-    return state
-
-
-def as_read(state: State, source: nn.Module, target: nn.Module) -> State:
-    """Return the state unchanged: models of the family cannot be resized."""
-    return state
-
-
-def as_configured(model: nn.Module, state: State) -> dict[str, Any]:
-    """Return no changes: the checkpoint is of the size of the model."""
-    return {}
-
-
 class Family(NamedTuple):
     """One official implementation.
 
@@ -36,20 +16,27 @@ class Family(NamedTuple):
         build: makes our model from the official constructor arguments; it also gets the state dict, for sizes that the
             arguments leave open.
         official_name: our name of a tensor -> the official one.
-        official_shape: our name and shape -> the official shape, which holds the same numbers in the same order.
-        modernise: brings names and shapes of older checkpoints of the family to those of today.
-        describe: official arguments with which the tensors of a checkpoint (official names without prefixes) were made,
-            where they differ from those of the given model.
-        adapt: fits a state (our names) of the first model to the second, which has another size.
+        official_shape: our name and shape -> the official shape, which holds the same numbers in the same order; None
+            if all shapes are ours.
+        upgrade_names: brings names and shapes of older checkpoints of the family to those of today; None if there are
+            no older ones.
+        infer_config: official arguments with which the tensors of a checkpoint (official names without prefixes) were
+            made, where they differ from those of the given model; None if the size is always the configured one.
+        adapt: fits a state (our names) of the first model to the second, which has another size; None if models of the
+            family cannot be resized.
     """
 
     model: type[nn.Module]
     build: Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module]
     official_name: Callable[[str], str]
-    official_shape: Callable[[str, Size], tuple[int, ...]] = same_shape
-    modernise: Callable[[State], State] = same_state
-    describe: Callable[[nn.Module, State], dict[str, Any]] = as_configured
-    adapt: Callable[[State, nn.Module, nn.Module], State] = as_read
+    official_shape: Callable[[str, Size], tuple[int, ...]] | None = None
+    upgrade_names: Callable[[State], State] | None = None
+    infer_config: Callable[[nn.Module, State], dict[str, Any]] | None = None
+    adapt: Callable[[State, nn.Module, nn.Module], State] | None = None
+
+    def shape(self, name: str, ours: Size) -> tuple[int, ...]:
+        """Return the official shape of our tensor `name`."""
+        return tuple(ours) if self.official_shape is None else self.official_shape(name, ours)
 
 
 def read_config(

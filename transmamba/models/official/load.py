@@ -22,16 +22,17 @@ def build_and_load(
     Raises:
         ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.
     """
-    state = family.modernise(state)
+    if family.upgrade_names is not None:
+        state = family.upgrade_names(state)
     with torch.device("meta"):
         model = source = family.build(config, state)
-        told = family.describe(model, state)
-        if told:
-            source = family.build({**config, **told}, state)
+        inferred = {} if family.infer_config is None else family.infer_config(model, state)
+        if inferred:
+            source = family.build({**config, **inferred}, state)
         if changes:
             model = family.build({**config, **changes}, state)
     ours = translate(family, source, state)
-    if source is not model:
+    if source is not model and family.adapt is not None:
         ours = family.adapt(ours, source, model)
     assign(model, {name: value.clone() for name, value in ours.items()})
     return model
@@ -53,7 +54,7 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
     problems = [f"missing: {name}" for name in names if name not in state]
     problems += [f"left over: {name}" for name in state if name not in names]
     for official, name in names.items():
-        shape = family.official_shape(name, wanted[name].shape)
+        shape = family.shape(name, wanted[name].shape)
         if official in state and tuple(state[official].shape) != shape:
             problems.append(f"wrong shape: {official} is {tuple(state[official].shape)}, expected {shape}")
         if official in state and wanted[name].is_floating_point() and state[official].dtype not in FLOATING:
@@ -68,6 +69,6 @@ def translate(family: Family, model: nn.Module, state: State) -> State:
 def write_official(family: Family, model: nn.Module) -> State:
     """Return the state dict of `model` with the official names and shapes."""
     return {
-        family.official_name(name): value.reshape(family.official_shape(name, value.shape))
+        family.official_name(name): value.reshape(family.shape(name, value.shape))
         for name, value in weights_of(model).items()
     }

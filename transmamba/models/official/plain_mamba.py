@@ -8,10 +8,10 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.adapting import fresh_head, told_classes, told_side
 from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.resize import fresh_head, infer_grid_side, infer_num_classes
 from transmamba.models.plain_mamba import PlainMamba
-from transmamba.nn import RMSNorm, ScaledMixer, SnakeMixer
+from transmamba.nn import PlainMambaMixer, RMSNorm, ScaledMixer
 from transmamba.nn.position import resize_position
 
 Builder = Callable[[int], nn.Module]
@@ -58,7 +58,7 @@ _NAMES = (
     (r"\.local\.norm\.", ".dw.1."),
     (r"\.mixer\.(mixer\.)?(ssm\.)?", ".mamba."),
     (r"\.dt_bias$", ".dt_proj.bias"),
-    (r"\.move_B$", ".direction_Bs"),
+    (r"\.direction_B$", ".direction_Bs"),
 )
 
 
@@ -88,8 +88,8 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         last_norm=_last_norm(args["norm_cfg"]) if args["final_norm"] else lambda dim: nn.Identity(),
         positions=args["with_pos_embed"],
         dropout=args["drop_rate"],
-        refinements=args["num_convs_patch_embed"],
-        convolved=tuple(args["layers_with_dwconv"]),
+        num_stem_convs=args["num_convs_patch_embed"],
+        conv_layers=tuple(args["layers_with_dwconv"]),
         drop_path=args["drop_path_rate"],
         resizing=_resizing(args["interpolate_mode"]),
     )
@@ -124,7 +124,7 @@ def _layer(config: Any) -> tuple[Builder, Builder]:
     layer = read_config(config, defaults, ignored=("drop_path_rate", "embed_dims", "with_dwconv"))
     given = read_config(layer["mamba_cfg"], _MIXER, ignored=_MIXER_IGNORED)
     gamma, side = given.pop("init_layer_scale"), given.pop("conv_size")
-    build: Builder = partial(SnakeMixer, **given, d_conv=side, released_scan=True)
+    build: Builder = partial(PlainMambaMixer, **given, d_conv=side, released_scan=True)
     norm = RMSNorm if layer["use_rms_norm"] else nn.LayerNorm
     return build if gamma is None else lambda dim: ScaledMixer(dim, build(dim), initial=float(gamma)), norm
 
@@ -141,12 +141,12 @@ def official_name(name: str) -> str:
     return name if name.startswith("head.") else f"backbone.{name}"
 
 
-def describe(model: nn.Module, state: State) -> dict[str, Any]:
+def infer_config(model: nn.Module, state: State) -> dict[str, Any]:
     """Infer another number of classes, or a position table of another square image."""
     model = cast(PlainMamba, model)
-    told = told_classes(model, state, "head.fc")
-    side = told_side(state.get("pos_embed"), 0, model.grid[0] * model.grid[1])
-    return told if side is None else {**told, "img_size": side * 2 * model.patch_embed.side}
+    inferred = infer_num_classes(model, state, "head.fc")
+    side = infer_grid_side(state.get("pos_embed"), 0, model.grid[0] * model.grid[1])
+    return inferred if side is None else {**inferred, "img_size": side * 2 * model.patch_embed.side}
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
@@ -160,4 +160,4 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     return fresh_head(state, target)
 
 
-PLAIN_MAMBA = Family(PlainMamba, build, official_name, describe=describe, adapt=adapt)
+PLAIN_MAMBA = Family(PlainMamba, build, official_name, infer_config=infer_config, adapt=adapt)

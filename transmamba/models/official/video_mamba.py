@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official import bidirectional
-from transmamba.models.official.adapting import fresh_head, told_classes, told_side
-from transmamba.models.official.bidirectional import read_mixer, read_norm
+from transmamba.models.official import vim_parts
 from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.resize import fresh_head, infer_grid_side, infer_num_classes
+from transmamba.models.official.vim_parts import read_mixer, read_norm
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.models.video_text_mamba import VideoTextMamba
 from transmamba.nn.position import resize_position
@@ -90,24 +90,24 @@ def official_name(name: str) -> str:
         return official_name(name.removeprefix("encoder.")).replace("norm_f.", "norm.")
     if name.startswith("decoder."):
         return name.replace("decoder.", "clip_decoder.0.")
-    return bidirectional.official_name(name).replace("temporal_pos_embed", "temporal_pos_embedding")
+    return vim_parts.official_name(name).replace("temporal_pos_embed", "temporal_pos_embedding")
 
 
-def describe(model: nn.Module, state: State) -> dict[str, Any]:
+def infer_config(model: nn.Module, state: State) -> dict[str, Any]:
     """Infer another number of classes or frames, a position table of another square image, images instead of clips."""
     if not isinstance(model, VideoMamba):
         return {}
-    told, (rows, columns) = told_classes(model, state), model.grid[-2:]
+    inferred, (rows, columns) = infer_num_classes(model, state), model.grid[-2:]
     patches, frames = state.get("patch_embed.proj.weight"), state.get("temporal_pos_embedding")
-    side = told_side(state.get("pos_embed"), 1, rows * columns)
+    side = infer_grid_side(state.get("pos_embed"), 1, rows * columns)
     if side is not None and patches is not None:
         stride = getattr(model.patch_embed, "stride", patches.shape[-1])
-        told["img_size"] = (side - 1) * stride + patches.shape[-1]
+        inferred["img_size"] = (side - 1) * stride + patches.shape[-1]
     if patches is not None and patches.dim() == 4 and model.temporal_pos_embed is not None:
-        told["num_frames"] = None
+        inferred["num_frames"] = None
     elif frames is not None and model.temporal_pos_embed is not None and frames.shape[1] != model.grid[0]:
-        told["num_frames"] = frames.shape[1] * model.patch_embed.sides[0]
-    return told
+        inferred["num_frames"] = frames.shape[1] * model.patch_embed.sides[0]
+    return inferred
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
@@ -130,5 +130,5 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     return fresh_head(state, target)
 
 
-VIDEO_MAMBA = Family(VideoMamba, build, official_name, describe=describe, adapt=adapt)
+VIDEO_MAMBA = Family(VideoMamba, build, official_name, infer_config=infer_config, adapt=adapt)
 VIDEO_TEXT_MAMBA = Family(VideoTextMamba, build, official_name)

@@ -7,9 +7,9 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.adapting import fresh_head, move_rows, told_classes, told_side
-from transmamba.models.official.bidirectional import official_name, read_mixer, read_norm
 from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.resize import fresh_head, infer_grid_side, infer_num_classes, move_rows
+from transmamba.models.official.vim_parts import official_name, read_mixer, read_norm
 from transmamba.models.vim import ClassTokens, Vim
 from transmamba.models.vim_layers import Turns
 from transmamba.nn.position import resize_position
@@ -134,12 +134,12 @@ def _class_tokens(args: Mapping[str, Any]) -> ClassTokens:
     return "middle" if args["use_middle_cls_token"] else "first"
 
 
-def describe(model: nn.Module, state: State) -> dict[str, Any]:
+def infer_config(model: nn.Module, state: State) -> dict[str, Any]:
     """Infer another number of classes, or a position table of another square image."""
     model = cast(Vim, model)
-    told, embed = told_classes(model, state), model.patch_embed
-    side = told_side(state.get("pos_embed"), len(model.cls_positions), model.patches)
-    return told if side is None else {**told, "img_size": (side - 1) * embed.stride + embed.patch_size}
+    inferred, embed = infer_num_classes(model, state), model.patch_embed
+    side = infer_grid_side(state.get("pos_embed"), len(model.cls_positions), model.patches)
+    return inferred if side is None else {**inferred, "img_size": (side - 1) * embed.stride + embed.patch_size}
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
@@ -156,4 +156,4 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
     return fresh_head(state, target)
 
 
-VIM = Family(Vim, build, official_name, describe=describe, adapt=adapt)
+VIM = Family(Vim, build, official_name, infer_config=infer_config, adapt=adapt)

@@ -8,13 +8,13 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.adapting import fresh_head, told_classes
 from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.resize import fresh_head, infer_num_classes
 from transmamba.models.vmamba import ORDERS, VMamba
 from transmamba.models.vmamba_block import VMambaBlock
 from transmamba.nn.norm import TokenBatchNorm
-from transmamba.nn.scan2d import Kind, Scan2dMixer, SpatialNorm
-from transmamba.nn.scan2d_variants import CascadeMixer, HeadedScan2dMixer
+from transmamba.nn.ss2d import SS2D, Kind, SpatialNorm
+from transmamba.nn.ss2d_variants import CascadeSS2D, HeadedSS2D
 from transmamba.nn.stem import ConvNorm, PatchMerging
 
 _DEFAULTS = {
@@ -56,7 +56,7 @@ _SCANS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("v052dc", "v32dc"), ("raster", "raster_reverse", "column", "column_reverse")),
     "m0": ORDERS,
 }
-_MIXERS: dict[str, type[Scan2dMixer]] = {"v052dc": CascadeMixer, "v32dc": CascadeMixer, "m0": HeadedScan2dMixer}
+_MIXERS: dict[str, type[SS2D]] = {"v052dc": CascadeSS2D, "v32dc": CascadeSS2D, "m0": HeadedSS2D}
 # scans that no trained model can have
 _REFUSED = (
     (
@@ -167,7 +167,7 @@ def _norm(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> Callable[[int
     return _NORM_LAYERS[kind]
 
 
-def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple[str, ...]]:
+def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], SS2D], tuple[str, ...]]:
     """Return a builder of a block's mixer, and the orders that the mixer scans."""
     given = args["forward_type"]
     for pattern, why in _REFUSED:
@@ -195,7 +195,7 @@ def _mixer(args: Mapping[str, Any]) -> tuple[Callable[[int], Scan2dMixer], tuple
         )
     if found["norm"] is not None:
         options["out_norm"] = partial(SpatialNorm, kind=_NORMS[found["norm"]])
-    return partial(_MIXERS.get(found["scan"], Scan2dMixer), **options), _SCANS[found["scan"]]
+    return partial(_MIXERS.get(found["scan"], SS2D), **options), _SCANS[found["scan"]]
 
 
 def _is_gated(state: Mapping[str, Tensor]) -> bool:
@@ -226,7 +226,7 @@ def official_shape(name: str, shape: Size) -> tuple[int, ...]:
     return (shape[0] * shape[1], *shape[2:]) if by_channel else tuple(shape)
 
 
-def modernise(state: State) -> State:
+def upgrade_names(state: State) -> State:
     """Update names of other releases; flatten linear layers kept as convolutions, of one pixel or of all directions."""
     for grouped, stacked in (
         (".op.x_proj.weight", ".op.x_proj_weight"),
@@ -252,9 +252,9 @@ def modernise(state: State) -> State:
     }
 
 
-def describe(model: nn.Module, state: State) -> dict[str, Any]:
+def infer_config(model: nn.Module, state: State) -> dict[str, Any]:
     """Infer another number of classes."""
-    return told_classes(model, state, "classifier.head")
+    return infer_num_classes(model, state, "classifier.head")
 
 
 def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
@@ -268,4 +268,4 @@ def _substitute(rules: tuple[tuple[str, str], ...], name: str) -> str:
     return name
 
 
-VMAMBA = Family(VMamba, build, official_name, official_shape, modernise, describe, adapt)
+VMAMBA = Family(VMamba, build, official_name, official_shape, upgrade_names, infer_config, adapt)

@@ -14,7 +14,7 @@ from transmamba.models.stack import init_linear
 _log = logging.getLogger(__name__)
 
 
-def told_classes(model: nn.Module, state: State, name: str = "head") -> dict[str, Any]:
+def infer_num_classes(model: nn.Module, state: State, name: str = "head") -> dict[str, Any]:
     """Return `num_classes` of a checkpoint whose head, called `name`, fits `model` but for their number."""
     weight, bias = state.get(f"{name}.weight"), state.get(f"{name}.bias")
     if isinstance(model.get_submodule("head"), nn.Identity):
@@ -26,7 +26,7 @@ def told_classes(model: nn.Module, state: State, name: str = "head") -> dict[str
     return {"num_classes": classes} if bias.shape == (classes,) and classes != len(ours) else {}
 
 
-def told_side(table: Tensor | None, extra: int, cells: int) -> int | None:
+def infer_grid_side(table: Tensor | None, extra: int, cells: int) -> int | None:
     """Infer the side of a square position table with `extra` more rows; None if it has `cells` patches as wanted."""
     if table is None or table.dim() != 3 or table.shape[1] - extra == cells or table.shape[1] <= extra:
         return None

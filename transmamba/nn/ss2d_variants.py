@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, typed
-from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.nn.ss2d import SS2D
 from transmamba.nn.ssm import ScanParameters, decay_rates, init_step_bias, step_rank
 from transmamba.ops import ScanOrder, multi_scan, scan_orders
 from transmamba.ops.orders import Grid
 
 
-class CascadeMixer(Scan2dMixer):
-    """A `Scan2dMixer` that scans every row from both ends, and then every column of the result.
+class CascadeSS2D(SS2D):
+    """An `SS2D` that scans every row from both ends, and then every column of the result.
 
     The steps of the way back are not put back in place before they are added: token w of a row gets the output of
     the way back at its step w, as the official code has it.
@@ -85,8 +85,8 @@ class StackedHeadSSM(nn.Module):
         return ScanParameters(dt, A[..., None].expand(-1, -1, self.sizes[1]), B, C, self.D.flatten(1), dt_bias)
 
 
-class HeadedScan2dMixer(Scan2dMixer):
-    """A `Scan2dMixer` with `StackedHeadSSM`; `dt_rank` is the number of heads.
+class HeadedSS2D(SS2D):
+    """An `SS2D` with `StackedHeadSSM`; `dt_rank` is the number of heads.
 
     Reference:
         `m0` of the code of arXiv 2401.10166.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from transmamba.nn.norm import TokenBatchNorm
-from transmamba.nn.scan2d_variants import CascadeMixer, HeadedScan2dMixer, StackedHeadSSM
+from transmamba.nn.ss2d_variants import CascadeSS2D, HeadedSS2D, StackedHeadSSM
 from transmamba.ops import scan_orders
 
 ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
@@ -15,14 +15,14 @@ def mixed(mixer, grid=(2, 3), batch=1):
     return x, mixer.double()(x, scan_orders(ORDERS, grid), grid)
 
 
-@pytest.mark.parametrize("kind", [CascadeMixer, HeadedScan2dMixer])
+@pytest.mark.parametrize("kind", [CascadeSS2D, HeadedSS2D])
 def test_gradients(kind):
     mixer = kind(8, 2, dt_rank=2, expand=0.5).double()
     x, _ = mixed(mixer)
     assert torch.autograd.gradcheck(lambda x: mixer(x, scan_orders(ORDERS, (2, 3)), (2, 3)), (x,))
 
 
-@pytest.mark.parametrize("kind", [CascadeMixer, HeadedScan2dMixer])
+@pytest.mark.parametrize("kind", [CascadeSS2D, HeadedSS2D])
 @pytest.mark.parametrize("grid", [(1, 1), (1, 4), (3, 1)])
 def test_lines_and_single_cells_are_maps_too(kind, grid):
     x, y = mixed(kind(8, 2, dt_rank=2), grid)
@@ -30,7 +30,7 @@ def test_lines_and_single_cells_are_maps_too(kind, grid):
 
 
 def test_a_cascade_is_reached_along_rows_and_columns_by_step_not_by_token():
-    x, y = mixed(CascadeMixer(8, 2, d_conv=None), (3, 3))
+    x, y = mixed(CascadeSS2D(8, 2, d_conv=None), (3, 3))
 
     def reached(step, token):  # the way there has read up to this token, the way back as many from the end
         return token <= step or token >= 2 - step
@@ -42,7 +42,7 @@ def test_a_cascade_is_reached_along_rows_and_columns_by_step_not_by_token():
 
 
 def test_directions_of_heads_add_up():
-    mixer = HeadedScan2dMixer(8, 2, dt_rank=2).double()
+    mixer = HeadedSS2D(8, 2, dt_rank=2).double()
     x, y = mixed(mixer)
     out, parts = mixer.forward_directions(x, scan_orders(ORDERS, (2, 3)), (2, 3))
     torch.testing.assert_close(out, y)

@@ -1,13 +1,13 @@
 import torch
 
-from transmamba.nn.scan2d import Scan2dMixer
+from transmamba.nn.ss2d import SS2D
 from transmamba.ops import scan_orders
 
 ORDERS = ("raster", "column", "raster_reverse", "column_reverse")
 
 
 def test_directions_add_up_through_the_norm():
-    mixer, orders = Scan2dMixer(6, 3), scan_orders(ORDERS, (3, 5))
+    mixer, orders = SS2D(6, 3), scan_orders(ORDERS, (3, 5))
     with torch.no_grad():
         mixer.out_norm.weight.uniform_(0.5, 2.0)
         mixer.out_norm.bias.uniform_(-1.0, 1.0)
@@ -19,7 +19,7 @@ def test_directions_add_up_through_the_norm():
 
 
 def test_each_direction_owns_its_parameters():
-    mixer, orders = Scan2dMixer(6, 3, gated=False, expand=1.0), scan_orders(ORDERS, (3, 5))
+    mixer, orders = SS2D(6, 3, gated=False, expand=1.0), scan_orders(ORDERS, (3, 5))
     x = torch.randn(2, 15, 6)
     before = mixer._scan(x, orders, (3, 5), merge=False)[0]
     with torch.no_grad():
@@ -30,4 +30,4 @@ def test_each_direction_owns_its_parameters():
 
 
 def test_the_rank_of_the_step_sizes_can_be_chosen():
-    assert Scan2dMixer(40).ssm.dt_rank == 3 and Scan2dMixer(40, dt_rank=5).ssm.dt_proj.shape == (4, 80, 5)
+    assert SS2D(40).ssm.dt_rank == 3 and SS2D(40, dt_rank=5).ssm.dt_proj.shape == (4, 80, 5)

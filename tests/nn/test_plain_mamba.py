@@ -1,6 +1,6 @@
 import torch
 
-from transmamba.nn.snake import SnakeMixer, moves_between
+from transmamba.nn.plain_mamba import PlainMambaMixer, moves_between
 from transmamba.ops import scan_orders
 
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
@@ -13,7 +13,7 @@ def test_moves_are_right_left_up_and_down():
 
 def mixed(x, grid, **options):
     torch.manual_seed(1)
-    mixer = SnakeMixer(6, 5, d_conv=3, **options)
+    mixer = PlainMambaMixer(6, 5, d_conv=3, **options)
     orders = scan_orders(SNAKES, grid)
     moves = moves_between(orders, grid)
     return mixer(x, orders, moves, grid), mixer.forward_directions(x, orders, moves, grid), mixer
@@ -30,9 +30,9 @@ def test_a_step_uses_the_parameters_of_its_token_unless_released():
     x, grid = torch.randn(2, 15, 6), (3, 5)
     for released in (False, True):
         torch.manual_seed(1)
-        mixer = SnakeMixer(6, 5, d_conv=3, released_scan=released)
+        mixer = PlainMambaMixer(6, 5, d_conv=3, released_scan=released)
         with torch.no_grad():
-            mixer.move_B.zero_()
+            mixer.direction_B.zero_()
             mixer.conv2d.weight.copy_((mixer.conv2d.weight + mixer.conv2d.weight.flip(-1, -2)) / 2)
         orders = scan_orders(SNAKES, grid)
         moves = moves_between(orders, grid)

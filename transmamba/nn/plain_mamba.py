@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.position import check_grid
-from transmamba.nn.scan2d import check_odd
+from transmamba.nn.ss2d import check_odd
 from transmamba.nn.ssm import SelectiveSSM, step_rank
 from transmamba.ops import ScanOrder, multi_scan
 from transmamba.ops.orders import Grid, stack_orders
 
 
-class SnakeMixer(nn.Module):
+class PlainMambaMixer(nn.Module):
     """in_proj -> 2-D convolution, SiLU, one selective SSM along several orders -> sum, gate -> out_proj.
 
     All orders share the parameters; each step adds to B a vector for the move that led to its token.
@@ -58,13 +58,13 @@ class SnakeMixer(nn.Module):
         self.in_proj = nn.Linear(dim, 2 * d_inner, bias=bias)
         self.conv2d = nn.Conv2d(d_inner, d_inner, d_conv, padding=d_conv // 2, groups=d_inner, bias=conv_bias)
         self.ssm = SelectiveSSM(d_inner, d_state, dt_rank=step_rank(dim, dt_rank))
-        self.move_B = nn.Parameter(torch.empty(5, d_state))
+        self.direction_B = nn.Parameter(torch.empty(5, d_state))
         self.out_proj = nn.Linear(d_inner, dim, bias=bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the initial values of this module's own parameters again."""
-        nn.init.trunc_normal_(self.move_B, std=0.02)
+        nn.init.trunc_normal_(self.direction_B, std=0.02)
 
     @typed
     def forward(
@@ -103,7 +103,7 @@ class SnakeMixer(nn.Module):
             u,
             dt[:, None],
             A[None],
-            B[:, None] + self.move_B[moves],
+            B[:, None] + self.direction_B[moves],
             C[:, None],
             D[None],
             z=gate,

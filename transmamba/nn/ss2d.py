@@ -56,7 +56,7 @@ class StackedSSM(nn.Module):
         return ScanParameters(dt, decay_rates(A_log), B, C, D, dt_bias)
 
 
-class Scan2dMixer(nn.Module):
+class SS2D(nn.Module):
     """in_proj -> 2-D convolution, SiLU, a selective SSM per order -> sum, LayerNorm -> gate -> out_proj.
 
     Args:

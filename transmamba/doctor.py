@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from transmamba.ops import cross_scan, multi_scan, scan_orders, triton
-from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.cross.inputs import CrossInputs
 from transmamba.ops.dispatch import TABLE, Backend
 from transmamba.ops.scan import cuda, nvrtc
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 PACKAGES = (
     "torch",
@@ -78,8 +78,9 @@ def examine(backend: Backend, device: torch.device, *, cross: bool = False) -> t
     """Check that the backend works on the device, or refuses it; also return a line with the result."""
     u, dt, A, B, C = case(device).values()
     tokens, A = u[:, None], A.mT
-    problem = CrossProblem(tokens, dt, A, B, C, None, None, readers(device)) if cross else Problem(tokens, dt, A, B, C)
-    reasons = backend.refuse(problem)
+    plain = ScanInputs(tokens, dt, A, B, C)
+    inputs = CrossInputs(*plain[:5], None, None, readers(device)) if cross else plain
+    reasons = backend.unsupported_reasons(inputs)
     if reasons:
         return True, f"  {backend.name:10s} refuses: " + "; ".join(reasons)
     try:

@@ -22,12 +22,12 @@ from transformers import MambaConfig, MambaModel
 
 from transmamba import models
 from transmamba.ops.dispatch import TABLE, Backend, use_backend
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution")
 
 
-def loop(problem: Problem) -> tuple[Tensor, Tensor]:
+def loop(problem: ScanInputs) -> tuple[Tensor, Tensor]:
     """The scan by indexing, one direction after the other on permuted copies."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     y = p.u.new_zeros(batch, directions, length, channels)

@@ -77,7 +77,7 @@ def own_step(shape: Shape, device: str, backend: str) -> Step:
     from transmamba.ops import multi_scan
 
     inputs, orders = make_inputs(shape, device), make_orders(shape, device)
-    options = {"softplus": True, "orders": orders, "merge": orders is not None, "step_parameters": shape.by_step}
+    options = {"softplus": True, "orders": orders, "merge": orders is not None, "parameters_by_step": shape.by_step}
     target = torch.ones(shape.batch, 1, shape.length, shape.dim, device=device, dtype=torch.bfloat16)
 
     def step() -> None:

@@ -31,7 +31,7 @@ from torch import Tensor
 from transmamba.ops import multi_scan, selective_scan
 from transmamba.ops.native import build, library
 from transmamba.ops.scan import native
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 # batch, length, channels, states, directions
 SHAPES = {
@@ -85,13 +85,13 @@ def shared_decay(data: Data, **options) -> Run:
     """One dt, A, C, D and bias for all directions, by step: PlainMamba's published form."""
     data.dt, data.A, data.D, data.bias = data.dt[:, :1].clone(), data.A[:1], data.D[:1], data.bias[:1]
     data.C = data.C[:, :1].clone()
-    return ours(data, step_parameters=True, **options)
+    return ours(data, parameters_by_step=True, **options)
 
 
 def shared_apart(data: Data, **options) -> Run:
     """The same dt, A, D and bias, handed over once per direction, so that no decay is shared."""
     data.dt, data.C = data.dt[:, :1].repeat(1, data.k, 1, 1), data.C[:, :1].clone()
-    return ours(data, step_parameters=True, **options)
+    return ours(data, parameters_by_step=True, **options)
 
 
 def merged_run(make: Callable[..., Run]) -> Callable[[Data], Run]:
@@ -179,8 +179,8 @@ def passes(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
     return torch.no_grad()(forward), both
 
 
-def problem_of(data: Data, **options) -> Problem:
-    p = Problem(data.u[:, None], data.dt, data.A.transpose(-1, -2).contiguous(), data.B, data.C, data.D, data.bias)
+def problem_of(data: Data, **options) -> ScanInputs:
+    p = ScanInputs(data.u[:, None], data.dt, data.A.transpose(-1, -2).contiguous(), data.B, data.C, data.D, data.bias)
     return p._replace(orders=data.orders if data.k > 1 else None, softplus=True, **options)
 
 
@@ -195,7 +195,7 @@ def variant_passes(data: Data, variant: str) -> tuple[Callable[[], object], Call
     return lambda: native.forward(p, False, variant=variant), both
 
 
-def kernel_alone(p: Problem) -> Callable[[], object]:
+def kernel_alone(p: ScanInputs) -> Callable[[], object]:
     """The compiled forward without Python around it, writing to outputs that are there already."""
     calls: list[tuple[tuple, dict]] = []
     with mock.patch.object(native, "run", lambda *args, **options: calls.append((args, options))):
@@ -266,7 +266,7 @@ def sharing(shape: str, repeats: int) -> None:
         for prepare in (shared_decay, shared_apart):
             torch.manual_seed(0)
             prepare(data := Data(shape))
-            alone.append(kernel_alone(problem_of(data, step_parameters=True, merge=merge)))
+            alone.append(kernel_alone(problem_of(data, parameters_by_step=True, merge=merge)))
         taken: list[list[list[float]]] = [[], []]
         for i in range(repeats + 1):
             times = []

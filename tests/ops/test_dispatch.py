@@ -2,14 +2,14 @@ import pytest
 import torch
 
 from transmamba.ops import selective_scan, use_backend
-from transmamba.ops.dispatch import TABLE, Backend, choose, explain
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.dispatch import TABLE, Backend, explain, select_backend
+from transmamba.ops.scan.inputs import ScanInputs
 
 
 @pytest.fixture
 def problem():
     x = torch.zeros(1, 1, 3, 2)
-    return Problem(x, x, torch.zeros(1, 5, 2), torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 3, 5))
+    return ScanInputs(x, x, torch.zeros(1, 5, 2), torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 3, 5))
 
 
 @pytest.fixture
@@ -21,11 +21,13 @@ def picky(monkeypatch):
 
 def test_the_reference_comes_last_and_never_refuses(problem):
     assert TABLE["scan"][-1].name == "reference"
-    assert TABLE["scan"][-1].refuse(problem) == []
+    assert TABLE["scan"][-1].unsupported_reasons(problem) == []
 
 
 def test_auto_takes_the_first_that_accepts(picky, problem):
-    assert choose("scan", problem, "auto").name == next(b.name for b in TABLE["scan"] if not b.refuse(problem))
+    assert select_backend("scan", problem, "auto").name == next(
+        b.name for b in TABLE["scan"] if not b.unsupported_reasons(problem)
+    )
 
 
 def test_a_named_backend_refuses_with_reasons_and_says_who_accepts(picky, problem):
@@ -34,22 +36,22 @@ def test_a_named_backend_refuses_with_reasons_and_says_who_accepts(picky, proble
         r"accepting here: .*chunked, reference"
     )
     with pytest.raises(NotImplementedError, match=expected):
-        choose("scan", problem, "picky")
+        select_backend("scan", problem, "picky")
 
 
 def test_unknown_backend_lists_the_known_ones(problem):
     with pytest.raises(ValueError, match="unknown scan backend 'fast': expected auto, .*chunked, reference"):
-        choose("scan", problem, "fast")
+        select_backend("scan", problem, "fast")
 
 
 def test_use_backend_decides_what_auto_means_within_its_block(problem):
-    before = choose("scan", problem, "auto").name
+    before = select_backend("scan", problem, "auto").name
     with use_backend("reference"):
-        assert choose("scan", problem, "auto").name == "reference"
+        assert select_backend("scan", problem, "auto").name == "reference"
         with use_backend("auto"):
-            assert choose("scan", problem, "auto").name == before
-        assert choose("scan", problem, "chunked").name == "chunked"
-    assert choose("scan", problem, "auto").name == before
+            assert select_backend("scan", problem, "auto").name == before
+        assert select_backend("scan", problem, "chunked").name == "chunked"
+    assert select_backend("scan", problem, "auto").name == before
 
 
 def test_use_backend_refuses_an_unknown_name():
@@ -73,4 +75,4 @@ def test_explain_says_why_down_to_the_one_that_runs(picky, problem):
     assert lines[0] == "picky: it is Monday; u is too small"
     assert lines[1] == "cuda: needs a CUDA tensor, u is on cpu"
     assert lines[2] == "nvrtc: needs a CUDA tensor, u is on cpu"
-    assert lines[-1] == f"{choose('scan', problem, 'auto').name}: runs it"
+    assert lines[-1] == f"{select_backend('scan', problem, 'auto').name}: runs it"

@@ -10,9 +10,9 @@ import torch
 
 from transmamba.ops.conv import triton as conv_triton
 from transmamba.ops.cross import triton as cross_triton
-from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.cross.inputs import CrossInputs
 from transmamba.ops.scan import triton
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 from transmamba.ops.scan.triton import tiles
 
 pytestmark = [
@@ -28,11 +28,11 @@ SIZES = {
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8"}
 
 
-def problem(name: str) -> Problem:
+def problem(name: str) -> ScanInputs:
     batch, length, channels, states, directions = SIZES[name]
     own = 1 if name == "plain" else directions
     half = lambda *shape: torch.empty(shape, dtype=torch.bfloat16)  # noqa: E731
-    return Problem(
+    return ScanInputs(
         half(batch, 1, length, channels),
         half(batch, own, length, channels),
         torch.empty(own, states, channels),
@@ -42,7 +42,7 @@ def problem(name: str) -> Problem:
         torch.empty(own, channels),
         orders=torch.zeros(directions, length, dtype=torch.int64),
         softplus=True,
-        step_parameters=name == "plain",
+        parameters_by_step=name == "plain",
         merge=True,
     )
 
@@ -113,7 +113,7 @@ def test_scan_kernels_stay_in_registers(monkeypatch, tmp_path, name, programs):
 
 def test_cross_scan_kernels_stay_in_registers(monkeypatch, tmp_path):
     p, reads = problem("vim"), torch.zeros(2, 50, dtype=torch.int64)
-    cross = CrossProblem(p.u, p.dt, p.A, p.B, p.C[:, :, :50], p.dt_bias, p.orders, reads, softplus=True)
+    cross = CrossInputs(p.u, p.dt, p.A, p.B, p.C[:, :, :50], p.dt_bias, p.orders, reads, softplus=True)
 
     def run() -> None:
         y, last, saved = cross_triton.forward(cross, True)

@@ -111,7 +111,7 @@ class PlainMambaMixer(nn.Module):
             softplus=True,
             orders=orders,
             merge=merge,
-            step_parameters=self.released_scan,
+            parameters_by_step=self.released_scan,
         )
         assert isinstance(y, Tensor)
         return y

@@ -2,7 +2,7 @@
 
 The record is a NamedTuple: tensors first, then flags. A backend is a module that offers
 
-    refuse(inputs)                                  reasons why it cannot run them
+    unsupported_reasons(inputs)                     reasons why it cannot run them
     forward(inputs, save)                           outputs, and the tensors of its backward if `save`
     backward(inputs, saved, *grad_outputs)          a record of gradients
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.dispatch import Backend
-from transmamba.ops.plain import refuse_kernels, without_autocast
+from transmamba.ops.plain import limits_of_custom_ops, without_autocast
 from transmamba.ops.second import differentiate_again
 
 # a level below `torch.library.custom_op`, whose wrappers take time at every call
@@ -58,7 +58,7 @@ def define(operation: Operation, modules: Mapping[str, Any]) -> tuple[Backend, .
     ):
         torch.library.register_autograd(f"transmamba::{name}", differentiate, setup_context=setup, lib=_LIBRARY)
     run = _runner(getattr(torch.ops.transmamba, forward).default, operation.saves)
-    return tuple(Backend(name, partial(run, name), partial(_refuse, modules[name])) for name in modules)
+    return tuple(Backend(name, partial(run, name), partial(_unsupported_reasons, modules[name])) for name in modules)
 
 
 def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -68,8 +68,8 @@ def _define(schema: str, function: Callable[..., Any], fake: Callable[..., Any])
     torch.library.register_fake(f"transmamba::{name}", fake, lib=_LIBRARY)
 
 
-def _refuse(module: Any, inputs: Any) -> list[str]:
-    return module.refuse(inputs) + refuse_kernels()
+def _unsupported_reasons(module: Any, inputs: Any) -> list[str]:
+    return module.unsupported_reasons(inputs) + limits_of_custom_ops()
 
 
 def _runner(forward: Any, saves: bool) -> Callable[[str, Any], Any]:

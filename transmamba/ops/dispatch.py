@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 class Backend(NamedTuple):
     """A way to run an operation on its record of inputs.
 
-    `refuse` looks at metadata only and gives the reasons why this backend cannot run them; none means it can.
+    `unsupported_reasons` looks at metadata only and lists the reasons why this backend cannot run them; none means it
+    can.
     """
 
     name: str
     run: Callable[[Any], Any]
-    refuse: Callable[[Any], list[str]]
+    unsupported_reasons: Callable[[Any], list[str]]
 
 
 TABLE: dict[str, tuple[Backend, ...]] = {}  # by operation: fastest first, the reference last
@@ -42,7 +43,7 @@ def use_backend(name: str) -> Iterator[None]:
         _preferred.pop()
 
 
-def choose(operation: str, inputs: Any, name: str) -> Backend:
+def select_backend(operation: str, inputs: Any, name: str) -> Backend:
     """Return the backend `name`, or for "auto" the first in the operation's row that accepts the inputs.
 
     Raises:
@@ -54,14 +55,14 @@ def choose(operation: str, inputs: Any, name: str) -> Backend:
         # a preference is for scans: not every backend of a scan has a convolution, or one for every case
         found = next((backend for backend in row if backend.name == wanted), None)
         if found is not None:
-            return row[-1] if found.refuse(inputs) else found
+            return row[-1] if found.unsupported_reasons(inputs) else found
         wanted = "auto"
     if wanted == "auto":
-        return next(backend for backend in row if not backend.refuse(inputs))
+        return next(backend for backend in row if not backend.unsupported_reasons(inputs))
     backend = _lookup(operation, wanted)
-    reasons = backend.refuse(inputs)
+    reasons = backend.unsupported_reasons(inputs)
     if reasons:
-        accepting = ", ".join(other.name for other in row if not other.refuse(inputs))
+        accepting = ", ".join(other.name for other in row if not other.unsupported_reasons(inputs))
         x, dtype = inputs[0], str(inputs[0].dtype).removeprefix("torch.")
         raise NotImplementedError(
             f"{operation} backend {wanted!r} refuses {inputs._fields[0]} {tuple(x.shape)} {dtype} on {x.device}:\n"
@@ -75,7 +76,7 @@ def explain(operation: str, inputs: Any) -> str:
     """Return a line per backend down to the one that "auto" takes: why it refuses the inputs, or that it runs them."""
     lines = []
     for backend in TABLE[operation]:
-        reasons = backend.refuse(inputs)
+        reasons = backend.unsupported_reasons(inputs)
         lines.append(f"{backend.name}: {'; '.join(reasons) or 'runs it'}")
         if not reasons:
             break

@@ -12,7 +12,7 @@ import torch
 
 
 def scan_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Count the operations of a scan, from the shapes of the fields of its `Problem`."""
+    """Count the operations of a scan, from the shapes of the fields of its `ScanInputs`."""
     u, dt, A, B, C, D, _, orders = arguments[:8]
     directions = max(shape[axis] for shape, axis in ((u, 1), (dt, 1), (A, 0), (B, 1), (C, 1)))
     directions = directions if orders is None else orders[0]
@@ -26,7 +26,7 @@ def scan_backward_flops(name: str, *arguments: Any, **_: Any) -> int:
 
 
 def cross_flops(name: str, *arguments: Any, **_: Any) -> int:
-    """Count the operations of a cross scan, from the shapes of the fields of its `CrossProblem`."""
+    """Count the operations of a cross scan, from the shapes of the fields of its `CrossInputs`."""
     u, dt, A, B, C, _, orders = arguments[:7]
     directions = max(shape[axis] for shape, axis in ((u, 1), (dt, 1), (A, 0), (B, 1), (C, 1)))
     directions = directions if orders is None else orders[0]

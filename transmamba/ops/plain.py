@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 Step = Callable[[Tensor, Sequence[Tensor]], tuple[Tensor, Tensor]]
 
 
-def refuse_kernels() -> list[str]:
+def limits_of_custom_ops() -> list[str]:
     """List the reasons why no compiled kernel can be called here."""
     reasons = []
     if torch._C._are_functorch_transforms_active():

@@ -25,7 +25,7 @@ def multi_scan(s):
         "softplus": True, "orders": s.choice(None, orders_of(s, k, length)),
         "mask": s.choice(None, s.mask("batch length")), "seq_idx": s.choice(None, s.whole("batch length", 2)),
         "initial_state": s.choice(None, s.normal("batch direction dim state")), "merge": s.choice(True, False),
-        "step_parameters": s.choice(True, False), "return_last_state": s.choice(True, False),
+        "parameters_by_step": s.choice(True, False), "return_last_state": s.choice(True, False),
         "backend": s.choice("auto", "native", "chunked", "reference"),
     })  # fmt: skip
 
@@ -39,7 +39,7 @@ def explain(s):
         "softplus": True, "orders": s.choice(None, orders_of(s, k, length)),
         "mask": s.choice(None, s.mask("batch length")), "seq_idx": s.choice(None, s.whole("batch length", 2)),
         "initial_state": s.choice(None, s.normal("batch direction dim state")), "merge": s.choice(True, False),
-        "step_parameters": s.choice(True, False),
+        "parameters_by_step": s.choice(True, False),
     })  # fmt: skip
 
 

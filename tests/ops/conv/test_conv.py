@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from tests.golden import golden
 from transmamba.ops import causal_conv1d, conv_step, scan_order, scan_orders, use_backend
 from transmamba.ops.conv import reference
-from transmamba.ops.conv.inputs import Convolution
+from transmamba.ops.conv.inputs import ConvInputs
 from transmamba.ops.dispatch import TABLE, Backend
 
 OPS = golden("ops_a")
@@ -106,8 +106,8 @@ def test_gradients_are_those_of_finite_differences():
 
 
 def accepting():
-    c = Convolution(torch.zeros(1, 5, 3), torch.zeros(2, 3, 4))
-    return [each.name for each in TABLE["convolution"] if not each.refuse(c)]
+    c = ConvInputs(torch.zeros(1, 5, 3), torch.zeros(2, 3, 4))
+    return [each.name for each in TABLE["convolution"] if not each.unsupported_reasons(c)]
 
 
 class TestTransforms:

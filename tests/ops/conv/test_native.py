@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from transmamba.ops.conv import native
+from transmamba.ops.conv.inputs import ConvInputs
 from transmamba.ops.conv.reference import run
 from transmamba.ops.native import library
-from transmamba.ops.scan.inputs import Convolution
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the package was built without the native library")
 
@@ -39,7 +39,7 @@ def convolution(batch=2, k=3, length=37, dim=19, width=4, without=(), silu=True)
         "segments": torch.arange(length).mul(3).div(max(length, 1), rounding_mode="floor").repeat(batch, 1),
         "initial_tokens": draw(batch, k, width - 1, dim),
     }
-    return Convolution(**{n: x for n, x in fields.items() if n not in without}, silu=silu)
+    return ConvInputs(**{n: x for n, x in fields.items() if n not in without}, silu=silu)
 
 
 def cast(c, dtype, of=FLOATS):
@@ -117,9 +117,9 @@ def test_orders_must_be_permutations():
 
 def test_refusals_name_their_reasons(monkeypatch):
     c = convolution()
-    assert native.refuse(c) == []
-    assert native.refuse(c._replace(weight=torch.zeros(1, 3, 33))) == ["needs a width of 1 to 32, not 33"]
-    assert "x is on meta" in native.refuse(c._replace(x=c.x.to("meta")))[0]
-    assert "x is torch.int64" in native.refuse(c._replace(x=c.x.long()))[0]
+    assert native.unsupported_reasons(c) == []
+    assert native.unsupported_reasons(c._replace(weight=torch.zeros(1, 3, 33))) == ["needs a width of 1 to 32, not 33"]
+    assert "x is on meta" in native.unsupported_reasons(c._replace(x=c.x.to("meta")))[0]
+    assert "x is torch.int64" in native.unsupported_reasons(c._replace(x=c.x.long()))[0]
     monkeypatch.setattr(native, "available", lambda: False)
-    assert "its library was not built" in native.refuse(c)[0]
+    assert "its library was not built" in native.unsupported_reasons(c)[0]

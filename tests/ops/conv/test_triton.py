@@ -22,5 +22,5 @@ def test_convolution_cases_pass_on_the_gpu():
 @needs_triton
 def test_refuses_other_widths(monkeypatch):
     monkeypatch.setattr(shared, "INTERPRETED", True)
-    reasons = triton.conv_refuse(torch.zeros(1, 3, 2), torch.zeros(2, 5))
+    reasons = triton.conv_reasons(torch.zeros(1, 3, 2), torch.zeros(2, 5))
     assert reasons == ["needs a width of 2, 3 or 4, not 5"]

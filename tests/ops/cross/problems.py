@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.cross import reference
-from transmamba.ops.cross.inputs import CrossGradients, CrossProblem
+from transmamba.ops.cross.inputs import CrossGradients, CrossInputs
 
 FLOATS = CrossGradients._fields
 
@@ -12,7 +12,7 @@ FLOATS = CrossGradients._fields
 def problem(
     batch=2, k=2, length=37, queries=11, dim=5, state=7, *, shared=(), without=(), time_first=False, one_token=False,
     softplus=True, merge=False, dtype=torch.float64,
-) -> CrossProblem:  # fmt: skip
+) -> CrossInputs:  # fmt: skip
     """`shared` names what all directions share, `without` the optional inputs left out; activations in `dtype`."""
     own = {name: 1 if name in shared else k for name in FLOATS}
     compute = torch.float64 if dtype == torch.float64 else torch.float32
@@ -23,7 +23,7 @@ def problem(
 
     dt = sequence(own["dt"], length, dim)
     reads = torch.randint(0, max(length, 1), (batch, 1 if one_token else queries)).expand(-1, queries)
-    return CrossProblem(
+    return CrossInputs(
         sequence(own["u"], length, dim),
         dt - 1 if softplus else 0.3 * dt.abs(),
         -torch.exp(0.5 * torch.randn(own["A"], state, dim, dtype=compute)),
@@ -37,14 +37,14 @@ def problem(
     )
 
 
-def gradients_of_outputs(p: CrossProblem) -> tuple[Tensor, Tensor]:
+def gradients_of_outputs(p: CrossInputs) -> tuple[Tensor, Tensor]:
     """Random, in the dtypes of the outputs."""
     batch, k, _, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, p.C.shape[2], dim).to(p.u.dtype)
     return grad_y, torch.randn(batch, k, state, dim).to(p.A.dtype)
 
 
-def expected(p: CrossProblem, grad_y: Tensor | None, grad_last: Tensor | None) -> dict[str, Tensor]:
+def expected(p: CrossInputs, grad_y: Tensor | None, grad_last: Tensor | None) -> dict[str, Tensor]:
     """Outputs, last states and gradients of the reference, computed in float64."""
     leaves = {n: getattr(p, n).double().requires_grad_() for n in FLOATS if getattr(p, n) is not None}
     y, last = reference.run(p._replace(**leaves))
@@ -55,7 +55,7 @@ def expected(p: CrossProblem, grad_y: Tensor | None, grad_last: Tensor | None) -
     return {"y": y.detach(), "last": last.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
-def compare(p: CrossProblem, backend, tolerance: float, *, without_gradient: str = "", least: float = 0.0, **options):
+def compare(p: CrossInputs, backend, tolerance: float, *, without_gradient: str = "", least: float = 0.0, **options):
     """Outputs, last states and all gradients of a backend against the reference, relative in the 2-norm."""
     y, last, saved = backend.forward(p, True, **options)
     grad_y, grad_last = gradients_of_outputs(p)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from transmamba.ops import FLOP_FORMULAS, cross_scan, multi_scan, read_state, scan_order, use_backend
-from transmamba.ops.cross.inputs import CrossProblem
+from transmamba.ops.cross.inputs import CrossInputs
 from transmamba.ops.dispatch import TABLE
 
 LENGTH, QUERIES = 37, 11
@@ -52,8 +52,8 @@ def run(tensors, **options):
 
 def accepting():
     x = torch.zeros(1, 1, 3, 2)
-    problem = CrossProblem(x, x, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2, None, None, torch.zeros(1, 3))
-    return [b.name for b in TABLE["cross scan"] if b.name != "reference" and not b.refuse(problem)]
+    problem = CrossInputs(x, x, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2, None, None, torch.zeros(1, 3))
+    return [b.name for b in TABLE["cross scan"] if b.name != "reference" and not b.unsupported_reasons(problem)]
 
 
 def definition(u, dt, A, B, C, dt_bias, index, reads):

@@ -84,8 +84,8 @@ def test_long_steps_forget_the_past_and_tiny_ones_keep_it(variant):
 
 def test_refuses_what_it_cannot_run(monkeypatch):
     p = problem()
-    assert native.refuse(p) == []
-    assert native.refuse(p._replace(u=p.u.to("meta"))) == ["runs on a CPU, u is on meta"]
+    assert native.unsupported_reasons(p) == []
+    assert native.unsupported_reasons(p._replace(u=p.u.to("meta"))) == ["runs on a CPU, u is on meta"]
 
 
 def test_an_order_that_is_no_permutation_is_named():

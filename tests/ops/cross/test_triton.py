@@ -20,7 +20,7 @@ def test_cross_scan_cases_pass_on_the_gpu():
 
 @needs_triton
 def test_refuses_what_the_plain_scan_refuses():
-    assert triton.refuse(problem(state=0)) == [
+    assert triton.unsupported_reasons(problem(state=0)) == [
         "needs a CUDA tensor, u is on cpu",
         "computes in float32 and does not take float64",
         "needs at least one state",

@@ -55,4 +55,4 @@ def test_either_gradient_may_be_missing(missing):
 
 
 def test_accepts_what_it_computes():
-    assert triton.refuse(small()) == []
+    assert triton.unsupported_reasons(small()) == []

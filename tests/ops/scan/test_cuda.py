@@ -9,13 +9,13 @@ from tests.ops.scan.scans import inputs
 from transmamba.ops import multi_scan, scan_order, selective_scan
 from transmamba.ops.dispatch import TABLE, Backend
 from transmamba.ops.scan import cuda
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 
 @pytest.fixture
 def problem():
     x = torch.zeros(1, 1, 3, 2, device="meta")
-    return Problem(x, x, torch.zeros(1, 5, 2), torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 3, 5))
+    return ScanInputs(x, x, torch.zeros(1, 5, 2), torch.zeros(1, 1, 3, 5), torch.zeros(1, 1, 3, 5))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def kernel(monkeypatch):
 
 
 @pytest.mark.parametrize("own", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"merge": True}, {"step_parameters": True}, {"orders": None}])
+@pytest.mark.parametrize("options", [{}, {"merge": True}, {"parameters_by_step": True}, {"orders": None}])
 def test_adapter_agrees_with_reference(kernel, own, options):
     tensors = inputs(own=own)
     del tensors["initial_state"]
@@ -81,7 +81,7 @@ def test_second_derivatives_are_refused_loudly(kernel):
 
 
 def test_other_devices_are_refused_without_importing_anything(problem):
-    assert cuda.refuse(problem) == ["needs a CUDA tensor, u is on meta"]
+    assert cuda.unsupported_reasons(problem) == ["needs a CUDA tensor, u is on meta"]
     assert "mamba_ssm" not in sys.modules
 
 
@@ -95,13 +95,13 @@ def test_a_kernel_that_does_not_load_is_a_reason_not_a_crash(monkeypatch):
 
 
 def test_what_the_kernel_cannot_do_is_said(monkeypatch, kernel, problem):
-    monkeypatch.setattr(Problem, "sizes", (1, 1, 3, 2, 300))
+    monkeypatch.setattr(ScanInputs, "sizes", (1, 1, 3, 2, 300))
 
     class OnGpu:
         type = "cuda"
 
     u = types.SimpleNamespace(device=OnGpu(), dtype=torch.float64, numel=lambda: 0)
-    reasons = cuda.refuse(problem._replace(u=u, segments=torch.zeros(1, 3)))
+    reasons = cuda.unsupported_reasons(problem._replace(u=u, segments=torch.zeros(1, 3)))
     assert reasons == [
         "computes in float32, u is float64",
         "knows neither packed sequences nor an initial state",

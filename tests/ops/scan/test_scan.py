@@ -10,7 +10,7 @@ from torch import Tensor
 from tests.ops.scan.scans import assert_same, inputs, run
 from transmamba.ops import multi_scan, scan_order, selective_scan
 from transmamba.ops.dispatch import TABLE
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 SEGMENTS = torch.arange(37) // 11
 MASK = torch.arange(37) < torch.tensor([[30], [37]])
@@ -22,13 +22,13 @@ CASES = {
     "packed": {"seq_idx": SEGMENTS.expand(2, -1)},
     "masked": {"mask": MASK},
     "masked, no softplus": {"mask": MASK, "softplus": False},
-    "parameters by step": {"step_parameters": True},
+    "parameters by step": {"parameters_by_step": True},
 }
 
 
 def accepting():
-    problem = Problem(*(torch.zeros(1, 1, 3, 2),) * 2, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2)
-    return [b.name for b in TABLE["scan"] if b.name != "reference" and not b.refuse(problem)]
+    problem = ScanInputs(*(torch.zeros(1, 1, 3, 2),) * 2, torch.zeros(1, 5, 2), *(torch.zeros(1, 1, 3, 5),) * 2)
+    return [b.name for b in TABLE["scan"] if b.name != "reference" and not b.unsupported_reasons(problem)]
 
 
 def definition(u, dt, A, B, C, D, dt_bias, initial_state, index, *, softplus=True):

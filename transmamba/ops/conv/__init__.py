@@ -8,8 +8,8 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.conv import backends as backends  # fills the table
-from transmamba.ops.conv.inputs import Convolution
-from transmamba.ops.dispatch import choose
+from transmamba.ops.conv.inputs import ConvInputs
+from transmamba.ops.dispatch import select_backend
 from transmamba.ops.orders import ScanOrder, stack_orders
 
 
@@ -63,7 +63,7 @@ def causal_conv1d(
             f"{initial_tokens.shape[2]} for {initial_tokens.shape[1]}"
         )
     table = None if orders is None else stack_orders(orders, x.shape[1])
-    convolution = Convolution(
+    inputs = ConvInputs(
         x,
         weight,
         bias,
@@ -73,4 +73,4 @@ def causal_conv1d(
         None if initial_tokens is None else initial_tokens.to(x.dtype),
         activation == "silu",
     )
-    return choose("convolution", convolution, backend).run(convolution)
+    return select_backend("convolution", inputs, backend).run(inputs)

@@ -7,7 +7,7 @@ from torch import Tensor
 from transmamba.ops.shapes import check_shapes
 
 
-class Convolution(NamedTuple):
+class ConvInputs(NamedTuple):
     """Depthwise causal convolutions of the same tokens, K directions.
 
     With r = orders[k], direction k computes y[r[t]] = act(bias + sum_j weight[j] x[r[t - width + 1 + j]]) from tokens
@@ -34,8 +34,8 @@ class Convolution(NamedTuple):
         check_shapes(self, shapes, shapes)
 
 
-class ConvolutionGradients(NamedTuple):
-    """One entry per floating tensor of `Convolution`, with its shape and dtype; None for an input that is None."""
+class ConvGradients(NamedTuple):
+    """One entry per floating tensor of `ConvInputs`, with its shape and dtype; None for an input that is None."""
 
     x: Tensor
     weight: Tensor

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-from transmamba.ops.conv.inputs import Convolution, ConvolutionGradients
+from transmamba.ops.conv.inputs import ConvGradients, ConvInputs
 from transmamba.ops.native.library import DTYPES, Conv, are_permutations, array, available, fresh, run
 
 WIDEST = 32  # as in native.h
 
 
-def refuse(convolution: Convolution) -> list[str]:
+def unsupported_reasons(inputs: ConvInputs) -> list[str]:
     """List the reasons not to run here: another device or dtype, or no library."""
-    x, width = convolution.x, convolution.weight.shape[2]
+    x, width = inputs.x, inputs.weight.shape[2]
     reasons = []
     if x.device.type != "cpu":
         reasons.append(f"runs on a CPU, x is on {x.device}")
@@ -24,20 +24,20 @@ def refuse(convolution: Convolution) -> list[str]:
     return reasons
 
 
-def forward(convolution: Convolution, *, variant: str | None = None) -> Tensor:
+def forward(inputs: ConvInputs, *, variant: str | None = None) -> Tensor:
     """Return the outputs (b, k, l, d); `variant` forces an instruction set."""
-    x = convolution.x
-    y = fresh(x.new_empty(len(x), len(convolution.weight), *x.shape[1:]))
-    conv, _keep = _describe(convolution)
+    x = inputs.x
+    y = fresh(x.new_empty(len(x), len(inputs.weight), *x.shape[1:]))
+    conv, _keep = _describe(inputs)
     conv.y = array(y, 0, 1, 2, 3)
     run(conv, backward=False, variant=variant)
     return y
 
 
-def backward(convolution: Convolution, grad_y: Tensor, *, variant: str | None = None) -> ConvolutionGradients:
+def backward(inputs: ConvInputs, grad_y: Tensor, *, variant: str | None = None) -> ConvGradients:
     """Return the gradients of every floating input, from that of the outputs."""
-    x, weight, bias, before = (getattr(convolution, n) for n in ("x", "weight", "bias", "initial_tokens"))
-    conv, _keep = _describe(convolution)
+    x, weight, bias, before = (getattr(inputs, n) for n in ("x", "weight", "bias", "initial_tokens"))
+    conv, _keep = _describe(inputs)
     compute = torch.float64 if conv.wide else torch.float32
     grad_y = grad_y if grad_y.stride(-1) == 1 else grad_y.contiguous()
     dx = fresh(torch.empty(x.shape, dtype=x.dtype if len(weight) == 1 else compute))
@@ -49,7 +49,7 @@ def backward(convolution: Convolution, grad_y: Tensor, *, variant: str | None = 
     conv.dweight = array(dweight, 0, 1, 2, 3)
     conv.dbias = array(dbias, 0, 1, None, 2)
     run(conv, backward=True, variant=variant)
-    return ConvolutionGradients(
+    return ConvGradients(
         dx.to(x.dtype),
         dweight.sum(0).transpose(1, 2).to(weight.dtype).contiguous(),
         None if dbias is None or bias is None else dbias.sum(0).to(bias.dtype),
@@ -57,13 +57,13 @@ def backward(convolution: Convolution, grad_y: Tensor, *, variant: str | None = 
     )
 
 
-def _describe(convolution: Convolution) -> tuple[Conv, list[Tensor | None]]:
+def _describe(inputs: ConvInputs) -> tuple[Conv, list[Tensor | None]]:
     """Return the convolution by pointers, and the tensors that must outlive them.
 
     Raises:
         ValueError: a row of `orders` is not a permutation of the tokens.
     """
-    x, weight, bias, orders, _, segments, before, silu = convolution
+    x, weight, bias, orders, _, segments, before, silu = inputs
     batch, length, channels = x.shape
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     x = x if x.stride(-1) == 1 else x.contiguous()

@@ -4,21 +4,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.conv.inputs import Convolution
+from transmamba.ops.conv.inputs import ConvInputs
 from transmamba.ops.orders import ScanOrder, permute_tokens
 
 
-def refuse(convolution: Convolution) -> list[str]:
+def unsupported_reasons(inputs: ConvInputs) -> list[str]:
     """Return no reasons, because plain torch runs everything."""
     return []
 
 
-def run(convolution: Convolution) -> Tensor:
+def run(inputs: ConvInputs) -> Tensor:
     """Return y (b, k, l, d), direction by direction on permuted tokens; in at least float32, rounded once."""
-    compute = torch.float64 if convolution.x.dtype == torch.float64 else torch.float32
-    x, weight = convolution.x.to(compute), convolution.weight.to(compute)
-    bias, before = (None if t is None else t.to(compute) for t in (convolution.bias, convolution.initial_tokens))
-    orders, inverses, segments = convolution.orders, convolution.inverses, convolution.segments
+    compute = torch.float64 if inputs.x.dtype == torch.float64 else torch.float32
+    x, weight = inputs.x.to(compute), inputs.weight.to(compute)
+    bias, before = (None if t is None else t.to(compute) for t in (inputs.bias, inputs.initial_tokens))
+    orders, inverses, segments = inputs.orders, inputs.inverses, inputs.segments
     outputs = []
     for k, kernel in enumerate(weight):
         order = None if orders is None or inverses is None else ScanOrder(orders[k], inverses[k])
@@ -36,7 +36,7 @@ def run(convolution: Convolution) -> Tensor:
             y_scan = y_scan if bias_k is None else y_scan + bias_k
         outputs.append(y_scan if order is None else permute_tokens(y_scan, order.undo()))
     y = torch.stack(outputs, 1)
-    return (F.silu(y) if convolution.silu else y).to(convolution.x.dtype)
+    return (F.silu(y) if inputs.silu else y).to(inputs.x.dtype)
 
 
 def _convolve_packed(seen: Tensor, kernel: Tensor, segments: Tensor) -> Tensor:

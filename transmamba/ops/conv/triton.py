@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.conv.inputs import Convolution, ConvolutionGradients
+from transmamba.ops.conv.inputs import ConvGradients, ConvInputs
 from transmamba.ops.shapes import allocate
 from transmamba.ops.triton import launch, unmet
 
 TIME, WIDTH = 32, 32  # of a tile; WIDTH counts channels
 
 
-def conv_refuse(x: Tensor, weight: Tensor) -> list[str]:
+def conv_reasons(x: Tensor, weight: Tensor) -> list[str]:
     """List the reasons why the kernels cannot take x (b, l, d) and weight (d, width)."""
     width = weight.shape[1]
     return unmet(x) + ([] if 2 <= width <= 4 else [f"needs a width of 2, 3 or 4, not {width}"])
@@ -52,38 +52,38 @@ def conv_backward(
     return dx, dweight.sum((0, 1)).T.to(weight.dtype), total
 
 
-def refuse(convolution: Convolution) -> list[str]:
-    """List the reasons why the kernels cannot take the convolution."""
-    reasons = conv_refuse(convolution.x, convolution.weight[0])
-    if convolution.segments is not None or convolution.initial_tokens is not None:
+def unsupported_reasons(inputs: ConvInputs) -> list[str]:
+    """List the reasons why the kernels cannot take the inputs."""
+    reasons = conv_reasons(inputs.x, inputs.weight[0])
+    if inputs.segments is not None or inputs.initial_tokens is not None:
         reasons.append("knows neither packed sequences nor initial tokens")
     return reasons
 
 
-def forward(convolution: Convolution) -> Tensor:
+def forward(inputs: ConvInputs) -> Tensor:
     """Return the outputs (b, k, l, d); tokens are permuted where there are orders."""
     outputs = []
-    for k, arguments in enumerate(_directions(convolution)):
-        y_scan = conv_forward(*arguments, convolution.silu, False)
-        outputs.append(_gather(y_scan, convolution.inverses, k))
+    for k, arguments in enumerate(_directions(inputs)):
+        y_scan = conv_forward(*arguments, inputs.silu, False)
+        outputs.append(_gather(y_scan, inputs.inverses, k))
     return torch.stack(outputs, 1)
 
 
-def backward(convolution: Convolution, grad_y: Tensor) -> ConvolutionGradients:
+def backward(inputs: ConvInputs, grad_y: Tensor) -> ConvGradients:
     """Return the gradients of every floating input."""
-    parts, alone = [], len(convolution.weight) == 1
-    for k, arguments in enumerate(_directions(convolution)):
-        grad_scan = _gather(grad_y[:, k], convolution.orders, k)
-        dx_scan, dweight, dbias = conv_backward(*arguments, convolution.silu, False, grad_scan, rounded=alone)
-        parts.append((_gather(dx_scan, convolution.inverses, k), dweight, dbias))
+    parts, alone = [], len(inputs.weight) == 1
+    for k, arguments in enumerate(_directions(inputs)):
+        grad_scan = _gather(grad_y[:, k], inputs.orders, k)
+        dx_scan, dweight, dbias = conv_backward(*arguments, inputs.silu, False, grad_scan, rounded=alone)
+        parts.append((_gather(dx_scan, inputs.inverses, k), dweight, dbias))
     dx, dweights, dbiases = zip(*parts, strict=True)
-    dbias = None if convolution.bias is None else torch.stack(dbiases)
-    total = dx[0] if alone else torch.stack(dx).sum(0).to(convolution.x.dtype)
-    return ConvolutionGradients(total, torch.stack(dweights), dbias, None)
+    dbias = None if inputs.bias is None else torch.stack(dbiases)
+    total = dx[0] if alone else torch.stack(dx).sum(0).to(inputs.x.dtype)
+    return ConvGradients(total, torch.stack(dweights), dbias, None)
 
 
-def _directions(convolution: Convolution) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    x, weight, bias, orders = convolution[:4]
+def _directions(inputs: ConvInputs) -> list[tuple[Tensor, Tensor, Tensor | None]]:
+    x, weight, bias, orders = inputs[:4]
     return [(_gather(x, orders, k), weight[k], None if bias is None else bias[k]) for k in range(len(weight))]
 
 

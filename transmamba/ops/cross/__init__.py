@@ -13,8 +13,8 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.cross import backends as backends  # fills the table
-from transmamba.ops.cross.inputs import CrossProblem
-from transmamba.ops.dispatch import choose
+from transmamba.ops.cross.inputs import CrossInputs
+from transmamba.ops.dispatch import select_backend
 from transmamba.ops.plain import without_autocast
 from transmamba.ops.scan.inputs import Orders, count_directions, dtypes, hide_padding, order_table
 
@@ -77,7 +77,7 @@ def cross_scan(
     if mask is not None:
         tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
     last_only = reads is None or not tokens.shape[2]
-    problem = CrossProblem(
+    inputs = CrossInputs(
         tokens.to(act),
         dt.to(act),
         A.to(compute).transpose(-1, -2),
@@ -89,8 +89,8 @@ def cross_scan(
         softplus,
         merge,
     )
-    _check_directions(problem, C.shape[1])
-    y, last = choose("cross scan", problem, backend).run(problem)
+    _check_directions(inputs, C.shape[1])
+    y, last = select_backend("cross scan", inputs, backend).run(inputs)
     last = last.transpose(-1, -2)
     if last_only:
         y = read_state(C.to(act), last, merge=merge).to(u.dtype)
@@ -121,9 +121,9 @@ def read_state(
         return einsum(C, state, form)
 
 
-def _check_directions(problem: CrossProblem, readouts: int) -> None:
+def _check_directions(inputs: CrossInputs, readouts: int) -> None:
     """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    p, k = problem, count_directions(problem)
+    p, k = inputs, count_directions(inputs)
     counts = {"u": p.u.shape[1], "dt": p.dt.shape[1], "A": p.A.shape[0], "B": p.B.shape[1], "C": readouts}
     if any([count not in (1, k) for count in counts.values()]):
         raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from transmamba.ops.cross.inputs import CrossGradients, CrossProblem
+from transmamba.ops.cross.inputs import CrossGradients, CrossInputs
 from transmamba.ops.scan.chunked import CHUNK as CHUNK
 from transmamba.ops.scan.chunked import Sums, Walk, through_inputs
 from transmamba.ops.shapes import allocate
@@ -13,7 +13,7 @@ from transmamba.ops.shapes import allocate
 Places = tuple[Tensor, Tensor, Tensor, Tensor]  # step within the chunk, batch entry, direction, query
 
 
-def refuse(problem: CrossProblem) -> list[str]:
+def unsupported_reasons(inputs: CrossInputs) -> list[str]:
     """Return no reasons, because plain torch accepts everything."""
     return []
 
@@ -21,12 +21,12 @@ def refuse(problem: CrossProblem) -> list[str]:
 class _Queue:
     """Queries sorted by the step they read."""
 
-    def __init__(self, problem: CrossProblem, walk: Walk) -> None:
-        steps = problem.steps
+    def __init__(self, inputs: CrossInputs, walk: Walk) -> None:
+        steps = inputs.steps
         self.shape = steps.shape
         self.steps, self.order = steps.flatten().sort(stable=True)
         self.chunks = walk.chunks
-        borders = torch.tensor([start for start, _ in walk.chunks] + [problem.sizes[2]], device=steps.device)
+        borders = torch.tensor([start for start, _ in walk.chunks] + [inputs.sizes[2]], device=steps.device)
         self.borders = torch.searchsorted(self.steps, borders).tolist()
 
     def due(self, i: int) -> Iterator[Places]:
@@ -38,9 +38,9 @@ class _Queue:
             yield self.steps[part] - self.chunks[i][0], scan // directions, scan % directions, query
 
 
-def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: CrossInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states and, if `save`, the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem.context), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = inputs, Walk(inputs.context), inputs.sizes
     queue, C = _Queue(p, walk), p.C.to(p.A.dtype).expand(-1, directions, -1, -1)
     h = p.A.new_zeros(batch, directions, state, channels)
     y = p.A.new_zeros(batch, directions, C.shape[2], channels)
@@ -57,9 +57,9 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(p.u.dtype), h, saved
 
 
-def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
+def backward(inputs: CrossInputs, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
     """Return the gradients of every floating input, from the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem.context), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = inputs, Walk(inputs.context), inputs.sizes
     dtype, queue, C = p.A.dtype, _Queue(p, walk), p.C.to(p.A.dtype).expand(-1, directions, -1, -1)
     du, ddt = (allocate(x.to(dtype), x.shape[1]).zero_() for x in (p.u, p.dt))
     dB, dC = p.A.new_zeros(p.B.shape), p.A.new_zeros(C.shape)

@@ -7,7 +7,7 @@ Along direction k, step t visits context token r = orders[k, t] and computes, pe
     y[q] = C[q] . h                        for every query q with reads[q] = r
 
 Axes: b batch, k direction, l context token, q query, d channel, n state. Sizes, dtypes and strides are as in
-`Problem`; y and C have one row per query.
+`ScanInputs`; y and C have one row per query.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.scan.inputs import Problem, count_directions, count_sizes
+from transmamba.ops.scan.inputs import ScanInputs, count_directions, count_sizes
 from transmamba.ops.shapes import check_range, check_shapes
 
 
-class CrossProblem(NamedTuple):
+class CrossInputs(NamedTuple):
     """Arguments of a cross scan."""
 
     u: Tensor  # (b, 1|k, l, d)
@@ -44,11 +44,11 @@ class CrossProblem(NamedTuple):
         return count_directions(self)
 
     @property
-    def context(self) -> Problem:
+    def context(self) -> ScanInputs:
         """The scan over the context without its outputs; B stands in for C, which nothing reads."""
         p = self
         idle = p.B.expand(-1, p.directions, -1, -1)
-        return Problem(p.u, p.dt, p.A, p.B, idle, dt_bias=p.dt_bias, orders=p.orders, softplus=p.softplus)
+        return ScanInputs(p.u, p.dt, p.A, p.B, idle, dt_bias=p.dt_bias, orders=p.orders, softplus=p.softplus)
 
     def check(self) -> None:
         """Check shapes, devices and token numbers, because kernels read raw pointers.
@@ -69,11 +69,11 @@ class CrossProblem(NamedTuple):
         return steps_of(self)
 
 
-def steps_of(problem: CrossProblem) -> Tensor:
+def steps_of(inputs: CrossInputs) -> Tensor:
     """Return the step after which each query reads, (b, k, q)."""
-    if problem.orders is None:
-        return problem.reads[:, None].expand(-1, count_directions(problem), -1)
-    return problem.orders.argsort(-1)[:, problem.reads].transpose(0, 1)
+    if inputs.orders is None:
+        return inputs.reads[:, None].expand(-1, count_directions(inputs), -1)
+    return inputs.orders.argsort(-1)[:, inputs.reads].transpose(0, 1)
 
 
 class _Readers(NamedTuple):
@@ -83,7 +83,7 @@ class _Readers(NamedTuple):
 
 
 class CrossGradients(NamedTuple):
-    """One entry per floating tensor of `CrossProblem`, with its shape and dtype; None for an input that is None."""
+    """One entry per floating tensor of `CrossInputs`, with its shape and dtype; None for an input that is None."""
 
     u: Tensor
     dt: Tensor
@@ -93,12 +93,12 @@ class CrossGradients(NamedTuple):
     dt_bias: Tensor | None
 
 
-def queue_of(problem: CrossProblem) -> tuple[Tensor, Tensor]:
+def queue_of(inputs: CrossInputs) -> tuple[Tensor, Tensor]:
     """Sort query numbers in the order in which a direction meets them, (b, k, q), and count those before each step.
 
     The second, (b, k, l + 1), gives the queries due after step t: queue[first[t] : first[t + 1]].
     """
-    batch, directions, length, _, _ = problem.sizes
-    steps, queue = problem.steps.sort(dim=-1, stable=True)
+    batch, directions, length, _, _ = inputs.sizes
+    steps, queue = inputs.steps.sort(dim=-1, stable=True)
     borders = torch.arange(length + 1, device=steps.device).expand(batch, directions, -1).contiguous()
     return queue.contiguous(), torch.searchsorted(steps.contiguous(), borders)

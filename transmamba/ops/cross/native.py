@@ -2,21 +2,21 @@
 
 from torch import Tensor
 
-from transmamba.ops.cross.inputs import CrossGradients, CrossProblem, queue_of
+from transmamba.ops.cross.inputs import CrossGradients, CrossInputs, queue_of
 from transmamba.ops.native.library import Array, Cross, array, fresh, run
 from transmamba.ops.scan import native
 from transmamba.ops.scan.native import CHUNK as CHUNK
 from transmamba.ops.scan.native import describe, sum_buffer, sum_slots
 
 
-def refuse(problem: CrossProblem) -> list[str]:
+def unsupported_reasons(inputs: CrossInputs) -> list[str]:
     """List the reasons not to run here: another device or dtype, or no library."""
-    return native.refuse_tokens(problem.u)
+    return native.token_reasons(inputs.u)
 
 
-def forward(problem: CrossProblem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: CrossInputs, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
-    p, (batch, directions, length, channels, state) = problem, problem.sizes
+    p, (batch, directions, length, channels, state) = inputs, inputs.sizes
     cross, _keep = _describe(p)
     # added to state by state
     y = p.A.new_zeros(batch, 1 if p.merge else directions, p.C.shape[2], channels)
@@ -30,7 +30,7 @@ def forward(problem: CrossProblem, save: bool, *, variant: str | None = None) ->
 
 
 def backward(
-    problem: CrossProblem,
+    inputs: CrossInputs,
     saved: Tensor,
     grad_y: Tensor | None,
     grad_last: Tensor | None,
@@ -38,7 +38,7 @@ def backward(
     variant: str | None = None,
 ) -> CrossGradients:
     """Return the gradients of every floating input, from those of the outputs and of the last states."""
-    p, (batch, _, _, channels, _) = problem, problem.sizes
+    p, (batch, _, _, channels, _) = inputs, inputs.sizes
     cross, _keep = _describe(p)
     grad_last = None if grad_last is None else grad_last.contiguous()
     grad_y = None if grad_y is None else grad_y.to(p.A.dtype).contiguous()
@@ -62,8 +62,8 @@ def backward(
     return CrossGradients(du, ddt, sum_slots(dA), dB, dC, None if dbias is None else sum_slots(dbias))
 
 
-def _describe(p: CrossProblem) -> tuple[Cross, list[Tensor | None]]:
-    """Return the problem by pointers, and the tensors that must outlive them."""
+def _describe(p: CrossInputs) -> tuple[Cross, list[Tensor | None]]:
+    """Return the inputs by pointers, and the tensors that must outlive them."""
     cross, keep = describe(p.context, Cross)
     C = p.C.to(p.A.dtype).contiguous()
     queue, first = queue_of(p)

@@ -6,19 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.cross.inputs import CrossProblem, steps_of
+from transmamba.ops.cross.inputs import CrossInputs, steps_of
 from transmamba.ops.plain import exporting_to_onnx, walk
 from transmamba.ops.scan.inputs import count_sizes
 
 
-def refuse(problem: CrossProblem) -> list[str]:
+def unsupported_reasons(inputs: CrossInputs) -> list[str]:
     """Return no reasons, because the reference accepts everything."""
     return []
 
 
-def run(problem: CrossProblem) -> tuple[Tensor, Tensor]:
+def run(inputs: CrossInputs) -> tuple[Tensor, Tensor]:
     """Return the outputs (b, 1|k, q, d) and last states (b, k, n, d); plain autograd, linear in the length."""
-    p, (batch, directions, length, channels, state) = problem, count_sizes(problem)
+    p, (batch, directions, length, channels, state) = inputs, count_sizes(inputs)
     u, dt, B, C = (x.to(p.A.dtype).expand(-1, directions, -1, -1) for x in (p.u, p.dt, p.B, p.C))
     visit = torch.arange(length, device=u.device).expand(directions, -1) if p.orders is None else p.orders
     u, dt, B = (x.gather(2, visit[None, :, :, None].expand(batch, -1, -1, x.shape[-1])) for x in (u, dt, B))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from transmamba.ops.cross.inputs import CrossGradients, CrossProblem, queue_of
+from transmamba.ops.cross.inputs import CrossGradients, CrossInputs, queue_of
 from transmamba.ops.scan.parts import over_directions, parts_of, per_direction, strides, total
 from transmamba.ops.scan.triton import CHUNK as CHUNK
 from transmamba.ops.scan.triton import PART
@@ -15,12 +15,12 @@ from transmamba.ops.scan.triton.tiles import ENTRIES, power
 from transmamba.ops.triton import launch, unmet
 
 
-def refuse(problem: CrossProblem) -> list[str]:
-    """List the reasons why the kernels cannot take this problem."""
-    return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
+def unsupported_reasons(inputs: CrossInputs) -> list[str]:
+    """List the reasons why the kernels cannot take these inputs."""
+    return unmet(inputs.u) + ([] if inputs.A.shape[1] else ["needs at least one state"])
 
 
-def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, Any]]:
+def _inputs(p: CrossInputs) -> tuple[CrossInputs, tuple[int, int], dict[str, Any]]:
     """Make the constants contiguous, and return them with the grid and the arguments that both kernels have."""
     bias, orders = (None if x is None else x.contiguous() for x in (p.dt_bias, p.orders))
     p = p._replace(A=p.A.contiguous(), dt_bias=bias, orders=orders)
@@ -35,9 +35,9 @@ def _inputs(p: CrossProblem) -> tuple[CrossProblem, tuple[int, int], dict[str, A
     return p, (batch * directions, -(-channels // width)), arguments
 
 
-def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: CrossInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states, and the states at chunk starts if `save`."""
-    p, grid, arguments = _inputs(problem)
+    p, grid, arguments = _inputs(inputs)
     batch, directions, length, channels, states = p.sizes
     merged = p.merge and directions > 1
     y = p.u.new_empty(batch, directions, p.C.shape[2], channels, dtype=p.A.dtype if merged else None)
@@ -51,9 +51,9 @@ def forward(problem: CrossProblem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y.sum(1, keepdim=True).to(p.u.dtype) if merged else y, last, saved
 
 
-def backward(problem: CrossProblem, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
+def backward(inputs: CrossInputs, saved: Tensor, grad_y: Tensor | None, grad_last: Tensor | None) -> CrossGradients:
     """Return the gradients of every floating input."""
-    p, grid, arguments = _inputs(problem)
+    p, grid, arguments = _inputs(inputs)
     batch, directions, length, channels, states = p.sizes
     parts = CrossGradients(
         parts_of(p.u, directions, p.u.shape[1], p.u.dtype),

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transmamba._typing import typed
-from transmamba.ops.dispatch import choose
 from transmamba.ops.dispatch import explain as explain_inputs
+from transmamba.ops.dispatch import select_backend
 from transmamba.ops.scan import backends as backends  # fills the table
-from transmamba.ops.scan.inputs import Orders, Problem, count_directions, dtypes, hide_padding, order_table
+from transmamba.ops.scan.inputs import Orders, ScanInputs, count_directions, dtypes, hide_padding, order_table
 
 
 @typed
@@ -117,7 +117,7 @@ def multi_scan(
     seq_idx: Int[Tensor, "batch length"] | None = None,
     initial_state: Float[Tensor, "batch direction dim state"] | None = None,
     merge: bool = False,
-    step_parameters: bool = False,
+    parameters_by_step: bool = False,
     return_last_state: bool = False,
     backend: str = "auto",
 ) -> Float[Tensor, "..."] | tuple[Float[Tensor, "..."], Float[Tensor, "batch direction2 dim state"]]:
@@ -142,8 +142,8 @@ def multi_scan(
         seq_idx: number of the packed sequence each token belongs to; the state restarts where it changes.
         initial_state: states before the first step; zero by default.
         merge: sum the directions.
-        step_parameters: index dt, B and C by step instead of by token. PlainMamba's released checkpoints were trained
-            with it, and it is wrong as a design: a step then uses another token's parameters.
+        parameters_by_step: index dt, B and C by step instead of by token. PlainMamba's released checkpoints were
+            trained with it, and it is wrong as a design: a step then uses another token's parameters.
         return_last_state: return `(y, states after the last step)`.
         backend: "auto" takes the first of the table that accepts; a named one runs or refuses.
 
@@ -155,9 +155,9 @@ def multi_scan(
         Eqs. 6-8 for K = 2; the cross scans of VMamba and the snakes of PlainMamba for K = 4.
     """
     options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
-    options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
-    problem = _problem(u, dt, A, B, C, D, z, **options)
-    y, last_state = choose("scan", problem, backend).run(problem)
+    options |= {"initial_state": initial_state, "merge": merge, "parameters_by_step": parameters_by_step}
+    inputs = _inputs(u, dt, A, B, C, D, z, **options)
+    y, last_state = select_backend("scan", inputs, backend).run(inputs)
     y = (y if z is None else _gate(y, z)).to(u.dtype)
     y = y if mask is None else y.masked_fill(~mask[:, None, :, None], 0.0)
     y = y[:, 0] if merge else y
@@ -181,7 +181,7 @@ def explain(
     seq_idx: Int[Tensor, "batch length"] | None = None,
     initial_state: Float[Tensor, "batch direction dim state"] | None = None,
     merge: bool = False,
-    step_parameters: bool = False,
+    parameters_by_step: bool = False,
 ) -> str:
     """Name the backend that `multi_scan` takes for these arguments, and why it passes over the faster ones.
 
@@ -200,7 +200,7 @@ def explain(
         seq_idx: number of the packed sequence of each token.
         initial_state: the state before the first step.
         merge: sum the directions.
-        step_parameters: `dt`, `B`, `C` follow the steps.
+        parameters_by_step: `dt`, `B`, `C` follow the steps.
 
     Returns:
         A line per backend, fastest first, down to the one that runs.
@@ -214,13 +214,13 @@ def explain(
         cuda: needs a CUDA tensor, u is on cpu
     """
     options = {"dt_bias": dt_bias, "softplus": softplus, "orders": orders, "mask": mask, "seq_idx": seq_idx}
-    options |= {"initial_state": initial_state, "merge": merge, "step_parameters": step_parameters}
-    return explain_inputs("scan", _problem(u, dt, A, B, C, D, z, **options))
+    options |= {"initial_state": initial_state, "merge": merge, "parameters_by_step": parameters_by_step}
+    return explain_inputs("scan", _inputs(u, dt, A, B, C, D, z, **options))
 
 
-def _problem(
+def _inputs(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, **options: Any
-) -> Problem:
+) -> ScanInputs:
     """Return the arguments of `multi_scan` as backends receive them."""
     orders, mask, seq_idx = options["orders"], options["mask"], options["seq_idx"]
     dt_bias, initial_state, softplus = options["dt_bias"], options["initial_state"], options["softplus"]
@@ -228,7 +228,7 @@ def _problem(
     tokens = u if u.dim() == 4 else u[:, None]
     if mask is not None:
         tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
-    problem = Problem(
+    inputs = ScanInputs(
         tokens.to(act),
         dt.to(act),
         A.to(compute).transpose(-1, -2),
@@ -240,12 +240,12 @@ def _problem(
         None if seq_idx is None else seq_idx.long(),
         None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
         softplus,
-        options["step_parameters"],
+        options["parameters_by_step"],
         options["merge"],
         z is not None,
     )
-    _check_directions(problem, z)
-    return problem
+    _check_directions(inputs, z)
+    return inputs
 
 
 def _gate(y: Tensor, z: Tensor) -> Tensor:
@@ -253,23 +253,23 @@ def _gate(y: Tensor, z: Tensor) -> Tensor:
     return y * F.silu(z if z.dim() == 4 else z[:, None])
 
 
-def _check_directions(problem: Problem, z: Tensor | None) -> None:
+def _check_directions(inputs: ScanInputs, z: Tensor | None) -> None:
     """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    k = count_directions(problem)
+    k = count_directions(inputs)
     counts = {
-        "u": problem.u.shape[1],
-        "dt": problem.dt.shape[1],
-        "A": problem.A.shape[0],
-        "B": problem.B.shape[1],
-        "C": problem.C.shape[1],
-        "D": 1 if problem.D is None else problem.D.shape[0],
+        "u": inputs.u.shape[1],
+        "dt": inputs.dt.shape[1],
+        "A": inputs.A.shape[0],
+        "B": inputs.B.shape[1],
+        "C": inputs.C.shape[1],
+        "D": 1 if inputs.D is None else inputs.D.shape[0],
         "z": 1 if z is None or z.dim() == 3 else z.shape[1],
-        "dt_bias": 1 if problem.dt_bias is None else problem.dt_bias.shape[0],
-        "initial_state": k if problem.initial_state is None else problem.initial_state.shape[1],
+        "dt_bias": 1 if inputs.dt_bias is None else inputs.dt_bias.shape[0],
+        "initial_state": k if inputs.initial_state is None else inputs.initial_state.shape[1],
     }
     if any([count not in (1, k) for count in counts.values()]) or counts["initial_state"] != k:
         raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")
-    if problem.merge and counts["z"] > 1:
+    if inputs.merge and counts["z"] > 1:
         raise ValueError(
             f"the sum of the directions has one gate, got {counts['z']}: expected z of (batch, length, dim)"
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 from transmamba.ops.custom_op import Operation, define
 from transmamba.ops.dispatch import TABLE, Backend
 from transmamba.ops.scan import chunked, cuda, native, nvrtc, reference, triton
-from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs, output_dtype
 from transmamba.ops.shapes import allocate
 
 
@@ -24,16 +24,16 @@ def laid_out(x: Tensor, field: str) -> Tensor:
     return allocate(x, x.shape[1]) if field in ("u", "dt") else x.new_empty(x.shape)
 
 
-def _outputs(inputs: Problem, module: Any, save: bool) -> tuple[Tensor, ...]:
+def _outputs(inputs: ScanInputs, module: Any, save: bool) -> tuple[Tensor, ...]:
     y = allocate(inputs.u, 1 if inputs.merge else inputs.directions, output_dtype(inputs))
     return y, *states_at_chunks(inputs, module, save)
 
 
 _SCAN = Operation(
-    "scan", Problem, Gradients, "Tensor grad_y, Tensor? grad_last", _outputs, reference.run, laid_out=laid_out
+    "scan", ScanInputs, ScanGradients, "Tensor grad_y, Tensor? grad_last", _outputs, reference.run, laid_out=laid_out
 )
 TABLE["scan"] = (
-    Backend("cuda", cuda.run, cuda.refuse),
+    Backend("cuda", cuda.run, cuda.unsupported_reasons),
     *define(_SCAN, {"nvrtc": nvrtc, "triton": triton, "native": native, "chunked": chunked}),
-    Backend("reference", reference.run, reference.refuse),
+    Backend("reference", reference.run, reference.unsupported_reasons),
 )

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs, output_dtype
 from transmamba.ops.shapes import allocate
 
 CHUNK = 16
 
 
-def refuse(problem: Problem) -> list[str]:
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
     """Return no reasons, because plain torch accepts everything."""
     return []
 
@@ -36,9 +36,9 @@ class Steps(NamedTuple):
 class Walk:
     """Reads and writes (b, 1|k, l, c) tensors one chunk of steps at a time."""
 
-    def __init__(self, problem: Problem) -> None:
-        self.p = problem
-        self.chunks = [(s, min(s + CHUNK, problem.sizes[2])) for s in range(0, problem.sizes[2], CHUNK)]
+    def __init__(self, inputs: ScanInputs) -> None:
+        self.p = inputs
+        self.chunks = [(s, min(s + CHUNK, inputs.sizes[2])) for s in range(0, inputs.sizes[2], CHUNK)]
 
     def tokens(self, start: int, stop: int) -> Tensor | None:
         """Return the tokens visited by each direction, (k, t); None where they are the steps."""
@@ -46,7 +46,7 @@ class Walk:
 
     def parameter_tokens(self, start: int, stop: int) -> Tensor | None:
         """Return the tokens of dt, B and C in the same form."""
-        return None if self.p.step_parameters else self.tokens(start, stop)
+        return None if self.p.parameters_by_step else self.tokens(start, stop)
 
     def take(self, x: Tensor, tokens: Tensor | None, start: int, stop: int) -> Tensor:
         """Return the rows of a chunk, (t, b, 1|k, c), in the compute dtype."""
@@ -97,15 +97,15 @@ class Walk:
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Allocate room for the decays and states of one chunk; decays shared by all directions are held once."""
         p, (batch, directions, _, channels, state) = self.p, self.p.sizes
-        ordered = p.orders is not None and not p.step_parameters
+        ordered = p.orders is not None and not p.parameters_by_step
         own = directions if ordered or p.segments is not None else max(p.dt.shape[1], p.A.shape[0])
         decay = p.A.new_empty(CHUNK, batch, own, state, channels)
         return decay, p.A.new_empty(CHUNK + 1, batch, directions, state, channels)
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states and, if `save`, the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = inputs, Walk(inputs), inputs.sizes
     h = p.A.new_zeros(batch, directions, state, channels) if p.initial_state is None else p.initial_state.clone()
     y = allocate(p.u.to(p.A.dtype), 1 if p.merge else directions).zero_()
     saved = p.A.new_empty((batch, directions, len(walk.chunks), state, channels) if save else (0,))
@@ -121,9 +121,9 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return y.to(output_dtype(p)), h, saved
 
 
-def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+def backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
     """Return the gradients of every floating input, from the states before each chunk."""
-    p, walk, (batch, directions, _, channels, state) = problem, Walk(problem), problem.sizes
+    p, walk, (batch, directions, _, channels, state) = inputs, Walk(inputs), inputs.sizes
     dtype = p.A.dtype
     du, ddt = (allocate(x.to(dtype), x.shape[1]).zero_() for x in (p.u, p.dt))
     dA = p.A.new_zeros(directions, state, channels)
@@ -142,7 +142,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
         dD += (g * chunk.u).sum((0, 1))
         dx = through_inputs(walk, chunk, q, Sums(ddt, dA, dB, dbias), start, stop)
         walk.add(du, dx if p.D is None else dx + g * p.D, tokens, start, stop)
-    return Gradients(
+    return ScanGradients(
         du.to(p.u.dtype),
         ddt.to(p.dt.dtype),
         dA.sum_to_size(p.A.shape),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transmamba.ops.plain import refuse_kernels
-from transmamba.ops.scan.inputs import Problem, output_dtype
+from transmamba.ops.plain import limits_of_custom_ops
+from transmamba.ops.scan.inputs import ScanInputs, output_dtype
 
 _MAX_STATE = 256
 
@@ -29,14 +29,14 @@ def load() -> tuple[Callable[..., Any] | None, str]:
     return selective_scan_fn, ""
 
 
-def refuse(problem: Problem) -> list[str]:
-    """List the reasons why the kernel cannot take this problem."""
-    p = problem
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
+    """List the reasons why the kernel cannot take these inputs."""
+    p = inputs
     if p.u.device.type != "cuda":
         return [f"needs a CUDA tensor, u is on {p.u.device}"]
     if torch.compiler.is_compiling():
         return ["mamba-ssm's kernel cannot be traced by torch.compile"]
-    reasons = refuse_kernels()
+    reasons = limits_of_custom_ops()
     if p.u.dtype == torch.float64:
         reasons.append("computes in float32, u is float64")
     if p.segments is not None or p.initial_state is not None:
@@ -88,9 +88,9 @@ class _LastState(torch.autograd.Function):
         return None, None
 
 
-def run(problem: Problem) -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Return the outputs (b, 1|k, l, d) and last states (b, k, n, d)."""
-    p, (_, directions, _, channels, _) = problem, problem.sizes
+    p, (_, directions, _, channels, _) = inputs, inputs.sizes
     scan, _ = load()
     assert scan is not None
     # the kernel rounds its outputs, which must not happen before directions are summed or a gate is applied
@@ -105,7 +105,7 @@ def run(problem: Problem) -> tuple[Tensor, Tensor]:
     def flat(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.expand(directions, -1).flatten()
 
-    u, own = grouped(p.u, permuted=True), not p.step_parameters
+    u, own = grouped(p.u, permuted=True), not p.parameters_by_step
     dt, B, C = (grouped(x, permuted=own) for x in (p.dt, p.B, p.C))
     A = p.A.expand(directions, -1, -1).mT.flatten(0, 1)
     y, last = scan(

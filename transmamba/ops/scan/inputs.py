@@ -25,7 +25,7 @@ from transmamba.ops.shapes import check_range, check_shapes
 Orders = Sequence[ScanOrder] | Int[Tensor, "direction length"]
 
 
-class Problem(NamedTuple):
+class ScanInputs(NamedTuple):
     """Arguments of a scan; strides are free (also zero), states come state-major."""
 
     u: Tensor  # (b, 1|k, l, d)
@@ -39,7 +39,7 @@ class Problem(NamedTuple):
     segments: Tensor | None = None  # (b, l) int64: the state restarts at zero where the value changes along the order
     initial_state: Tensor | None = None  # (b, k, n, d)
     softplus: bool = False
-    step_parameters: bool = False  # dt, B, C are indexed by step t instead of token r (PlainMamba's official form)
+    parameters_by_step: bool = False  # dt, B, C are indexed by step t instead of token r (PlainMamba's official form)
     merge: bool = False  # sum the directions: y is (b, 1, l, d)
     unrounded: bool = False  # y in the compute dtype instead of that of u, for a gate to come
 
@@ -68,27 +68,27 @@ class Problem(NamedTuple):
 
 
 # functions, because the dynamo of older torches cannot read properties of named tuples
-def count_directions(problem: Any) -> int:
+def count_directions(inputs: Any) -> int:
     """Count the scans k of a scan or cross scan."""
-    p = problem
+    p = inputs
     if p.orders is not None:
         return p.orders.shape[0]
     return max(p.u.shape[1], p.dt.shape[1], p.A.shape[0], p.B.shape[1], p.C.shape[1])
 
 
-def count_sizes(problem: Any) -> tuple[int, int, int, int, int]:
+def count_sizes(inputs: Any) -> tuple[int, int, int, int, int]:
     """Return the sizes of b, k, l, d, n of a scan or cross scan."""
-    batch, _, length, channels = problem.u.shape
-    return batch, count_directions(problem), length, channels, problem.A.shape[1]
+    batch, _, length, channels = inputs.u.shape
+    return batch, count_directions(inputs), length, channels, inputs.A.shape[1]
 
 
-def output_dtype(problem: Problem) -> torch.dtype:
+def output_dtype(inputs: ScanInputs) -> torch.dtype:
     """Return the dtype of y."""
-    return problem.A.dtype if problem.unrounded else problem.u.dtype
+    return inputs.A.dtype if inputs.unrounded else inputs.u.dtype
 
 
-class Gradients(NamedTuple):
-    """One entry per floating tensor of `Problem`, with its shape and dtype; None for an input that is None."""
+class ScanGradients(NamedTuple):
+    """One entry per floating tensor of `ScanInputs`, with its shape and dtype; None for an input that is None."""
 
     u: Tensor
     dt: Tensor

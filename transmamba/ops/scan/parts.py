@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from transmamba.ops.scan.inputs import Gradients, Problem
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs
 from transmamba.ops.shapes import allocate
 
 
@@ -17,7 +17,7 @@ def per_direction(x: Tensor | None) -> int:
     return 0 if x is None or x.shape[0] == 1 else x[0].numel()
 
 
-def restarts(p: Problem) -> Tensor | None:
+def restarts(p: ScanInputs) -> Tensor | None:
     """Mark restarts, (b, k, l) uint8: one where the state restarts before a step."""
     if p.segments is None:
         return None
@@ -40,11 +40,11 @@ def over_directions(x: Tensor, template: Tensor, directions: int, dtype: torch.d
     return torch.sum(x, 1, keepdim=True, out=allocate(template, 1, x.dtype)).to(dtype)
 
 
-def untouched(p: Problem, grad_last: Tensor | None) -> Gradients:
+def untouched(p: ScanInputs, grad_last: Tensor | None) -> ScanGradients:
     """Return the gradients where there is nothing to scan: the last state is the initial one."""
     u, dt, A, B, C = (torch.zeros_like(x) for x in p[:5])
     D, dt_bias, start = (None if x is None else torch.zeros_like(x) for x in (p.D, p.dt_bias, p.initial_state))
-    return Gradients(u, dt, A, B, C, D, dt_bias, start if start is None or grad_last is None else grad_last.clone())
+    return ScanGradients(u, dt, A, B, C, D, dt_bias, start if start is None or grad_last is None else grad_last.clone())
 
 
 def total(parts: Tensor, like: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -7,20 +7,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from transmamba.ops.plain import exporting_to_onnx, walk
-from transmamba.ops.scan.inputs import Problem, count_sizes
+from transmamba.ops.scan.inputs import ScanInputs, count_sizes
 
 
-def refuse(problem: Problem) -> list[str]:
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
     """Return no reasons, because the reference accepts everything."""
     return []
 
 
-def run(problem: Problem) -> tuple[Tensor, Tensor]:
+def run(inputs: ScanInputs) -> tuple[Tensor, Tensor]:
     """Return the outputs (b, 1|k, l, d) and last states (b, k, n, d); plain autograd, linear in the length."""
-    p, (batch, directions, _, channels, state) = problem, count_sizes(problem)
+    p, (batch, directions, _, channels, state) = inputs, count_sizes(inputs)
     u, dt, B, C = (x.to(p.A.dtype).expand(-1, directions, -1, -1) for x in (p.u, p.dt, p.B, p.C))
     u_scan, parameters = _along(u, p.orders), (dt, B, C)
-    dt, B, C = parameters if p.step_parameters else (_along(x, p.orders) for x in parameters)
+    dt, B, C = parameters if p.parameters_by_step else (_along(x, p.orders) for x in parameters)
     dt = dt if p.dt_bias is None else dt + p.dt_bias[:, None]
     dt = F.softplus(dt) if p.softplus else dt
 

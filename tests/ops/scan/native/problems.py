@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.scan import native, reference
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 FLOATS = ("u", "dt", "A", "B", "C", "D", "dt_bias", "initial_state")
 # relative, in the 2-norm; half types pay one rounding of what they return
@@ -35,17 +35,17 @@ def problem(batch=2, k=3, length=37, dim=5, state=7, *, shared=(), own_u=False, 
         "segments": torch.arange(length).mul(3).div(max(length, 1), rounding_mode="floor").repeat(batch, 1),
         "initial_state": draw(batch, k, state, dim),
     }
-    return Problem(**{n: x for n, x in inputs.items() if n not in without}, **({"softplus": True} | flags))
+    return ScanInputs(**{n: x for n, x in inputs.items() if n not in without}, **({"softplus": True} | flags))
 
 
-def cast(p: Problem, dtype: torch.dtype) -> Problem:
+def cast(p: ScanInputs, dtype: torch.dtype) -> ScanInputs:
     """Activations in `dtype`, parameters in its compute dtype; layouts are kept."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     to = {n: getattr(p, n) for n in FLOATS if getattr(p, n) is not None}
     return p._replace(**{n: x.to(dtype if n in ("u", "dt", "B", "C") else compute) for n, x in to.items()})
 
 
-def expected(p: Problem, grad_y: Tensor, grad_last: Tensor) -> dict[str, Tensor]:
+def expected(p: ScanInputs, grad_y: Tensor, grad_last: Tensor) -> dict[str, Tensor]:
     """Outputs, last states and gradients of the reference, computed in float64."""
     wide = cast(p, torch.float64)
     leaves = {n: getattr(wide, n).detach().clone().requires_grad_() for n in FLOATS if getattr(p, n) is not None}
@@ -56,14 +56,14 @@ def expected(p: Problem, grad_y: Tensor, grad_last: Tensor) -> dict[str, Tensor]
     return {"y": y.detach(), "last": last.detach(), **dict(zip(leaves, grads, strict=True))}
 
 
-def computed(p: Problem, grad_y: Tensor, grad_last: Tensor | None, variant: str | None = None) -> dict[str, Tensor]:
+def computed(p: ScanInputs, grad_y: Tensor, grad_last: Tensor | None, variant: str | None = None) -> dict[str, Tensor]:
     """The same by the native backend."""
     y, last, saved = native.forward(p, True, variant=variant)
     found = native.backward(p, saved, grad_y, grad_last, variant=variant)._asdict()
     return {"y": y, "last": last, **{n: x for n, x in found.items() if x is not None}}
 
 
-def gradients_of_outputs(p: Problem) -> tuple[Tensor, Tensor]:
+def gradients_of_outputs(p: ScanInputs) -> tuple[Tensor, Tensor]:
     """Random, in the dtypes of the outputs; that of y lies in memory as u does."""
     batch, k, length, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, length, dim).to(p.u.dtype)
@@ -83,7 +83,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
         )
 
 
-def check(p: Problem, dtype: torch.dtype = torch.float64, variant: str | None = None, *, least: float = 0.0) -> None:
+def check(p: ScanInputs, dtype: torch.dtype = torch.float64, variant: str | None = None, *, least: float = 0.0) -> None:
     """Outputs, last states and all gradients of the native backend against the reference."""
     p = cast(p, dtype)
     grads = gradients_of_outputs(p)

@@ -18,22 +18,28 @@ FEATURES = {
     "merged": dict(merge=True),
     "segments": dict(without=("initial_state",), length=71),
     "no softplus": dict(softplus=False, shared=("B",), without=("dt_bias", "D")),
-    "parameters by step": dict(step_parameters=True, length=67),
-    "shared decay": dict(k=4, length=67, shared=EVERYTHING_STEPPED, step_parameters=True, without=("segments",)),
+    "parameters by step": dict(parameters_by_step=True, length=67),
+    "shared decay": dict(k=4, length=67, shared=EVERYTHING_STEPPED, parameters_by_step=True, without=("segments",)),
     "shared decay, odd directions, all shared, merged": dict(
-        k=7, shared=(*EVERYTHING_STEPPED, "B", "C", "D"), step_parameters=True, merge=True, without=("segments",)
+        k=7, shared=(*EVERYTHING_STEPPED, "B", "C", "D"), parameters_by_step=True, merge=True, without=("segments",)
     ),
     "shared decay, passes of four states": dict(
-        k=4, length=67, dim=37, state=12, shared=EVERYTHING_STEPPED, step_parameters=True, without=("segments",)
+        k=4, length=67, dim=37, state=12, shared=EVERYTHING_STEPPED, parameters_by_step=True, without=("segments",)
     ),
     "shared decay and readout, passes of four states": dict(
-        k=5, length=67, dim=37, state=8, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, without=("segments",)
-    ),
-    "shared decay and readout, passes of four states, merged": dict(
-        **dict(k=4, dim=37, state=16, shared=(*EVERYTHING_STEPPED, "C"), step_parameters=True, merge=True),
+        k=5,
+        length=67,
+        dim=37,
+        state=8,
+        shared=(*EVERYTHING_STEPPED, "C"),
+        parameters_by_step=True,
         without=("segments",),
     ),
-    "shared decay with segments": dict(shared=EVERYTHING_STEPPED, step_parameters=True),
+    "shared decay and readout, passes of four states, merged": dict(
+        **dict(k=4, dim=37, state=16, shared=(*EVERYTHING_STEPPED, "C"), parameters_by_step=True, merge=True),
+        without=("segments",),
+    ),
+    "shared decay with segments": dict(shared=EVERYTHING_STEPPED, parameters_by_step=True),
     "shared decay without orders": dict(shared=EVERYTHING_STEPPED, own_u=True, without=("orders", "segments")),
     "time first": dict(k=1, dim=37, length=53, time_first=True, without=("orders",)),
     "time first with orders": dict(time_first=True),
@@ -79,7 +85,7 @@ def test_half_precision_costs_only_its_own_rounding(feature, variant, dtype):
     ),
     shared=st.sets(st.sampled_from(("dt", "A", "B", "C", "D", "dt_bias"))),
     without=st.sets(st.sampled_from(("D", "dt_bias", "orders", "segments", "initial_state"))),
-    flags=st.fixed_dictionaries({n: st.booleans() for n in ("merge", "step_parameters", "time_first", "own_u")}),
+    flags=st.fixed_dictionaries({n: st.booleans() for n in ("merge", "parameters_by_step", "time_first", "own_u")}),
 )
 def test_any_combination_agrees_with_the_reference(sizes, shared, without, flags):
     # with nothing to tell the number of directions, it is one
@@ -215,7 +221,7 @@ def test_large_outputs_are_those_of_each_sequence_alone(variant, k, length, dim,
 @pytest.mark.parametrize("layout", [{}, {"time_first": True, "own_u": True}])
 @pytest.mark.parametrize("length, dim", [(529, 128), (530, 129)])
 def test_large_outputs_of_directions_that_share_decays_are_those_of_each_sequence_alone(length, dim, layout):
-    shared = {"shared": (*EVERYTHING_STEPPED, "C"), "step_parameters": True}
+    shared = {"shared": (*EVERYTHING_STEPPED, "C"), "parameters_by_step": True}
     without = ("orders", "segments") if layout else ("segments",)
     p = cast(problem(2, 4, length, dim, 8, **shared, **layout, without=without), torch.float32)
     y, last, _ = native.forward(p, False)
@@ -236,11 +242,13 @@ def test_a_state_kept_for_thousands_of_steps_drifts_no_more_than_float32_must():
 
 def test_refuses_what_it_cannot_run(monkeypatch):
     p = problem()
-    assert native.refuse(p) == []
-    assert native.refuse(p._replace(u=p.u.to("meta"))) == ["runs on a CPU, u is on meta"]
-    assert native.refuse(p._replace(u=p.u.long())) == ["needs float32, bfloat16, float16 or float64, u is torch.int64"]
+    assert native.unsupported_reasons(p) == []
+    assert native.unsupported_reasons(p._replace(u=p.u.to("meta"))) == ["runs on a CPU, u is on meta"]
+    assert native.unsupported_reasons(p._replace(u=p.u.long())) == [
+        "needs float32, bfloat16, float16 or float64, u is torch.int64"
+    ]
     monkeypatch.setattr(native, "available", lambda: False)
-    assert "install a C++ compiler" in native.refuse(p)[0]
+    assert "install a C++ compiler" in native.unsupported_reasons(p)[0]
 
 
 def test_an_order_that_is_no_permutation_is_named():

@@ -34,7 +34,7 @@ def test_takes_any_number_of_states(states):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"own": "B", "step_parameters": True, "merge": True}, {"n": 16, "d": 40}])
+@pytest.mark.parametrize("options", [{}, {"own": "B", "parameters_by_step": True, "merge": True}, {"n": 16, "d": 40}])
 def test_half_precision_loses_only_what_storing_loses(dtype, options):
     compare(problem(dtype=dtype, **options))
 
@@ -44,7 +44,7 @@ def test_half_precision_loses_only_what_storing_loses(dtype, options):
     [
         {"initial": True, "orders": False},
         {"segments": True},
-        {"k": 2, "own": "B", "step_parameters": True, "merge": True, "initial": True},
+        {"k": 2, "own": "B", "parameters_by_step": True, "merge": True, "initial": True},
         {"own": ""},
         {"n": 16, "d": 40, "length": 100, "segments": True, "initial": True},
     ],
@@ -62,7 +62,7 @@ def test_time_split_into_spans_changes_nothing(monkeypatch, options):
     assert {"summarise", "chain", "summarise_adjoint", "chain_adjoint"} <= set(seen)
 
 
-SHARED = {"own": "B", "step_parameters": True}
+SHARED = {"own": "B", "parameters_by_step": True}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_directions_that_share_decays_share_a_block(monkeypatch, options):
 def test_other_directions_have_a_block_each(options):
     p = problem(**{"n": 16, "k": 4, **SHARED, **options})
     assert shared_variant_of(p, [p.u, p.dt, p.B, p.C]) is None
-    apart = problem(**{"n": 16, "k": 4, **SHARED, "step_parameters": False})
+    apart = problem(**{"n": 16, "k": 4, **SHARED, "parameters_by_step": False})
     assert shared_variant_of(apart, [p.u]) is None
     restarting = problem(**{"n": 16, "k": 4, **SHARED, "segments": True})
     assert shared_variant_of(restarting, [p.u]) is None
@@ -136,5 +136,5 @@ def test_no_order_of_threads_between_barriers_changes_anything(monkeypatch, opti
 @pytest.mark.parametrize("dtype", HALVES, ids=["bfloat16", "float16"])
 @pytest.mark.parametrize("case", [c for c in BY_BACKEND if "scan" in c.__name__ and "cross" not in c.__name__])
 def test_half_precision_is_rounded_once(monkeypatch, case, dtype):
-    monkeypatch.setattr(nvrtc, "refuse", lambda problem: [])
+    monkeypatch.setattr(nvrtc, "unsupported_reasons", lambda problem: [])
     check(case, dtype, backend="nvrtc")

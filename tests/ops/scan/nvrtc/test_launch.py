@@ -217,10 +217,10 @@ def test_processes_may_fill_the_cache_at_the_same_time(tmp_path):
 
 def test_refusals_have_their_reasons(monkeypatch):
     p = problem(n=3)
-    assert nvrtc.refuse(p) == [f"needs a CUDA tensor, u is on {p.u.device}"]
+    assert nvrtc.unsupported_reasons(p) == [f"needs a CUDA tensor, u is on {p.u.device}"]
     wide = p._replace(A=torch.zeros(3, 257, 5), u=p.u.double())
     expected = ["computes in float32 and does not take float64", "takes 1 to 256 states per channel, got 257"]
-    assert nvrtc.refuse(wide)[1:] == expected
+    assert nvrtc.unsupported_reasons(wide)[1:] == expected
     monkeypatch.setattr(compiler, "library", lambda: (None, "no compiler"))
     monkeypatch.setattr(driver, "library", lambda: (None, "no driver"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))

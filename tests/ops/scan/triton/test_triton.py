@@ -8,7 +8,7 @@ import torch
 from tests.ops.interpreter import needs_gpu, needs_triton, run_cases, unless_gpu
 from transmamba.ops import triton as shared
 from transmamba.ops.scan import triton
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 
 @needs_triton
@@ -24,9 +24,9 @@ def test_scan_cases_pass_on_the_gpu():
     run_cases(__file__, "triton_cases.py")
 
 
-def small(dtype=torch.float32, states=2) -> Problem:
+def small(dtype=torch.float32, states=2) -> ScanInputs:
     sequence, parameter = torch.zeros(1, 1, 3, 5, dtype=dtype), torch.zeros(1, 1, 3, states, dtype=dtype)
-    return Problem(sequence, sequence, torch.zeros(1, states, 5), parameter, parameter)
+    return ScanInputs(sequence, sequence, torch.zeros(1, states, 5), parameter, parameter)
 
 
 @needs_triton
@@ -45,19 +45,19 @@ def test_half_precision_is_rounded_once_on_the_gpu():
 @needs_triton
 def test_refuses_a_cpu_tensor_outside_the_interpreter(monkeypatch):
     monkeypatch.setattr(shared, "INTERPRETED", False)
-    assert triton.refuse(small()) == ["needs a CUDA tensor, u is on cpu"]
+    assert triton.unsupported_reasons(small()) == ["needs a CUDA tensor, u is on cpu"]
 
 
 def test_says_that_triton_is_missing(monkeypatch):
     monkeypatch.setattr(shared, "INSTALLED", False)
-    assert triton.refuse(small())[0] == "package triton is not installed"
+    assert triton.unsupported_reasons(small())[0] == "package triton is not installed"
 
 
 @needs_triton
 def test_refuses_float64_and_empty_states(monkeypatch):
     monkeypatch.setattr(shared, "INTERPRETED", True)
-    assert triton.refuse(small(torch.float64)) == ["computes in float32 and does not take float64"]
-    assert triton.refuse(small(states=0)) == ["needs at least one state"]
+    assert triton.unsupported_reasons(small(torch.float64)) == ["computes in float32 and does not take float64"]
+    assert triton.unsupported_reasons(small(states=0)) == ["needs at least one state"]
 
 
 def test_importing_the_library_does_not_import_triton():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from transmamba.ops.scan import reference, triton
-from transmamba.ops.scan.inputs import Gradients, Problem
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs
 from transmamba.ops.scan.triton import tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -16,24 +16,24 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FEATURES = {
     "plain": {},
     "a batch": {"b": 2, "segments": True, "initial": True},
-    "a batch with shared decay": {"b": 2, "k": 2, "own": "B", "step_parameters": True, "initial": True},
+    "a batch with shared decay": {"b": 2, "k": 2, "own": "B", "parameters_by_step": True, "initial": True},
     "one direction without orders": {"k": 1, "orders": False},
     "own u": {"own": "u"},
     "own B, shared C": {"own": "dt A B D dt_bias"},
     "shared dt": {"own": "A B C D dt_bias"},
     "one set of parameters": {"own": ""},
-    "step parameters": {"step_parameters": True},
-    "shared decay": {"own": "B", "step_parameters": True},
-    "shared decay of an even number of directions": {"own": "B C D", "step_parameters": True, "k": 2},
+    "step parameters": {"parameters_by_step": True},
+    "shared decay": {"own": "B", "parameters_by_step": True},
+    "shared decay of an even number of directions": {"own": "B C D", "parameters_by_step": True, "k": 2},
     "shared decay without orders": {"own": "u B C D", "orders": False, "initial": True},
-    "own steps beside a shared A": {"own": "dt B C", "step_parameters": True},
+    "own steps beside a shared A": {"own": "dt B C", "parameters_by_step": True},
     "no skip, no bias": {"without": "D dt_bias"},
     "no softplus": {"softplus": False},
     "segments": {"segments": True},
     "segments without orders": {"segments": True, "orders": False, "initial": True},
     "initial state": {"initial": True},
     "merge": {"merge": True},
-    "merged shared decay": {"merge": True, "own": "B", "step_parameters": True, "initial": True},
+    "merged shared decay": {"merge": True, "own": "B", "parameters_by_step": True, "initial": True},
     "one token": {"length": 1},
     "one state": {"n": 1},
     "two states over several chunks": {"n": 2, "length": 19, "k": 2, "segments": True, "initial": True},
@@ -42,20 +42,27 @@ FEATURES = {
     "a multiple of the chunk": {"length": 32, "k": 1},
     "segments over several chunks": {"length": 19, "k": 1, "segments": True, "orders": False},
     "several blocks of channels": {"d": 67, "length": 3},
-    "sixteen channels with shared decay": {"d": 19, "length": 9, "own": "B", "step_parameters": True, "n": 4, "k": 2},
-    "several blocks with shared decay": {"d": 67, "length": 3, "own": "B C D", "step_parameters": True, "n": 7},
+    "sixteen channels with shared decay": {
+        "d": 19,
+        "length": 9,
+        "own": "B",
+        "parameters_by_step": True,
+        "n": 4,
+        "k": 2,
+    },
+    "several blocks with shared decay": {"d": 67, "length": 3, "own": "B C D", "parameters_by_step": True, "n": 7},
 }
 
 
 def problem(
     *, b=1, k=3, length=7, d=5, n=3, own="dt A B C D dt_bias", without="", orders=True, segments=False, initial=False,
-    softplus=True, step_parameters=False, merge=False, dtype=torch.float32,
-) -> Problem:  # fmt: skip
+    softplus=True, parameters_by_step=False, merge=False, dtype=torch.float32,
+) -> ScanInputs:  # fmt: skip
     draw = lambda *shape: torch.randn(*shape, device=DEVICE)  # noqa: E731
     of = {name: k if name in own.split() else 1 for name in ("u", "dt", "A", "B", "C", "D", "dt_bias")}
     dt = draw(b, of["dt"], length, d) - 1 if softplus else 0.3 * draw(b, of["dt"], length, d).abs()
     permutations = torch.stack([torch.randperm(length, device=DEVICE) for _ in range(k)])
-    return Problem(
+    return ScanInputs(
         draw(b, of["u"], length, d).to(dtype),
         dt.to(dtype),
         -draw(of["A"], n, d).exp(),
@@ -67,20 +74,20 @@ def problem(
         torch.randint(0, 3, (b, length), device=DEVICE) if segments else None,
         draw(b, k, n, d) if initial else None,
         softplus,
-        step_parameters,
+        parameters_by_step,
         merge,
     )
 
 
-def exact(p: Problem, grad_y, grad_last) -> tuple:
+def exact(p: ScanInputs, grad_y, grad_last) -> tuple:
     """Outputs and gradients of the reference in float64."""
     floats = [x is not None and x.is_floating_point() for x in p[:10]]
     inputs = [x.double().requires_grad_() if f else x for x, f in zip(p[:10], floats, strict=True)]
-    y, last = reference.run(Problem(*inputs, *p[10:]))
+    y, last = reference.run(ScanInputs(*inputs, *p[10:]))
     loss = (y * grad_y.double()).sum() + (0 if grad_last is None else (last * grad_last.double()).sum())
     grads = iter(torch.autograd.grad(loss, [x for x, f in zip(inputs, floats, strict=True) if f]))
     values = [next(grads) if f else None for f in floats]
-    return y.detach(), last.detach(), Gradients(*values[:7], values[9])
+    return y.detach(), last.detach(), ScanGradients(*values[:7], values[9])
 
 
 def error(got, expected) -> float:
@@ -88,7 +95,7 @@ def error(got, expected) -> float:
     return float((got.double() - expected).norm() / scale if scale else got.double().norm())
 
 
-def compare(p: Problem, with_last: bool = True, backend=triton, tolerances=TOLERANCE) -> None:
+def compare(p: ScanInputs, with_last: bool = True, backend=triton, tolerances=TOLERANCE) -> None:
     y, last, saved = backend.forward(p, True)
     grad_y, grad_last = torch.randn_like(y), torch.randn_like(last) if with_last else None
     grads = backend.backward(p, saved, grad_y, grad_last)
@@ -96,7 +103,7 @@ def compare(p: Problem, with_last: bool = True, backend=triton, tolerances=TOLER
     tolerance = tolerances[p.u.dtype]
     assert y.dtype == p.u.dtype and error(y, y_exact) < tolerance
     assert last.is_contiguous() and error(last, last_exact) < tolerance
-    for name, got, expected in zip(Gradients._fields, grads, grads_exact, strict=True):
+    for name, got, expected in zip(ScanGradients._fields, grads, grads_exact, strict=True):
         source = getattr(p, name)
         assert (got is None) == (source is None), name
         if got is not None:
@@ -115,7 +122,7 @@ def test_agrees_with_the_reference(options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("options", [{}, {"own": "B", "step_parameters": True, "merge": True}])
+@pytest.mark.parametrize("options", [{}, {"own": "B", "parameters_by_step": True, "merge": True}])
 def test_half_precision_loses_only_what_storing_loses(dtype, options):
     compare(problem(dtype=dtype, **options))
 
@@ -125,7 +132,7 @@ def test_half_precision_loses_only_what_storing_loses(dtype, options):
     [
         {"initial": True, "orders": False},
         {"segments": True},
-        {"k": 2, "own": "B", "step_parameters": True, "merge": True, "initial": True},
+        {"k": 2, "own": "B", "parameters_by_step": True, "merge": True, "initial": True},
         {"own": ""},
     ],
 )
@@ -190,7 +197,7 @@ def test_saved_holds_the_state_before_each_chunk():
     torch.testing.assert_close(saved[:, :, 2], state)
 
 
-def _first_steps(p: Problem, steps: int) -> Problem:
+def _first_steps(p: ScanInputs, steps: int) -> ScanInputs:
     """The same scan stopped early: tokens put in scan order, then cut."""
     along = lambda x: torch.stack([x.expand(-1, 3, -1, -1)[:, k, p.orders[k, :steps]] for k in range(3)], 1)  # noqa: E731
     return p._replace(u=along(p.u), dt=along(p.dt), B=along(p.B), C=along(p.C), orders=None)
@@ -203,7 +210,7 @@ def test_empty_problems_have_empty_answers(sizes):
     grads = triton.backward(p, saved, torch.empty_like(y), torch.ones_like(last))
     torch.testing.assert_close(last, p.initial_state)
     torch.testing.assert_close(grads.initial_state, torch.ones_like(last))
-    assert all(g.shape == getattr(p, name).shape for name, g in zip(Gradients._fields, grads, strict=True))
+    assert all(g.shape == getattr(p, name).shape for name, g in zip(ScanGradients._fields, grads, strict=True))
 
 
 def test_is_reproducible_and_leaves_its_inputs_alone():
@@ -218,4 +225,4 @@ def test_is_reproducible_and_leaves_its_inputs_alone():
 
 
 def test_accepts_what_it_computes():
-    assert triton.refuse(problem(length=1)) == []
+    assert triton.unsupported_reasons(problem(length=1)) == []

@@ -4,7 +4,7 @@ With one state and time innermost in memory, lanes are steps instead.
 
 A C++ library with a plain C interface, built when the package is installed (build.py) and loaded with ctypes. The
 forward keeps the states at chunk starts; the backward recomputes the rest, chunk by chunk. scan.h documents the
-interface, unit.h how work is divided, run.h which problem each kernel takes.
+interface, unit.h how work is divided, run.h which inputs each kernel takes.
 """
 
 from typing import TypeVar
@@ -13,19 +13,19 @@ import torch
 from torch import Tensor
 
 from transmamba.ops.native.library import DTYPES, Array, Scan, are_permutations, array, available, fresh, run
-from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs, output_dtype
 from transmamba.ops.shapes import allocate
 
 CHUNK = 32
 AnyScan = TypeVar("AnyScan", bound=Scan)
 
 
-def refuse(problem: Problem) -> list[str]:
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
     """List the reasons not to run here: another device or dtype, or no library."""
-    return refuse_tokens(problem.u)
+    return token_reasons(inputs.u)
 
 
-def refuse_tokens(u: Tensor) -> list[str]:
+def token_reasons(u: Tensor) -> list[str]:
     """List the reasons not to run on these tokens, by any scan of the library."""
     reasons = []
     if u.device.type != "cpu":
@@ -40,9 +40,9 @@ def refuse_tokens(u: Tensor) -> list[str]:
     return reasons
 
 
-def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool, *, variant: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return outputs, last states, and the states at chunk starts if `save`; `variant` forces an instruction set."""
-    p, (batch, directions, length, channels, state) = problem, problem.sizes
+    p, (batch, directions, length, channels, state) = inputs, inputs.sizes
     # no result of the forward depends on the number of units: as few as keep the threads busy
     scan, _keep = describe(p, Scan, units=4 * torch.get_num_threads())
     chunks = -(-length // CHUNK)
@@ -58,10 +58,10 @@ def forward(problem: Problem, save: bool, *, variant: str | None = None) -> tupl
 
 
 def backward(
-    problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None, *, variant: str | None = None
-) -> Gradients:
+    inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None, *, variant: str | None = None
+) -> ScanGradients:
     """Return the gradients of every input, from those of the outputs and of the last states."""
-    p, (batch, _, length, channels, state) = problem, problem.sizes
+    p, (batch, _, length, channels, state) = inputs, inputs.sizes
     scan, _keep = describe(p, Scan)
     grad_last = None if grad_last is None else grad_last.contiguous()
     du, ddt = (sum_buffer(x, x.shape[1], scan) for x in (p.u, p.dt))
@@ -80,7 +80,7 @@ def backward(
     dA, dB, dC = (sum_slots(x) for x in (dA, dB, dC))
     du, ddt, dB, dC = (x.to(p.u.dtype) for x in (du, ddt, dB, dC))
     dD, dbias = (None if x is None else sum_slots(x) for x in (dD, dbias))
-    return Gradients(du, ddt, dA, dB, dC, dD, dbias, dinitial)
+    return ScanGradients(du, ddt, dA, dB, dC, dD, dbias, dinitial)
 
 
 def sum_slots(slots: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ def sum_slots(slots: Tensor) -> Tensor:
     return slots[0] if len(slots) == 1 else slots.sum(0)
 
 
-def describe(p: Problem, kind: type[AnyScan], units: int = 16) -> tuple[AnyScan, list[Tensor | None]]:
-    """Return the problem by pointers in a structure of that kind, and the tensors that must outlive them.
+def describe(p: ScanInputs, kind: type[AnyScan], units: int = 16) -> tuple[AnyScan, list[Tensor | None]]:
+    """Return the inputs by pointers in a structure of that kind, and the tensors that must outlive them.
 
     Gradients are summed over a unit's channels, so `units` may follow from the number of threads in a forward only.
 
@@ -104,7 +104,7 @@ def describe(p: Problem, kind: type[AnyScan], units: int = 16) -> tuple[AnyScan,
         raise ValueError(f"orders must hold a permutation of range({length}) in every row: build them with scan_order")
     scan = kind(batch, directions, length, channels, state, CHUNK, _part(batch, channels, state, units))
     scan.wide, scan.softplus = p.u.dtype == torch.float64, p.softplus
-    scan.by_step = p.step_parameters or orders is None
+    scan.by_step = p.parameters_by_step or orders is None
     shared = (x is None or x.shape[axis] == 1 for x, axis in ((p.dt, 1), (p.A, 0), (p.dt_bias, 0)))
     scan.together = scan.by_step and all(shared)
     scan.orders, scan.segments = (None if x is None else x.data_ptr() for x in (orders, segments))

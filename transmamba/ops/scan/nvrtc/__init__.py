@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs, output_dtype
 from transmamba.ops.scan.nvrtc import compiler, driver
 from transmamba.ops.scan.nvrtc.arguments import Arguments
 from transmamba.ops.scan.nvrtc.driver import Launch
@@ -47,7 +47,7 @@ def incapable(index: int) -> tuple[str, ...]:
 incapable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def refuse(problem: Problem) -> list[str]:
+def unsupported_reasons(problem: ScanInputs) -> list[str]:
     """List the reasons why the kernels cannot take this problem."""
     u, states = problem.u, problem.A.shape[1]
     reasons = [] if u.device.type == "cuda" else [f"needs a CUDA tensor, u is on {u.device}"]
@@ -73,12 +73,12 @@ def launch(variant: Variant, name: str, what: Launch, arguments: Arguments, devi
 class Inputs(NamedTuple):
     """A problem with contiguous constants, the arguments of all its kernels, and the tensors to which these point."""
 
-    problem: Problem
+    problem: ScanInputs
     arguments: Arguments
     keep: list[Tensor | None]
 
 
-def _inputs(p: Problem) -> Inputs:
+def _inputs(p: ScanInputs) -> Inputs:
     _, directions, length, channels, _ = p.sizes
     A, D, bias, start = (None if x is None else x.contiguous() for x in (p.A, p.D, p.dt_bias, p.initial_state))
     assert A is not None
@@ -128,13 +128,13 @@ def _full(variant: Variant, on: bool) -> Variant:
     return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states, and the states at chunk starts if `save`."""
     y, last, saved = _forward(problem, save)
     return y.to(output_dtype(problem)), last, saved
 
 
-def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+def backward(problem: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
     """Return the gradients of every floating input."""
     wide = problem
     if grad_y.dtype != problem.u.dtype:
@@ -145,7 +145,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     return found._replace(u=u, dt=dt, B=B, C=C)
 
 
-def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, directions, length, channels, states = problem.sizes
     summed = problem.merge and directions > 1
     full = problem.u.dtype != torch.float32 and (problem.unrounded or summed)
@@ -172,7 +172,7 @@ def _forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
-def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+def _backward(problem: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
     if not problem.u.numel():
         return untouched(problem, grad_last)
     inputs = _inputs(problem)
@@ -194,7 +194,7 @@ def _backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor
     variant, total_u = _summed(variant, p.u, du, p.u.shape[1], spans, arguments)
     grid = (groups, blocks, spans)
     launch(variant, "scan_backward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
-    return Gradients(
+    return ScanGradients(
         over_directions(total_u, p.u, p.u.shape[1], p.u.dtype),
         over_directions(ddt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(dA, p.A, (0, 1)),

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 CHUNK = 8  # steps between two saved states, as in steps.h
 MOST_STATES = 256
@@ -107,13 +107,13 @@ class Variant(NamedTuple):
         return tuple(f"-D{name}={value}" for name, value in values.items())
 
 
-def flags_of(p: Problem, tensors: list[torch.Tensor]) -> tuple[str, ...]:
+def flags_of(p: ScanInputs, tensors: list[torch.Tensor]) -> tuple[str, ...]:
     """Return the flags of a problem whose activations and their gradients, outputs included, are `tensors`."""
     _, _, _, channels, states = p.sizes
     given = {
         "SOFTPLUS": p.softplus,
         "ORDERS": p.orders is not None,
-        "BY_STEP": p.step_parameters and p.orders is not None,
+        "BY_STEP": p.parameters_by_step and p.orders is not None,
         "RESTART": p.segments is not None,
         "PAIRED": channels % 2 == 0
         and (states % 2 == 0 or states == 1)
@@ -128,13 +128,13 @@ def _in_pairs(x: torch.Tensor) -> bool:
     return x.stride(3) == 1 and all(step % 2 == 0 for step in steps) and x.data_ptr() % (2 * x.element_size()) == 0
 
 
-def shares_decay(p: Problem) -> bool:
+def shares_decay(p: ScanInputs) -> bool:
     """Check whether all directions have the same step size and decay at every step."""
     shared = (p.dt.shape[1] == p.A.shape[0] == 1) and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
-    return shared and (p.step_parameters or p.orders is None) and p.segments is None
+    return shared and (p.parameters_by_step or p.orders is None) and p.segments is None
 
 
-def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None:
+def shared_variant_of(p: ScanInputs, tensors: list[torch.Tensor]) -> Variant | None:
     """Pick the forward's variant that takes all directions in a block, or None where it does not take the problem."""
     states = power(p.A.shape[1])
     if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
@@ -146,7 +146,7 @@ def shared_variant_of(p: Problem, tensors: list[torch.Tensor]) -> Variant | None
     )
 
 
-def variant_of(p: Problem, kind: str, tensors: list[torch.Tensor]) -> Variant:
+def variant_of(p: ScanInputs, kind: str, tensors: list[torch.Tensor]) -> Variant:
     """Pick the variant of that kind, "forward" or "backward", that takes the problem."""
     states, flags = p.A.shape[1], flags_of(p, tensors)
     if states == 1:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.scan.inputs import Gradients, Problem, output_dtype
+from transmamba.ops.scan.inputs import ScanGradients, ScanInputs, output_dtype
 from transmamba.ops.scan.parts import over_directions, parts_of, per_direction, restarts, strides, total, untouched
 from transmamba.ops.scan.triton.tiles import Tiles, cut
 from transmamba.ops.triton import launch, unmet
@@ -21,16 +21,16 @@ PART = 4  # steps whose loads are under way together, and whose states the backw
 FEW = 2  # with so few states registers hold longer parts, and the inputs of a part beside its states
 
 
-def refuse(problem: Problem) -> list[str]:
-    """List the reasons why the kernels cannot take this problem."""
-    return unmet(problem.u) + ([] if problem.A.shape[1] else ["needs at least one state"])
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
+    """List the reasons why the kernels cannot take these inputs."""
+    return unmet(inputs.u) + ([] if inputs.A.shape[1] else ["needs at least one state"])
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
+def _inputs(p: ScanInputs) -> tuple[ScanInputs, dict[str, Any]]:
     """Make the constants contiguous, and return them with the arguments that both kernels have."""
     p = p._replace(A=p.A.contiguous(), D=_contiguous(p.D), dt_bias=_contiguous(p.dt_bias), orders=_contiguous(p.orders))
     _, directions, length, channels, states = p.sizes
@@ -40,7 +40,7 @@ def _inputs(p: Problem) -> tuple[Problem, dict[str, Any]]:
     steps = {f"{name}_at": per_direction(x) for name, x in constants.items()}
     part = 2 * PART if states <= FEW else PART
     sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": part}
-    flags = {"SOFTPLUS": p.softplus, "STEP_PARAMETERS": p.step_parameters, "ONCE": states <= FEW}
+    flags = {"SOFTPLUS": p.softplus, "BY_STEP": p.parameters_by_step, "ONCE": states <= FEW}
     return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": restarts(p)}
 
 
@@ -53,7 +53,7 @@ class Driver(NamedTuple):
 
 
 def _borders(
-    p: Problem, tiles: Tiles, arguments: dict[str, Any], driver: Driver, start: Tensor | None
+    p: ScanInputs, tiles: Tiles, arguments: dict[str, Any], driver: Driver, start: Tensor | None
 ) -> Tensor | None:
     """Return the states before the spans (b, k, spans, n, d), or the adjoints after them."""
     start, spans = _contiguous(start), tiles.grid[2]
@@ -74,9 +74,9 @@ def _borders(
     return border
 
 
-def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states, and the states at chunk starts if `save`."""
-    p, arguments = _inputs(problem)
+    p, arguments = _inputs(inputs)
     batch, directions, length, channels, states = p.sizes
     y = parts_of(p.u, directions, 1 if p.merge else directions, output_dtype(p))
     last = p.A.new_empty(batch, directions, states, channels)
@@ -93,9 +93,9 @@ def forward(problem: Problem, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return over_directions(y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
-def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> Gradients:
+def backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
     """Return the gradients of every floating input."""
-    p, arguments = _inputs(problem)
+    p, arguments = _inputs(inputs)
     if not p.u.numel():
         return untouched(p, grad_last)
     from transmamba.ops.scan.triton.backward_kernel import scan_backward
@@ -110,7 +110,7 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     for turn in range(tiles.turns):
         taken = {"leave": leave, "turn": turn, "ADD": turn > 0}
         launch(scan_backward, tiles.backward_grid, p.u.device, arguments | taken)
-    return Gradients(
+    return ScanGradients(
         over_directions(parts.u, p.u, p.u.shape[1], p.u.dtype),
         over_directions(parts.dt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(parts.A, p.A, (0, 1)),
@@ -122,12 +122,12 @@ def backward(problem: Problem, saved: Tensor, grad_y: Tensor, grad_last: Tensor 
     )
 
 
-def _parts(p: Problem, tiles: Tiles) -> Gradients:
+def _parts(p: ScanInputs, tiles: Tiles) -> ScanGradients:
     """Allocate the tensors in which the backward kernel leaves its gradients, see there."""
     batch, directions, length, channels, states = p.sizes
     decays, (_, blocks, spans) = 1 if tiles.shared else directions, tiles.backward_grid
     dB, dC = (p.A.new_empty(blocks, batch, directions, length, states) for _ in range(2))
-    return Gradients(
+    return ScanGradients(
         parts_of(p.u, directions, p.u.shape[1], p.u.dtype),
         parts_of(p.dt, decays, p.dt.shape[1], p.dt.dtype),
         p.A.new_empty(spans, batch, decays, states, channels),

@@ -20,14 +20,14 @@ from transmamba.ops.scan.triton.steps import (
 @triton.jit
 def replay(
     h, start, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, A2, bk, k, k_decay,
-    on, on_decay, on_parameter, K, L, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    on, on_decay, on_parameter, K, L, STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr,
 ):  # fmt: skip
     """Return h, and the states after each of STEPS steps; the steps are read at once, so that their loads overlap."""
     steps = ()
     for i in tl.static_range(STEPS):
         step = read(
             start + i, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift,
-            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, BY_STEP,
         )  # fmt: skip
         steps = steps + (step,)
     held = (h,)
@@ -40,14 +40,14 @@ def replay(
 def read_part(
     start, u_of, dt_of, B_of, C_of, grad_y_of, u_row, dt_row, B_row, C_row, grad_y_row, orders, restart, shift,
     bk, k, k_decay, on, on_decay, on_parameter, K, L,
-    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    STEPS: tl.constexpr, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr,
 ):  # fmt: skip
     """Read STEPS steps as `read` returns them, each with its C and its gradient of y."""
     steps = ()
     for i in tl.static_range(STEPS):
         step = read(
             start + i, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift,
-            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+            bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, BY_STEP,
         )  # fmt: skip
         C_t = load_row(C_of, C_row, step[5][2], on_parameter & step[6])
         grad_y_t = load_row(grad_y_of, grad_y_row, step[5][0], on & step[6])
@@ -75,7 +75,7 @@ def scan_backward(  # noqa: C901
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, grad_y_at, du_at, ddt_at,
     K, L, channels, states, span, turn,
     CHUNK: tl.constexpr, PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
-    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr, ADD: tl.constexpr,
+    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr, ADD: tl.constexpr,
     ONCE: tl.constexpr,
 ):  # fmt: skip
     """Write du per direction, ddt per direction of the decay, and partial sums of all other gradients.
@@ -123,13 +123,13 @@ def scan_backward(  # noqa: C901
         for before in range(chunk * CHUNK, start, PART):
             h = replay(
                 h, before, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, STEP_PARAMETERS,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART, SOFTPLUS, BY_STEP,
             )[PART]  # fmt: skip
         if ONCE:
             steps = read_part(
                 start, u_of, dt_of, B_of, C_of, grad_y_of, u_at[2], dt_at[2], B_at[2], C_at[2], grad_y_at[2],
                 orders, restart, shift, bk, k, k_decay, on, on_decay, on_parameter, K, L,
-                PART, SOFTPLUS, STEP_PARAMETERS,
+                PART, SOFTPLUS, BY_STEP,
             )  # fmt: skip
             held = (h,)
             for i in tl.static_range(PART - 1):
@@ -137,7 +137,7 @@ def scan_backward(  # noqa: C901
         else:
             held = replay(
                 h, start, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift, A2,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, STEP_PARAMETERS,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, PART - 1, SOFTPLUS, BY_STEP,
             )  # fmt: skip
         for i in tl.static_range(PART):
             if ONCE:
@@ -146,7 +146,7 @@ def scan_backward(  # noqa: C901
             else:
                 u_t, dt_t, slope, B_t, fresh, tokens, exists = read(
                     start + PART - 1 - i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
-                    bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+                    bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, BY_STEP,
                 )  # fmt: skip
                 C_t = load_row(C_of, C_at[2], tokens[2], on_parameter & exists)
                 grad_y_t = load_row(grad_y_of, grad_y_at[2], tokens[0], on & exists)

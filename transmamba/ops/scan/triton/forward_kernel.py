@@ -13,7 +13,7 @@ def scan_forward(
     u_at, dt_at, B_at, C_at, A_at, D_at, bias_at, y_at,
     K, L, channels, states, span,
     CHUNK: tl.constexpr, PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr,
-    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr,
 ):  # fmt: skip
     """Write y, the last state and, if `saved` is given, the state before every CHUNK-th step.
 
@@ -45,7 +45,7 @@ def scan_forward(
         for i in tl.static_range(PART):
             step = read(
                 start + i, u_of, dt_of, B_of, u_at[2], dt_at[2], B_at[2], orders, restart, shift,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, BY_STEP,
             )  # fmt: skip
             C_t = load_row(C_of, C_at[2], step[5][2], on_parameter & step[6])
             steps = steps + ((step, C_t),)

@@ -18,7 +18,7 @@ def summarise_spans(
     x_at, dt_at, M_at, A_at, bias_at,
     K, L, channels, states, span,
     PART: tl.constexpr, Q: tl.constexpr, N: tl.constexpr, W: tl.constexpr, ADJOINT: tl.constexpr,
-    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    SHARED: tl.constexpr, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr,
 ):  # fmt: skip
     """Write decay (b, 1|k, spans, n, d) and gain (b, k, spans, n, d).
 
@@ -46,7 +46,7 @@ def summarise_spans(
             t = segment * span + (tl.cdiv(stop - segment * span, PART) * PART - 1 - done - i if ADJOINT else done + i)
             step = read(
                 t, x_of, dt_of, M_of, x_at[2], dt_at[2], M_at[2], orders, restart, shift,
-                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, STEP_PARAMETERS,
+                bk, k, k_decay, on, on_decay, on_parameter, K, L, SOFTPLUS, BY_STEP,
             )  # fmt: skip
             steps = steps + (step,)
         for i in tl.static_range(PART):

@@ -71,14 +71,14 @@ def load_constants(A, bias, D, A_at, bias_at, D_at, k, k_decay, d, nd, on, on_de
 
 
 @triton.jit
-def visited(t, orders, k, k_decay, K, L, STEP_PARAMETERS: tl.constexpr):
+def visited(t, orders, k, k_decay, K, L, BY_STEP: tl.constexpr):
     """Return the tokens visited at step t, as rows of u and y, of dt, and of B and C."""
     token = t + 0 * k
     decay_token = t + 0 * k_decay
     parameter_token = token
     if orders is not None:
         token = tl.load(orders + k * L + t, mask=k < K, other=0)
-        if not STEP_PARAMETERS:
+        if not BY_STEP:
             decay_token = token
             parameter_token = token
     return token, decay_token, parameter_token
@@ -108,7 +108,7 @@ def step_size(x, SOFTPLUS: tl.constexpr):
 @triton.jit
 def read(
     t, u_of, dt_of, B_of, u_row, dt_row, B_row, orders, restart, shift, bk, k, k_decay, on, on_decay, on_parameter,
-    K, L, SOFTPLUS: tl.constexpr, STEP_PARAMETERS: tl.constexpr,
+    K, L, SOFTPLUS: tl.constexpr, BY_STEP: tl.constexpr,
 ):  # fmt: skip
     """Read the inputs of step t: u, step size, its derivative, B, whether it restarts, rows visited, whether it exists.
 
@@ -116,7 +116,7 @@ def read(
     """
     exists = t + 0 * k_decay < L
     at = tl.minimum(t, L - 1)
-    token, decay_token, parameter_token = visited(at, orders, k, k_decay, K, L, STEP_PARAMETERS)
+    token, decay_token, parameter_token = visited(at, orders, k, k_decay, K, L, BY_STEP)
     u_t = load_row(u_of, u_row, token, on & exists)
     raw = load_row(dt_of, dt_row, decay_token, on_decay & exists)
     B_t = load_row(B_of, B_row, parameter_token, on_parameter & exists)

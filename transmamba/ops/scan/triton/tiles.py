@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from transmamba.ops.scan.inputs import Problem
+from transmamba.ops.scan.inputs import ScanInputs
 
 ENTRIES = 512  # states of a program; it is one warp, so that sums over channels do not leave a warp
 WARPS = 8  # programs that a multiprocessor holds at once
@@ -37,14 +37,14 @@ def power(x: int) -> int:
     return 1 << (x - 1).bit_length()
 
 
-def _shares_decay(p: Problem) -> bool:
-    same_steps = p.step_parameters or p.orders is None
+def _shares_decay(p: ScanInputs) -> bool:
+    same_steps = p.parameters_by_step or p.orders is None
     one_decay = p.dt.shape[1] == 1 and p.A.shape[0] == 1 and (p.dt_bias is None or p.dt_bias.shape[0] == 1)
     fits = 4 * power(p.directions) * power(p.A.shape[1]) <= ENTRIES
     return p.directions > 1 and fits and one_decay and same_steps and p.segments is None
 
 
-def cut(p: Problem, chunk: int) -> Tiles:
+def cut(p: ScanInputs, chunk: int) -> Tiles:
     """Cut into tiles of ENTRIES states, 16 per lane: as many as the registers of the backward allow."""
     batch, directions, length, channels, states = p.sizes
     shared = _shares_decay(p)

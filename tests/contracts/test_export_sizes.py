@@ -8,7 +8,26 @@ from torch import nn
 from torch.export import Dim
 
 from transmamba import ops
-from transmamba.models import AudioEncoder, MambaEncoder, MambaLM, TransformerEncoder, Vim, vmamba_v2
+from transmamba.models import (
+    AudioEncoder,
+    BackbonePatches,
+    MambaEncoder,
+    MambaFrames,
+    MambaLM,
+    PooledText,
+    SequentialHead,
+    TightHead,
+    TransformerEncoder,
+    VideoMamba,
+    VideoRetriever,
+    VideoTextMamba,
+    Vim,
+    VisionLanguageMamba,
+    VisionMamba,
+    vmamba_v2,
+)
+from transmamba.models.retrieval_heads import TransformerTemporal
+from transmamba.models.splice import IMAGE_TOKEN_INDEX
 from transmamba.nn import Attention, CrossMamba, CrossMambaBlock, Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 OPEN = {0: Dim.AUTO, 1: Dim.AUTO}  # batch and tokens
@@ -129,3 +148,74 @@ def test_texts_with_a_mask(name):
         return torch.randint(11, (batch, length)), torch.arange(length).expand(batch, -1) < length - 1
 
     check(TEXT[name]().eval(), make)
+
+
+LOOK = {"nothing": {}, "text": {"cross_after": [0], "query": "text"}, "image": {"cross_after": [0], "query": "image"}}
+
+
+class Answering(nn.Module):
+    """The logits of a model that reads images and text, the images in one tensor."""
+
+    def __init__(self, options):
+        super().__init__()
+        vision = BackbonePatches(VisionMamba(8, 4, dim=12, depth=1), 12)
+        self.model = VisionLanguageMamba(vision, MambaLM(11, 16, depth=2), **options)
+        for p in self.model.parameters():
+            nn.init.normal_(p, std=0.3)  # new CrossMamba blocks give zero
+
+    def forward(self, ids, images, mask, labels):
+        return self.model(ids, images, mask, labels).logits
+
+
+def question(batch, length):
+    """Draw texts with an image in another place of each, padded by one token but for the last."""
+    ids = torch.randint(1, 11, (batch, length))
+    ids[torch.arange(batch), torch.arange(batch) % 3] = IMAGE_TOKEN_INDEX
+    mask = torch.arange(length).expand(batch, -1) < length - (torch.arange(batch) < batch - 1)[:, None]
+    return ids, torch.randn(batch, 1, 3, 8, 8), mask, ids.masked_fill(torch.arange(length) < length - 3, -100)
+
+
+@pytest.mark.parametrize("looks", LOOK)
+def test_images_in_texts_of_any_length(looks):
+    """The program also checks the placeholders, whose number is a value that the export does not have."""
+    model, inputs = Answering(LOOK[looks]).eval(), question(3, 6)
+    dynamic = (OPEN, {0: Dim.AUTO}, OPEN, OPEN)
+    program = torch.export.export(model, inputs, dynamic_shapes=dynamic).module()
+    for size in SIZES[1:]:
+        inputs = question(*size)
+        torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
+    inputs[0][0, 0] = 1
+    with pytest.raises(RuntimeError, match=f"a sample needs one placeholder \\({IMAGE_TOKEN_INDEX}\\) per image"):
+        program(*inputs)
+
+
+HEADS = {
+    "mean": lambda: None,
+    "sequential": lambda: SequentialHead(6, TransformerTemporal(6, depth=1, heads=2)),
+    "tight": lambda: TightHead(6),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_any_number_of_texts_and_videos(head):
+    def make(texts, videos, length=5):
+        masks = torch.arange(length).expand(texts, -1) < length - 1, torch.arange(3).expand(videos, -1) < 2
+        return torch.randint(11, (texts, length)), torch.randn(videos, 3, 3, 8, 8), *masks
+
+    text = PooledText(MambaEncoder(11, 8, depth=1), 8, 6)
+    video = MambaFrames(VideoMamba(8, 4, num_frames=3, dim=12, depth=1, num_classes=0), 6)
+    model = VideoRetriever(text, video, HEADS[head]()).eval()
+    for p in model.head.parameters():
+        nn.init.normal_(p, std=0.3)
+    dynamic = (OPEN, {0: Dim.AUTO}, OPEN, {0: Dim.AUTO})
+    program = torch.export.export(model, make(2, 4), dynamic_shapes=dynamic).module()
+    for inputs in (make(7, 3, 9), make(3, 5, 70)):
+        torch.testing.assert_close(program(*inputs), model(*inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_any_number_of_clips_beside_their_texts():
+    """The features that VideoMamba's pretraining compares with texts."""
+    encoder = VideoMamba(8, 4, num_frames=3, dim=12, depth=2, num_classes=0)
+    model, clips = VideoTextMamba(encoder, 6).eval(), torch.randn(5, 3, 3, 8, 8)
+    program = torch.export.export(model, (clips[:2],), dynamic_shapes=({0: Dim.AUTO}, None)).module()
+    torch.testing.assert_close(program(clips), model(clips))

@@ -49,6 +49,26 @@ def test_a_sample_does_not_depend_on_its_batch(query):
     assert output.logits.shape[-1] == WORDS
 
 
+@QUERIES
+def test_images_in_one_tensor_are_those_in_a_list(query):
+    """The length is that of a text without padding, whatever the mask."""
+    ids = torch.tensor([[1, IMG, 2, 3, 4, 0], [6, 7, IMG, 9, 0, 0]])
+    model, images, mask = build(query), torch.randn(2, 1, 3, 8, 12, dtype=torch.float64), ids != 0
+    labels = torch.where(torch.arange(6) < 3, IGNORE_INDEX, ids).masked_fill(~mask, IGNORE_INDEX)
+    one, several = model(ids, images, mask, labels), model(ids, list(images), mask, labels)
+    assert one.logits.shape[1] == 5 + PATCHES and several.logits.shape[1] == 4 + PATCHES
+    torch.testing.assert_close(one.logits[:, :-1][several.mask], several.logits[several.mask])
+    assert not one.mask[:, -1].any() and torch.equal(one.labels[:, :-1], several.labels)
+    for got, expected in zip(model.prefill(ids, images, mask), model.prefill(ids, list(images), mask), strict=True):
+        if isinstance(got, torch.Tensor):
+            torch.testing.assert_close(got, expected)
+    assert torch.equal(*(model.generate(ids, x, 4, mask=mask) for x in (images, list(images))))
+    with pytest.raises(ValueError, match="sample 0 has 1 image placeholders .* and 2 images"):
+        model(ids, images.repeat(1, 2, 1, 1, 1), mask, labels)
+    with pytest.raises(ValueError, match="images has 1 entries for 2 samples"):
+        model(ids, images[:1], mask, labels)
+
+
 def test_without_cross_blocks_it_is_the_language_model_on_spliced_tokens():
     model, images = build(cross_after=()), pictures()
     output = model(IDS, images, MASK)

@@ -101,9 +101,10 @@ class VideoRetriever(nn.Module):
         for name, mask, x in (("frame_mask", frame_mask, frames), ("token_mask", token_mask, text.tokens)):
             if mask is not None and mask.shape != x.shape[:2]:
                 raise ValueError(f"{name} has shape {tuple(mask.shape)}, its frames or tokens {tuple(x.shape[:2])}")
-        size = chunk or max(len(text.pooled), 1)
-        masks = [None] * -(-len(text.pooled) // size) if token_mask is None else token_mask.split(size)
-        parts = zip(text.pooled.split(size), text.tokens.split(size), masks, strict=True)
+        if chunk is None:
+            return self.scale(self.head(text.pooled, frames, frame_mask, text.tokens, token_mask))
+        masks = [None] * -(-len(text.pooled) // chunk) if token_mask is None else token_mask.split(chunk)
+        parts = zip(text.pooled.split(chunk), text.tokens.split(chunk), masks, strict=True)
         rows = [self.head(pooled, frames, frame_mask, tokens, mask) for pooled, tokens, mask in parts]
         return self.scale(torch.cat(rows))
 

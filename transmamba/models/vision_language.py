@@ -14,14 +14,13 @@ from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.mamba_lm import LayerCache, MambaLM
 from transmamba.models.patch_encoders import Projector, encoder_width
 from transmamba.models.pretrained import Pretrained
-from transmamba.models.splice import IGNORE_INDEX, Chosen, Spliced, check_images, splice
+from transmamba.models.splice import IGNORE_INDEX, Chosen, Images, Spliced, check_images, join_images, splice
 from transmamba.models.splice import IMAGE_TOKEN_INDEX as IMAGE_TOKEN_INDEX
 from transmamba.models.stack import reset_children
 from transmamba.nn import CrossCache, CrossMamba, CrossMambaBlock, RMSNorm
 from transmamba.ops.orders import Grid
 
 Query = Literal["image", "text"]
-Images = Sequence[Float[Tensor, "_ channel height width"]]
 
 
 class VisionLanguageOutput(NamedTuple):
@@ -148,7 +147,8 @@ class VisionLanguageMamba(Pretrained, nn.Module):
 
         Args:
             ids: tokens; `IMAGE_TOKEN_INDEX` stands for an image.
-            images: one tensor per sample, as many images in it as the sample has placeholders.
+            images: a tensor per sample, of as many images as the sample has placeholders; or one tensor for all,
+                `(sample, image, channel, height, width)`, with which lengths follow from the shapes alone.
             mask: True marks a real token.
             labels: tokens to learn, `IGNORE_INDEX` on the prompt. Patches read the text before the first label.
 
@@ -171,9 +171,8 @@ class VisionLanguageMamba(Pretrained, nn.Module):
                 x = reader.put(x, read)
             layers.append(x)
         last = self.language.norm(x)
-        return VisionLanguageOutput(
-            self._logits(last), last, tuple(layers), spliced.mask, spliced.image, spliced.labels, grid
-        )
+        streams = self._logits(last), last, tuple(layers)
+        return VisionLanguageOutput(*streams, spliced.mask, spliced.image, spliced.labels, grid)
 
     @typed
     def prefill(
@@ -254,12 +253,12 @@ class VisionLanguageMamba(Pretrained, nn.Module):
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         check_images(ids, mask, images)
         text = self.language._embed(ids.clamp_min(0))
-        if any(len(own) for own in images):
-            seen, grid = self.vision(torch.cat(list(images)))
-            patches = self.projector(seen)
-        else:
+        if (pixels := join_images(images)) is None:
             patches, grid = text.new_zeros(0, 1, text.shape[2]), ()
-        return splice(ids, text, patches, mask, labels, padding), grid
+        else:
+            seen, grid = self.vision(pixels)
+            patches = self.projector(seen)
+        return splice(ids, text, patches, mask, labels, padding, images), grid
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
@@ -283,9 +282,11 @@ class VisionLanguageMamba(Pretrained, nn.Module):
 
     def _sides(self, spliced: Spliced) -> tuple[Chosen, Chosen]:
         """Return the tokens that read, and those that are read."""
+        words, patches = spliced.most or (None, None)
+        image = Chosen.of(spliced.image, patches)
         if self.query == "image":
-            return Chosen.of(spliced.image), Chosen.of(spliced.question)
-        return Chosen.of(spliced.mask & ~spliced.image), Chosen.of(spliced.image)
+            return image, Chosen.of(spliced.question, words)
+        return Chosen.of(spliced.mask & ~spliced.image, words), image
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.language._logits(x)[..., : self.language.vocab_size]

@@ -125,7 +125,7 @@ class Teacher:
         pairs = list(zip(batches, classes, strict=True))
         return {
             "stability": t.stability_importance(self.model, tuned),
-            "relative": t.stability_importance(self.model, tuned, measure="relative"),
+            "relative": t.stability_importance(self.model, tuned, change="relative"),
             "magnitude": t.magnitude_importance,
             "activation": t.activation_importance(self.model, batches, progress=False),
             "taylor": t.taylor_importance(

@@ -70,13 +70,13 @@ def test_comes_back_from_its_folder(build, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
-    assert torch.equal(again(IDS), model(IDS)) and again.recipe == model.recipe
+    assert torch.equal(again(IDS), model(IDS)) and again.build_config == model.build_config
 
 
 def test_published_sizes_know_how_they_were_built():
     with torch.device("meta"):
         model = models.mamba2_130m(vocab_size=30)
-        again = getattr(models, model.recipe["build"])(**model.recipe["arguments"])
+        again = getattr(models, model.build_config["build"])(**model.build_config["arguments"])
     shapes = [{key: value.shape for key, value in m.state_dict().items()} for m in (model, again)]
     assert shapes[0] == shapes[1] and len(again.embedding.weight) == 32
 

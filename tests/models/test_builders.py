@@ -46,13 +46,13 @@ def test_a_created_model_is_what_its_function_builds(name):
     assert type(created) is type(built)
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (created, built)]
     assert shapes[0] == shapes[1]
-    assert created.recipe == built.recipe == {"build": name, "arguments": {}}
+    assert created.build_config == built.build_config == {"build": name, "arguments": {}}
 
 
 def test_create_passes_options_on():
     model = models.create("vit_tiny", img_size=8, patch_size=4, num_classes=5)
     assert model.head.weight.shape == (5, 192) and model.grid == (2, 2)
-    assert model.recipe == {"build": "vit_tiny", "arguments": {"img_size": 8, "patch_size": 4, "num_classes": 5}}
+    assert model.build_config == {"build": "vit_tiny", "arguments": {"img_size": 8, "patch_size": 4, "num_classes": 5}}
     with pytest.raises(TypeError, match="colour"):
         models.create("vit_tiny", colour=3)
 
@@ -114,9 +114,13 @@ def test_ones_own_functions_and_classes_join(registry):
 
     assert registry["Own"] is Own and wide.__name__ == "wide" and wide.__doc__ == "A wide one."
     assert models.list_models("own*") == ["own_wide"]
-    assert models.create("own_wide").recipe == {"build": "own_wide", "arguments": {"dim": 5}}
-    assert wide(7).recipe == models.create("own_wide", dim=7).recipe == {"build": "own_wide", "arguments": {"dim": 7}}
-    assert models.create("Own", dim=3).recipe == Own(3).recipe == {"build": "Own", "arguments": {"dim": 3}}
+    assert models.create("own_wide").build_config == {"build": "own_wide", "arguments": {"dim": 5}}
+    assert (
+        wide(7).build_config
+        == models.create("own_wide", dim=7).build_config
+        == {"build": "own_wide", "arguments": {"dim": 7}}
+    )
+    assert models.create("Own", dim=3).build_config == Own(3).build_config == {"build": "Own", "arguments": {"dim": 3}}
 
 
 def test_a_model_is_the_call_of_the_outermost_registered_function():
@@ -126,7 +130,7 @@ def test_a_model_is_the_call_of_the_outermost_registered_function():
         model.norm.eps = 0.5  # Vim's own arguments do not have this
         return model
 
-    assert shifted(num_classes=2).recipe == {"build": "shifted", "arguments": {"num_classes": 2}}
+    assert shifted(num_classes=2).build_config == {"build": "shifted", "arguments": {"num_classes": 2}}
 
 
 def test_a_function_that_returns_no_model_of_ours_stays_as_it_is():
@@ -135,7 +139,7 @@ def test_a_function_that_returns_no_model_of_ours_stays_as_it_is():
         return transmamba.nn.MambaMixer(dim, directions=2, average=True)
 
     mixer = from_both_ends(4)
-    assert mixer.average and not hasattr(mixer, "recipe")
+    assert mixer.average and not hasattr(mixer, "build_config")
 
 
 def test_a_cell_that_runs_again_replaces_its_class_and_others_are_refused(registry):

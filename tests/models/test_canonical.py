@@ -164,7 +164,7 @@ def test_the_model_comes_back_from_its_folder(build, tmp_path):
     ours.save_pretrained(tmp_path)
     again = type(ours).from_pretrained(tmp_path)
     x = test_dino.IMAGES if isinstance(ours, ViT) else IDS
-    assert torch.equal(again(x), ours(x)) and again.recipe == ours.recipe
+    assert torch.equal(again(x), ours(x)) and again.build_config == ours.build_config
 
 
 def test_kinds_of_models():

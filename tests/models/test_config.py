@@ -124,7 +124,7 @@ def test_the_rest_is_refused_by_its_place(value, message):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "message"),
+    ("build_config", "message"),
     [
         ({}, "does not say what to build with which arguments: {}"),
         ({"build": "Holder", "arguments": {"x": {"build": "MambaMixer"}}}, "does not say what to build with which"),
@@ -138,9 +138,9 @@ def test_the_rest_is_refused_by_its_place(value, message):
         ({"family": ["vim"], "config": {}}, "names no official family"),
     ],
 )  # fmt: skip
-def test_only_registered_names_are_built(recipe, message):
+def test_only_registered_names_are_built(build_config, message):
     with pytest.raises(ValueError, match=message):
-        rebuild(recipe, {}, Holder)
+        rebuild(build_config, {}, Holder)
 
 
 def test_lists_in_lists_without_end_are_refused():

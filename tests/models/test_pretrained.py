@@ -54,8 +54,8 @@ def test_it_stays_what_it_is_in_another_dtype(tmp_path):
 
 def test_copies_remember_how_they_were_built():
     model, _ = build("vmamba_v0")
-    assert pickle.loads(pickle.dumps(model)).recipe == model.recipe
-    assert model.recipe["build"] == "vmamba_v0"
+    assert pickle.loads(pickle.dumps(model)).build_config == model.build_config
+    assert model.build_config["build"] == "vmamba_v0"
 
 
 def test_without_safetensors_torch_writes_the_file(tmp_path, monkeypatch):
@@ -109,7 +109,7 @@ def test_arguments_that_are_modules_are_refused(tmp_path):
     for one in (model, copy.deepcopy(model)):
         with pytest.raises(ValueError, match=message):
             one.save_pretrained(tmp_path / "model")
-    assert copy.deepcopy(model).recipe is None and not (tmp_path / "model").exists()
+    assert copy.deepcopy(model).build_config is None and not (tmp_path / "model").exists()
 
 
 class Mixture(Pretrained, nn.Module):
@@ -163,7 +163,7 @@ def comes_back(model, folder, *inputs):
     """The model from its folder, after a look whether it is the same."""
     model.eval().save_pretrained(folder)
     again = type(model).from_pretrained(folder)
-    assert again.recipe == model.recipe == json.loads((folder / "config.json").read_text())
+    assert again.build_config == model.build_config == json.loads((folder / "config.json").read_text())
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(again(*inputs), model(*inputs))
     return again
@@ -211,8 +211,8 @@ def test_a_mixture_of_ones_own_comes_back(tmp_path):
 def test_a_size_with_another_mixer_comes_back():
     with torch.device("meta"):
         model = models.mamba2_130m(mixer=partial(Mamba2Mixer, d_state=16))
-        assert model.recipe["arguments"] == {"mixer": {"build": "Mamba2Mixer", "arguments": {"d_state": 16}}}
-        assert rebuild(model.recipe, {}, models.MambaLM).blocks[5].mixer.ssm.d_state == 16
+        assert model.build_config["arguments"] == {"mixer": {"build": "Mamba2Mixer", "arguments": {"d_state": 16}}}
+        assert rebuild(model.build_config, {}, models.MambaLM).blocks[5].mixer.ssm.d_state == 16
 
 
 def test_an_unregistered_mixer_is_refused_by_its_place(tmp_path):
@@ -241,7 +241,7 @@ class Unnamed(Pretrained, nn.Module):
 
 def test_arguments_without_names_are_refused(tmp_path):
     comes = Unnamed()
-    assert comes.recipe == {"build": "Unnamed", "arguments": {}}
+    assert comes.build_config == {"build": "Unnamed", "arguments": {}}
     with pytest.raises(ValueError, match=r"\*sizes has arguments without names: give each of them a name"):
         Unnamed(3, 4).save_pretrained(tmp_path)
 
@@ -272,20 +272,20 @@ OLD = {
 
 @pytest.mark.parametrize("name", OLD)
 def test_what_earlier_versions_wrote_is_read(name, tmp_path):
-    recipe, build = OLD[name]
+    build_config, build = OLD[name]
     if build is None:
         with torch.device("meta"):
-            empty = rebuild(recipe, {}, models.MambaLM)
+            empty = rebuild(build_config, {}, models.MambaLM)
         state = {key: torch.randn(value.shape) for key, value in empty.state_dict().items()}
     else:
         state = build().state_dict()
     untied = {key: value for key, value in state.items() if key != "head.weight" or "embedding.weight" not in state}
     save_file(untied, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(recipe))
+    (tmp_path / "config.json").write_text(json.dumps(build_config))
     model = models.Pretrained.from_pretrained(tmp_path)
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items() if key in untied)
     model.save_pretrained(tmp_path / "again")
-    assert json.loads((tmp_path / "again" / "config.json").read_text()) == recipe
+    assert json.loads((tmp_path / "again" / "config.json").read_text()) == build_config
 
 
 @pytest.fixture

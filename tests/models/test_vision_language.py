@@ -210,7 +210,7 @@ def test_the_papers_sizes():
     assert count(small.model.language_model) == 1_235_814_400  # LLaMA-3.2-1B
     assert count(large.model.language_model) == 3_212_749_824  # LLaMA-3.2-3B
     assert count(student.projector) == 1024 * 1152 + 1152 + 1152**2 + 1152
-    assert student.recipe == {"build": "trans_llava_600m", "arguments": {"image_size": 336, "query": "image"}}
+    assert student.build_config == {"build": "trans_llava_600m", "arguments": {"image_size": 336, "query": "image"}}
 
 
 def test_a_reset_model_starts_as_new_and_keeps_its_vision():

@@ -21,8 +21,8 @@ def test_stability_keeps_the_neurons_that_moved_least(stream, plan):
 def test_stability_measures_follow_their_definitions():
     before, after = {"w": torch.tensor([2.0, -4.0])}, {"w": torch.tensor([3.0, -1.0])}
     expected = {"absolute": [-1.0, -3.0], "relative": [-0.5, -0.75], "squared": [-1.0, -9.0]}
-    for measure, values in expected.items():
-        assert stability_importance(before, after, measure=measure)["w"].tolist() == values
+    for change, values in expected.items():
+        assert stability_importance(before, after, change=change)["w"].tolist() == values
 
 
 def test_stability_skips_counters():

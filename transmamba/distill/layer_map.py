@@ -31,16 +31,16 @@ def check_teacher_layers(teacher_layers: TeacherLayers) -> None:
 
 @typed
 def match_layers(
-    student: int | Layers, teacher: int | Layers, how: TeacherLayers | Literal["similarity"]
+    student: int | Layers, teacher: int | Layers, teacher_layers: TeacherLayers | Literal["similarity"]
 ) -> tuple[int, ...]:
     """Choose the teacher layer of each student layer.
 
     Args:
         student: the number of layers, or their features (needed for "similarity").
         teacher: likewise.
-        how: a layer map by the names that `transfer.subclone` has for it: "uniform" (evenly spread from the first to
-            the last), "early", "drop_middle", "proportional" (the same relative depth, last meets last); or "last"
-            (all meet the last one), "similarity" (the teacher layer of largest linear CKA), a mapping such as
+        teacher_layers: a layer map by the names that `transfer.subclone` has for it: "uniform" (evenly spread from the
+            first to the last), "early", "drop_middle", "proportional" (the same relative depth, last meets last); or
+            "last" (all meet the last one), "similarity" (the teacher layer of largest linear CKA), a mapping such as
             `report.layers`, or one teacher index per student layer, negatives from the end.
 
     Raises:
@@ -59,15 +59,15 @@ def match_layers(
             f"cannot match {students} student layers with {teachers} teacher layers: both need at least one"
         )
     check_sizes(student=students, teacher=teachers)
-    if how == "last":
+    if teacher_layers == "last":
         return (teachers - 1,) * students
-    if how == "similarity":
+    if teacher_layers == "similarity":
         if isinstance(student, int) or isinstance(teacher, int):
             raise ValueError("matching by similarity needs the features of both sides, got a number of layers")
         return tuple(cka_matrix(student, teacher).argmax(1).tolist())
-    if isinstance(how, str | Mapping):
-        return _complete(resolve_layer_map(cast(LayerMap, how), students, teachers), students)
-    return _explicit(how, students, teachers)
+    if isinstance(teacher_layers, str | Mapping):
+        return _complete(resolve_layer_map(cast(LayerMap, teacher_layers), students, teachers), students)
+    return _explicit(teacher_layers, students, teachers)
 
 
 def _complete(layers: Mapping[int, int], students: int) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ class MatchTable(NamedTuple):
 def dry_run(
     student: Mapping[str, Tensor] | Layers,
     teacher: Mapping[str, Tensor] | Layers,
-    how: TeacherLayers | Literal["similarity"] = "last",
+    teacher_layers: TeacherLayers | Literal["similarity"] = "last",
     *,
     align: Callable[..., tuple[Any, Tensor]] = align_tokens,
     student_grids: Sequence[Sequence[int]] | None = None,
@@ -58,7 +58,7 @@ def dry_run(
     Args:
         student: features by name, as from `tap`, or a list of them.
         teacher: the teacher's.
-        how: see `match_layers`.
+        teacher_layers: see `match_layers`.
         align: the function that training will use, such as `functools.partial(align_tokens, teacher_prefix=1)`.
         student_grids: the grid of each student layer, such as `features.grids` of a pyramid; passed on to `align` as
             `student_grid`.
@@ -82,7 +82,7 @@ def dry_run(
     )
     for name, side in (("student", students), ("teacher", teachers)):
         check_tensors(list(side.values()), name)
-    chosen = match_layers(list(students.values()), list(teachers.values()), how)
+    chosen = match_layers(list(students.values()), list(teachers.values()), teacher_layers)
     names = list(teachers)
     if student_grids is not None and len(student_grids) != len(students):
         raise ValueError(

@@ -84,16 +84,17 @@ class Recorded:
     """Base of models that know the call they were built by: of their class, or of a registered function around it.
 
     Attributes:
-        recipe: content of the `config.json` from which the model is built again; None if an argument cannot be written.
+        build_config: content of the `config.json` from which the model is built again; None if an argument cannot be
+            written.
     """
 
-    recipe: dict[str, Any] | None
+    build_config: dict[str, Any] | None
     _unwritten = "its arguments were not recorded"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Record the arguments."""
         model = super().__new__(cls)
-        # copying and unpickling pass no arguments, and restore the recipe themselves
+        # copying and unpickling pass no arguments, and restore `build_config` themselves
         bound = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
         bound.arguments.pop(next(iter(bound.arguments)))  # the model itself
         record(model, lambda: write_call(cls.__name__, _by_name(bound)))
@@ -103,9 +104,9 @@ class Recorded:
 def record(model: Recorded, write: Callable[[], dict[str, Any]]) -> None:
     """Record how a model is built again, as `write_call` or `write_family` writes it, or why that cannot be written."""
     try:
-        model.__dict__["recipe"] = write()
+        model.__dict__["build_config"] = write()
     except ValueError as error:
-        model.__dict__["recipe"], model.__dict__["_unwritten"] = None, str(error)
+        model.__dict__["build_config"], model.__dict__["_unwritten"] = None, str(error)
 
 
 def _add(name: str | None, builder: B) -> B:

@@ -37,11 +37,11 @@ def write_family(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"family": name, "config": _write_plain(config, "config")}
 
 
-def rebuild(recipe: Mapping[str, Any], state: State, own: type) -> Any:
+def rebuild(saved: Mapping[str, Any], state: State, own: type) -> Any:
     """Build the model that a `config.json` describes.
 
     Args:
-        recipe: content of the `config.json`.
+        saved: content of the `config.json`.
         state: the weights it is for, because those of an official family determine sizes that its configuration leaves
             open.
         own: class that is being loaded; it need not be registered.
@@ -49,13 +49,13 @@ def rebuild(recipe: Mapping[str, Any], state: State, own: type) -> Any:
     Raises:
         ValueError: the content was not written by `save_pretrained`, or names a builder that is not registered.
     """
-    if "family" in recipe:
-        family, config = recipe["family"], recipe.get("config")
+    if "family" in saved:
+        family, config = saved["family"], saved.get("config")
         if not isinstance(family, str) or family not in OFFICIAL or not isinstance(config, Mapping):
-            raise ValueError(f"config.json names no official family and its config: {repr(recipe)}")
+            raise ValueError(f"config.json names no official family and its config: {repr(saved)}")
         return OFFICIAL[family](config, state)
     try:
-        builder, arguments = _read_call(recipe, own)
+        builder, arguments = _read_call(saved, own)
     except RecursionError:
         raise ValueError("config.json is nested too deeply") from None
     return builder(**arguments)

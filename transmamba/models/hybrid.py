@@ -39,17 +39,17 @@ def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]], **o
         >>> [type(block.mixer).__name__ for block in hybrid.blocks]
         ['MambaMixer', 'Mamba2Mixer']
     """
-    recipe: dict[str, Any] | None = model.recipe if isinstance(model, Pretrained) else None
-    builder = None if recipe is None else BUILDERS.get(recipe.get("build", ""))
+    saved: dict[str, Any] | None = model.build_config if isinstance(model, Pretrained) else None
+    builder = None if saved is None else BUILDERS.get(saved.get("build", ""))
     parameters = {} if builder is None else inspect.signature(builder).parameters
-    if recipe is None or "mixer" not in parameters:
+    if saved is None or "mixer" not in parameters:
         raise ValueError(f"{type(model).__name__} was not built with mixer=..., or does not know how it was built")
     blocks: Any = model.blocks
-    arguments, depth = dict(recipe["arguments"]), len(blocks)
+    arguments, depth = dict(saved["arguments"]), len(blocks)
     if wrong := [layer for layer in mixers if not 0 <= layer < depth]:
         raise ValueError(f"layer {wrong[0]} does not exist: expected 0 to {depth - 1}")
     if unknown := sorted({*options} - {*parameters} | {"mixer"} & {*options}):
-        raise ValueError(f"{recipe['build']} takes no option {unknown[0]!r}: expected some of {sorted(parameters)}")
+        raise ValueError(f"{saved['build']} takes no option {unknown[0]!r}: expected some of {sorted(parameters)}")
     old = arguments.get("mixer") or _default(parameters, arguments)
     arguments |= write_call("", options)["arguments"]
     written = write_call("", {"mixer": list(mixers.values())})["arguments"]["mixer"]
@@ -58,7 +58,7 @@ def replace_mixers(model: M, mixers: Mapping[int, Callable[..., nn.Module]], **o
         each[layer] = mixer
     weight = next(model.parameters())
     with torch.device(weight.device):
-        new = rebuild({**recipe, "arguments": {**arguments, "mixer": each}}, {}, type(model))
+        new = rebuild({**saved, "arguments": {**arguments, "mixer": each}}, {}, type(model))
     new = new.to(weight.dtype).train(model.training)
     fresh = tuple(f"blocks.{layer}.{name}." for layer in mixers for name in ("mixer", "attn"))
     known = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(fresh)}

@@ -31,9 +31,9 @@ class Pretrained(Recorded):
             ValueError: an argument that the model was built with is neither plain data nor a registered builder.
         """
         folder = Path(folder)
-        if self.recipe is None:
+        if self.build_config is None:
             raise ValueError(f"cannot write the {CONFIG} of this {type(self).__name__}: {self._unwritten}")
-        config = json.dumps(self.recipe, indent=1) + "\n"
+        config = json.dumps(self.build_config, indent=1) + "\n"
         folder.mkdir(parents=True, exist_ok=True)
         state = _untied(cast(nn.Module, self))
         if find_spec("safetensors"):

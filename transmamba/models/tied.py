@@ -90,7 +90,7 @@ class TiedHead:
         head = self._part("head")
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
         self.tied = False
-        _note_untied(cast(Any, self).recipe)
+        _note_untied(cast(Any, self).build_config)
 
     def _part(self, name: str) -> Any:
         return getattr(self, name)
@@ -108,13 +108,13 @@ def _tie_again(model: Any, incompatible_keys: Any) -> None:
     model.tie_weights()
 
 
-def _note_untied(recipe: dict[str, Any] | None) -> None:
-    """Update the recipe, so that a rebuilt model has two matrices."""
-    if recipe is None:
+def _note_untied(saved: dict[str, Any] | None) -> None:
+    """Update the saved configuration, so that a rebuilt model has two matrices."""
+    if saved is None:
         return
-    if "family" in recipe:
-        recipe["config"] = {**recipe["config"], "tie_embeddings": False}
-    elif recipe["build"] == "from_hf":
-        recipe["arguments"] = {"config": {**recipe["arguments"]["config"], "tie_word_embeddings": False}}
+    if "family" in saved:
+        saved["config"] = {**saved["config"], "tie_embeddings": False}
+    elif saved["build"] == "from_hf":
+        saved["arguments"] = {"config": {**saved["arguments"]["config"], "tie_word_embeddings": False}}
     else:
-        recipe["arguments"] = {**recipe["arguments"], "tied": False}
+        saved["arguments"] = {**saved["arguments"], "tied": False}

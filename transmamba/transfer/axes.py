@@ -14,7 +14,7 @@ from torch import Tensor
 
 # words for how two sizes are matched; every other name denotes a set of neurons of which the best are kept
 PREFIX = {"vocab", "logit", "sequence"}
-SPECIAL = PREFIX | {"token", "time", "class"}
+RESIZED = PREFIX | {"token", "time", "class"}
 
 
 class Axis(NamedTuple):
@@ -24,15 +24,15 @@ class Axis(NamedTuple):
     terms: tuple[tuple[str, ...], ...]
 
     @property
-    def special(self) -> str:
-        """The special word this axis consists of, or an empty string."""
+    def resized(self) -> str:
+        """The word by which this axis is resized, or an empty string."""
         first = self.word.split(":")[0]
-        return first if first in SPECIAL else ""
+        return first if first in RESIZED else ""
 
     @property
     def names(self) -> list[str]:
         """The neuron sets in this axis, each once."""
-        if self.special:
+        if self.resized:
             return []
         factors = dict.fromkeys(factor for term in self.terms for factor in term)
         return [factor for factor in factors if factor != "." and not factor.isdigit()]

@@ -45,14 +45,14 @@ def random_importance(seed: int = 0) -> Callable[[str, Tensor], Tensor]:
 
 @typed
 def stability_importance(
-    before: Weights, after: Weights, *, measure: Literal["absolute", "relative", "squared"] = "absolute"
+    before: Weights, after: Weights, *, change: Literal["absolute", "relative", "squared"] = "absolute"
 ) -> dict[str, Tensor]:
     """Score weights by how little they change in a short fine-tuning of the teacher: the score is minus the change.
 
     Args:
         before: the pretrained teacher.
         after: the same after the fine-tuning.
-        measure: "absolute" change; "relative" to the weight's size before; or the "squared" change, with which a
+        change: "absolute"; "relative" to the weight's size before; or "squared", with which a
             neuron's score follows the L2 norm of its change.
 
     Raises:
@@ -60,7 +60,7 @@ def stability_importance(
         TypeError: a tensor is floating in `before` only.
 
     Reference:
-        TransMamba, arXiv 2502.15130, section on weight subcloning. Granularity and measure are ours.
+        TransMamba, arXiv 2502.15130, section on weight subcloning. Granularity and kinds of change are ours.
 
     Example:
         >>> stability_importance({"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([1.5, 2.25])})["w"]
@@ -78,10 +78,10 @@ def stability_importance(
             )
         if not _is_number(new[name]):
             raise TypeError(f"{name} is {old[name].dtype} before the fine-tuning and {new[name].dtype} after")
-        change = (new[name].detach() - old[name].detach().to(new[name].device)).abs()
-        if measure == "relative":
-            change = change / old[name].detach().abs().clamp_min(torch.finfo(change.dtype).eps)
-        scores[name] = -(change.square() if measure == "squared" else change)
+        moved = (new[name].detach() - old[name].detach().to(new[name].device)).abs()
+        if change == "relative":
+            moved = moved / old[name].detach().abs().clamp_min(torch.finfo(moved.dtype).eps)
+        scores[name] = -(moved.square() if change == "squared" else moved)
     if not scores:
         raise ValueError(
             f"no floating tensor of before ({', '.join(list(old)[:3])}) is in after ({', '.join(list(new)[:3])}):"
@@ -214,9 +214,9 @@ class StabilityRecorder:
 
 
 def _read_inputs(
-    teacher: nn.Module, batches: Iterable[Batch], measure: Callable[[Tensor], Tensor], progress: bool
+    teacher: nn.Module, batches: Iterable[Batch], statistic: Callable[[Tensor], Tensor], progress: bool
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Sum `measure` per channel over all inputs of each matrix and norm, and count those inputs."""
+    """Sum `statistic` per channel over all inputs of each matrix and norm, and count those inputs."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
 
@@ -224,7 +224,7 @@ def _read_inputs(
         def read(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             channel = 1 if isinstance(module, MATRICES[1:]) else -1
             rows = inputs[0].detach().movedim(channel, -1).flatten(0, -2).float()
-            sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + measure(rows).sum(0)
+            sums[name] = sums.get(name, torch.zeros((), device=rows.device)) + statistic(rows).sum(0)
             counts[name] = counts.get(name, 0) + len(rows)
 
         return read

@@ -15,7 +15,7 @@ from transmamba.transfer.counterparts import table_for
 from transmamba.transfer.plan import Matches, Plan, match
 from transmamba.transfer.refusals import excluded_names, refuse_debris, refuse_unresolved
 from transmamba.transfer.report import SubcloneReport
-from transmamba.transfer.select import choose, measure
+from transmamba.transfer.select import keep_neurons, measure_axes
 from transmamba.transfer.source import Importance, Source
 from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.student import Student, Table
@@ -181,15 +181,15 @@ def prepare(
         check_target(copy.student, target[copy.student])
         source.check(copy.teacher)
         check_kind(source.label(copy.teacher), source.is_complex(copy.teacher), copy.student, target[copy.student])
-    geometry = choose(measure(copies, source, target), copies, source, importance, grow=grow)
+    sizes = keep_neurons(measure_axes(copies, source, target), copies, source, importance, grow=grow)
     writes, skipped = [], {**found.beyond, **found.absent, **reasons}
     for copy in copies:
-        write = plan_write(copy, geometry, source, target[copy.student], rescale)
+        write = plan_write(copy, sizes, source, target[copy.student], rescale)
         if isinstance(write, str):
             skipped[copy.student] = write
         else:
             writes.append(write)
-    kept = {name: tuple(index.tolist()) for name, index in geometry.kept.items() if len(index) < geometry.teacher[name]}
+    kept = {name: tuple(index.tolist()) for name, index in sizes.kept.items() if len(index) < sizes.teacher[name]}
     used = {copy.teacher for copy in copies if copy.student not in skipped}
     return Prepared(writes, skipped, kept, found.layers, used)
 

@@ -36,23 +36,23 @@ class Resize(NamedTuple):
 
 
 def resize(axis: Axis, teacher: int, student: int, names: tuple[str, str]) -> Resize | str:
-    """Return the resize of an axis with a special word, or the reason to skip the tensor.
+    """Return the resize of an axis that is resized, or the reason to skip the tensor.
 
     Raises:
         ValueError: the sizes cannot be brought together.
     """
-    if axis.special == "class":
+    if axis.resized == "class":
         same = Resize(torch.arange(teacher), None, torch.arange(teacher))
         return same if teacher == student else f"the teacher has {teacher} classes, the student {student}"
-    if axis.special in PREFIX:
-        if axis.special != "sequence" and abs(teacher - student) >= VOCABULARY_PADDING:
+    if axis.resized in PREFIX:
+        if axis.resized != "sequence" and abs(teacher - student) >= VOCABULARY_PADDING:
             raise ValueError(
                 f"{names[0]} has {teacher} vocabulary rows, {names[1]} {student}: more than padding, so the"
                 f" tokenizers differ; exclude {names[1]}, or build the student for the teacher's tokenizer"
             )
         shared = torch.arange(min(teacher, student))
         return Resize(shared, None, shared)
-    if axis.special == "time":
+    if axis.resized == "time":
         if teacher not in (1, student):
             raise ValueError(f"{names[0]} has {teacher} frames, {names[1]} {student}: expected 1 or the same number")
         rows = torch.arange(student)

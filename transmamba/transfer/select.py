@@ -14,7 +14,7 @@ from transmamba.transfer.source import Importance, Source
 BLOCK = 2**20  # scores summed at a time
 
 
-class Geometry(NamedTuple):
+class AxisSizes(NamedTuple):
     """The size of every neuron set on both sides, and the teacher's neurons that stay."""
 
     teacher: dict[str, int]
@@ -48,8 +48,8 @@ def student_shape(copy: Copy, student: Tensor) -> tuple[int, ...]:
     return align(tuple(student.shape), copy.axes, f"student tensor {copy.student}")
 
 
-def measure(copies: Iterable[Copy], teacher: Source, student: Mapping[str, Tensor]) -> Geometry:
-    """Measure the sizes; no neuron is chosen yet.
+def measure_axes(copies: Iterable[Copy], teacher: Source, student: Mapping[str, Tensor]) -> AxisSizes:
+    """Return the size of every axis on both sides; no neuron is kept yet.
 
     Raises:
         ValueError: shapes and axes do not fit, or axes of one name differ in size.
@@ -63,28 +63,28 @@ def measure(copies: Iterable[Copy], teacher: Source, student: Mapping[str, Tenso
             Equation(axis, size, teacher.label(copy.teacher))
             for axis, size in zip(copy.teacher_axes, shape, strict=True)
         ]
-    return Geometry(solve(theirs, "teacher"), solve(ours, "student"), {})
+    return AxisSizes(solve(theirs, "teacher"), solve(ours, "student"), {})
 
 
-def choose(
-    geometry: Geometry,
+def keep_neurons(
+    sizes: AxisSizes,
     copies: list[Copy],
     teacher: Source,
     importance: Importance,
     *,
     grow: bool = False,
-) -> Geometry:
+) -> AxisSizes:
     """Keep the neurons with the highest scores, in their old order.
 
     Raises:
         ValueError: the student is wider and `grow` is False, a score is unknown, missing, misshapen or not finite.
     """
     if isinstance(importance, Mapping):
-        _refuse_unknown(importance, teacher, geometry)
+        _refuse_unknown(importance, teacher, sizes)
     kept: dict[str, Tensor] = {}
     narrower: dict[str, int] = {}
-    for name, size in geometry.teacher.items():
-        wanted = geometry.student.get(name, size)
+    for name, size in sizes.teacher.items():
+        wanted = sizes.student.get(name, size)
         if wanted > size and not grow:
             raise ValueError(
                 f"the student is wider than the teacher on axis {name!r}, {wanted} against {size}: choose a narrower"
@@ -93,16 +93,16 @@ def choose(
         kept[name] = torch.arange(size)
         if wanted < size:
             narrower[name] = wanted
-    scores = axis_scores(narrower, geometry, copies, teacher, importance) if narrower else {}
+    scores = axis_scores(narrower, sizes, copies, teacher, importance) if narrower else {}
     for name, wanted in narrower.items():
         order = torch.argsort(scores[name], descending=True, stable=True)
         kept[name] = order[:wanted].sort().values
-    return geometry._replace(kept=kept)
+    return sizes._replace(kept=kept)
 
 
 def axis_scores(
     names: Iterable[str],
-    geometry: Geometry,
+    sizes: AxisSizes,
     copies: list[Copy],
     teacher: Source,
     importance: Importance,
@@ -115,9 +115,9 @@ def axis_scores(
     open_names = set(names)
     scores = {}
     if isinstance(importance, Mapping):
-        scores = {name: _given(name, importance[name], geometry.teacher[name]) for name in open_names & set(importance)}
+        scores = {name: _given(name, importance[name], sizes.teacher[name]) for name in open_names & set(importance)}
         open_names -= set(scores)
-    totals = {name: torch.zeros(geometry.teacher[name], dtype=torch.float64) for name in open_names}
+    totals = {name: torch.zeros(sizes.teacher[name], dtype=torch.float64) for name in open_names}
     counts = dict.fromkeys(open_names, 0)
     for copy in {(copy.teacher, copy.teacher_axes): copy for copy in copies}.values():
         touched = open_names & {name for axis in copy.teacher_axes for name in axis.names}
@@ -127,7 +127,7 @@ def axis_scores(
         shape = teacher_shape(copy, teacher)
         for dim, axis in enumerate(copy.teacher_axes):
             for name in open_names.intersection(axis.names):
-                total, count = _reduce(score, dim, axis, shape[dim], name, geometry.teacher)
+                total, count = _reduce(score, dim, axis, shape[dim], name, sizes.teacher)
                 totals[name] += total
                 counts[name] += count
     empty = sorted(name for name, count in counts.items() if not count)
@@ -202,10 +202,10 @@ def _refuse_non_finite(name: str, score: Tensor) -> None:
         )
 
 
-def _refuse_unknown(importance: Mapping[str, Tensor], teacher: Source, geometry: Geometry) -> None:
-    unknown = [name for name in importance if not teacher.knows(name) and name not in geometry.teacher]
+def _refuse_unknown(importance: Mapping[str, Tensor], teacher: Source, sizes: AxisSizes) -> None:
+    unknown = [name for name in importance if not teacher.knows(name) and name not in sizes.teacher]
     if unknown:
-        known = [*map(teacher.label, list(teacher)[:2]), *list(geometry.teacher)[:2]]
+        known = [*map(teacher.label, list(teacher)[:2]), *list(sizes.teacher)[:2]]
         raise ValueError(
             f"importance names {', '.join(unknown[:5])} ({len(unknown)} in all), which are neither teacher tensors nor"
             f" axes of the plan: expected names such as {', '.join(known)}"

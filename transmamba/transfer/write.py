@@ -10,7 +10,7 @@ from torch import Tensor
 from transmamba.transfer.axes import Axis, factor_sizes, flatten
 from transmamba.transfer.plan import Copy
 from transmamba.transfer.resize import Resize, resize
-from transmamba.transfer.select import Geometry, student_shape, teacher_shape
+from transmamba.transfer.select import AxisSizes, student_shape, teacher_shape
 from transmamba.transfer.source import Source
 
 BLOCK = 2**18  # numbers picked at a time
@@ -54,7 +54,7 @@ class Write(NamedTuple):
             start = end
 
 
-def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor, rescale: str | None) -> Write | str:
+def plan_write(copy: Copy, axis_sizes: AxisSizes, teacher: Source, student: Tensor, rescale: str | None) -> Write | str:
     """Plan the write of one copy, or return the reason to skip its tensor.
 
     Raises:
@@ -67,7 +67,7 @@ def plan_write(copy: Copy, geometry: Geometry, teacher: Source, student: Tensor,
     steps: list[Step] = []
     for dim, axis in enumerate(copy.axes):
         names = (f"teacher tensor {label}", f"student tensor {copy.student}")
-        step = _step(copy, dim, axis, (shape[dim], wanted[dim]), geometry, names)
+        step = _step(copy, dim, axis, (shape[dim], wanted[dim]), axis_sizes, names)
         if isinstance(step, str):
             return step
         steps.append(step)
@@ -113,10 +113,10 @@ def _grid(index: list[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _step(
-    copy: Copy, dim: int, axis: Axis, sizes: tuple[int, int], geometry: Geometry, names: tuple[str, str]
+    copy: Copy, dim: int, axis: Axis, sizes: tuple[int, int], axis_sizes: AxisSizes, names: tuple[str, str]
 ) -> Step | str:
     teacher, student = sizes
-    if axis.special:
+    if axis.resized:
         how = resize(axis, teacher, student, names)
         if isinstance(how, str):
             return how
@@ -124,7 +124,10 @@ def _step(
         full = torch.equal(how.target, torch.arange(student))
         return Step(None, None) if whole and full else Step(None, None if full else how.target, how)
     their_axis = copy.teacher_axes[dim]
-    theirs, ours = factor_sizes(their_axis, teacher, geometry.teacher), factor_sizes(axis, student, geometry.student)
+    theirs, ours = (
+        factor_sizes(their_axis, teacher, axis_sizes.teacher),
+        factor_sizes(axis, student, axis_sizes.student),
+    )
     if theirs is None or ours is None:
         blocks = len(axis.terms) if copy.term is not None and dim == 0 else 1
         if student == teacher * blocks and (blocks == 1 or len(set(axis.terms)) == 1):
@@ -137,7 +140,7 @@ def _step(
     sources, targets, offset = [], [], 0
     start = sum(math.prod(block) for block in ours[:first])
     for term, block, ours_block in zip(their_axis.terms, theirs, ours[first:], strict=copy.term is None or dim > 0):
-        pairs = [_factor_index(*factor, geometry, names) for factor in zip(term, block, ours_block, strict=True)]
+        pairs = [_factor_index(*factor, axis_sizes, names) for factor in zip(term, block, ours_block, strict=True)]
         sources.append(flatten([source for source, _ in pairs], block, offset))
         targets.append(flatten([target for _, target in pairs], ours_block, start))
         offset, start = offset + math.prod(block), start + math.prod(ours_block)
@@ -149,10 +152,10 @@ def _step(
 
 
 def _factor_index(
-    factor: str, teacher: int, student: int, geometry: Geometry, names: tuple[str, str]
+    factor: str, teacher: int, student: int, axis_sizes: AxisSizes, names: tuple[str, str]
 ) -> tuple[Tensor, Tensor]:
-    if factor in geometry.kept:
-        kept = geometry.kept[factor]
+    if factor in axis_sizes.kept:
+        kept = axis_sizes.kept[factor]
         return kept, torch.arange(len(kept))
     if teacher != student:
         raise ValueError(
@@ -164,6 +167,6 @@ def _factor_index(
 
 def _factor(copy: Copy, teacher: tuple[int, ...], student: tuple[int, ...]) -> float:
     """Keep the spread of a sum of inputs when some of them go: only matrices have an input axis, tables have none."""
-    matrix = len(teacher) > 1 and copy.student.endswith("weight") and copy.axes[0].special not in ("vocab", "sequence")
+    matrix = len(teacher) > 1 and copy.student.endswith("weight") and copy.axes[0].resized not in ("vocab", "sequence")
     narrower = matrix and copy.axes[1].names and teacher[1] > student[1]
     return math.sqrt(teacher[1] / student[1]) if narrower else 1.0

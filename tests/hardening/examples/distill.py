@@ -200,7 +200,7 @@ def align_text(s):
 def match_layers(s):
     return Call(distill.match_layers, {
         "student": _layers(s), "teacher": _layers(s, 3),
-        "how": s.choice("last", "uniform", "proportional", "similarity", [0, -1], {0: 0, 1: 2}),
+        "teacher_layers": s.choice("last", "uniform", "proportional", "similarity", [0, -1], {0: 0, 1: 2}),
     })  # fmt: skip
 
 
@@ -250,7 +250,7 @@ def cka_matrix(s):
 
 def dry_run(s):
     return Call(distill.dry_run, {
-        "student": _layers(s), "teacher": {"a": s.normal("batch length context")}, "how": "last",
+        "student": _layers(s), "teacher": {"a": s.normal("batch length context")}, "teacher_layers": "last",
         "align": distill.align_tokens, "student_grids": None,
     })  # fmt: skip
 

@@ -67,7 +67,7 @@ def stability_importance(s):
     teacher, _ = _pair(s)
     after = {name: p.detach() + 1 for name, p in teacher.named_parameters()}
     return Call(transfer.stability_importance, {
-        "before": teacher, "after": after, "measure": s.choice("absolute", "relative", "squared"),
+        "before": teacher, "after": after, "change": s.choice("absolute", "relative", "squared"),
     })  # fmt: skip
 
 

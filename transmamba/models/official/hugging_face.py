@@ -59,7 +59,7 @@ def from_hf(config: Mapping[str, Any] | str | Path, state_dict: Mapping[str, Ten
 
 @register("from_hf")
 def _from_config(config: Mapping[str, Any]) -> MambaLM:
-    """Build the model of a saved `recipe`, which never has a path."""
+    """Build the model of a saved `build_config`, which never has a path."""
     if not isinstance(config, Mapping):
         raise ValueError(f"cannot build 'from_hf': config must be the content of a config.json, got {config!r}")
     return from_hf(config)

@@ -124,10 +124,8 @@ def _step(
         full = torch.equal(how.target, torch.arange(student))
         return Step(None, None) if whole and full else Step(None, None if full else how.target, how)
     their_axis = copy.teacher_axes[dim]
-    theirs, ours = (
-        factor_sizes(their_axis, teacher, axis_sizes.teacher),
-        factor_sizes(axis, student, axis_sizes.student),
-    )
+    theirs = factor_sizes(their_axis, teacher, axis_sizes.teacher)
+    ours = factor_sizes(axis, student, axis_sizes.student)
     if theirs is None or ours is None:
         blocks = len(axis.terms) if copy.term is not None and dim == 0 else 1
         if student == teacher * blocks and (blocks == 1 or len(set(axis.terms)) == 1):

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba import _typing
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 
 
 @typed
@@ -125,3 +125,21 @@ def test_every_wrapper_has_its_own_code_object():
 def test_switching_off_returns_the_function_itself():
     script = "from transmamba._typing import typed\ndef f(x: int): return x\nassert typed(f) is f"
     subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "TRANSMAMBA_CHECK": "0"})
+
+
+@pytest.mark.parametrize(
+    ("choices", "rest", "message"),
+    [
+        (("x", "y"), "", "unknown order 'b': expected x or y"),
+        (("x", "y", None), "", "unknown order 'b': expected x, y or None"),
+        (iter("wxyz"), ", or a mapping", "unknown order 'b': expected one of w, x, y, z, or a mapping"),
+    ],
+)
+def test_an_unknown_choice_is_refused_with_the_known_ones(choices, rest, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        check_choice("order", "b", choices, rest)
+
+
+def test_a_known_choice_passes():
+    check_choice("order", "y", ("x", "y"))
+    check_choice("order", None, ("x", None))

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+from transmamba._typing import check_choice
+
 LayerMapName = Literal["early", "uniform", "drop_middle", "proportional"]
 LayerMap = LayerMapName | Mapping[int, int] | Sequence[int]
 
@@ -66,8 +68,7 @@ def resolve_layer_map(layer_map: LayerMap, student: int, teacher: int) -> dict[i
         {0: 0, 1: 2, 2: 4, 3: 6}
     """
     if isinstance(layer_map, str):
-        if layer_map not in LAYER_MAPS:
-            raise ValueError(f"unknown layer map {layer_map!r}: expected one of {', '.join(LAYER_MAPS)}, or a mapping")
+        check_choice("layer map", layer_map, LAYER_MAPS, ", or a mapping")
         return LAYER_MAPS[layer_map](student, teacher)
     pairs = dict(layer_map) if isinstance(layer_map, Mapping) else dict(enumerate(layer_map))
     for ours, theirs in pairs.items():

@@ -1,4 +1,4 @@
-"""The shape check at the border of the library, and the two checks that an annotation cannot express.
+"""The shape check at the border of the library, and the checks that an annotation cannot express.
 
 Signatures carry jaxtyping annotations. Checking every call would slow a deep network threefold and break
 `torch.compile(fullgraph=True)`, so `typed` checks the outermost call only and nothing while compiling.
@@ -14,7 +14,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import torch
@@ -174,3 +174,21 @@ def check_width(x: Tensor, width: int, name: str = "x", axis: int = -1) -> None:
     """
     if x.shape[axis] != width:
         raise ValueError(f"{name} has {x.shape[axis]} channels, the module was built for {width}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[object], rest: str = "") -> None:
+    """Refuse a value that is none of `choices`; `rest` names in the message what else would do.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    known = list(choices)
+    if value not in known:
+        raise unknown_choice(name, value, known, rest)
+
+
+def unknown_choice(name: str, value: object, choices: Iterable[object], rest: str = "") -> ValueError:
+    """Return the error about a value that is none of `choices`."""
+    *others, last = map(str, choices)
+    listed = f"one of {', '.join(others)}, {last}" if len(others) > 2 else f"{', '.join(others)} or {last}"
+    return ValueError(f"unknown {name} {value!r}: expected {listed}{rest}")

@@ -303,9 +303,18 @@ def test_bad_eps_is_refused(eps):
         AdaptiveLayerDistill(eps=eps)
 
 
-@pytest.mark.parametrize("name", ["similarity", "weighting", "weight_scope", "scale", "teacher_layers"])
-def test_unknown_choices_are_refused(name):
-    with pytest.raises(ValueError, match=f"unknown {name} 'other': expected one of"):
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("similarity", "token, flatten or pooled"),
+        ("weighting", "one of ratio, neg_cos, ratio_raw, uniform, linear"),
+        ("weight_scope", "batch or sample"),
+        ("scale", "sum1 or mean_N"),
+        ("teacher_layers", "one of last, early, uniform"),
+    ],
+)
+def test_unknown_choices_are_refused(name, choices):
+    with pytest.raises(ValueError, match=f"unknown {name} 'other': expected {choices}"):
         AdaptiveLayerDistill(**{name: "other"})
 
 

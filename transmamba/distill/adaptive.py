@@ -1,7 +1,7 @@
 """Adaptive layer distillation: many student layers, one teacher feature, the farthest layer weighs most."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 from transmamba.distill.checks import Layers, check_layers, check_mask
 from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import Similarity, batch_mean, cosine, unit_target
@@ -103,12 +103,12 @@ class AdaptiveLayerDistill(nn.Module):
             raise ValueError(f"eps must lie between 0 and 1, got {eps}")
         if not isinstance(process_group, ProcessGroup | None):
             raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}")
-        _check_choice("similarity", similarity, ("token", "flatten", "pooled"))
-        _check_choice("weight_scope", weight_scope, ("batch", "sample"))
-        _check_choice("scale", scale, ("sum1", "mean_N"))
+        check_choice("similarity", similarity, ("token", "flatten", "pooled"))
+        check_choice("weight_scope", weight_scope, ("batch", "sample"))
+        check_choice("scale", scale, ("sum1", "mean_N"))
         check_teacher_layers(teacher_layers)
         if isinstance(weighting, str):
-            _check_choice("weighting", weighting, ("ratio", "neg_cos", "ratio_raw", "uniform", "linear"))
+            check_choice("weighting", weighting, ("ratio", "neg_cos", "ratio_raw", "uniform", "linear"))
         self.similarity: Similarity = similarity
         self.weighting = "tensor" if isinstance(weighting, Tensor) else weighting
         self.register_buffer("fixed_weights", weighting if isinstance(weighting, Tensor) else None, persistent=False)
@@ -199,8 +199,3 @@ class AdaptiveLayerDistill(nn.Module):
     def extra_repr(self) -> str:
         """Describe the choices that change the value of the loss."""
         return f"similarity={self.similarity!r}, weighting={self.weighting!r}, tau={self.tau}, scale={self.scale!r}"
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(choices)}")

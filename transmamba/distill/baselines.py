@@ -1,7 +1,7 @@
 """The losses to compare with: logits, last feature, layer to layer. One convention: mean over tokens, times T^2."""
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
@@ -101,8 +101,7 @@ class LogitsDistill(nn.Module):
         check_temperature(temperature)
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, got {chunk}")
-        if divergence not in ("forward", "reverse", "js"):
-            raise ValueError(f"unknown divergence {divergence!r}: expected forward, reverse or js")
+        check_choice("divergence", divergence, get_args(Divergence))
         if not 0 < beta < 1:
             raise ValueError(f"beta must lie between 0 and 1, got {beta}")
         self.temperature, self.divergence, self.beta, self.chunk = float(temperature), divergence, beta, chunk
@@ -168,7 +167,7 @@ class LastFeatureDistill(nn.Module):
 
     def __init__(self, criterion: Criterion = "cosine") -> None:
         super().__init__()
-        _check_criterion(criterion)
+        check_choice("criterion", criterion, get_args(Criterion))
         self.criterion: Criterion = criterion
 
     @typed
@@ -207,7 +206,7 @@ class LayerwiseDistill(nn.Module):
 
     def __init__(self, criterion: Criterion = "cosine", teacher_layers: TeacherLayers = "uniform") -> None:
         super().__init__()
-        _check_criterion(criterion)
+        check_choice("criterion", criterion, get_args(Criterion))
         check_teacher_layers(teacher_layers)
         self.criterion: Criterion = criterion
         self.teacher_layers = teacher_layers
@@ -229,8 +228,3 @@ class LayerwiseDistill(nn.Module):
         check_mask(mask, student[0])
         distances = [_distance(*pair, mask, self.criterion) for pair in zip(student, pairs, strict=True)]
         return torch.stack(distances).mean()
-
-
-def _check_criterion(criterion: str) -> None:
-    if criterion not in ("cosine", "mse"):
-        raise ValueError(f"unknown criterion {criterion!r}: expected cosine or mse")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from transmamba._typing import check_sizes, typed
+from transmamba._typing import check_choice, check_sizes, typed
 from transmamba.distill.checks import Layers, check_tensors
 from transmamba.distill.padded_linear import PaddedLinear
 
@@ -82,12 +82,11 @@ class FeatureCalibrator(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(student_dim=student_dim, teacher_dim=teacher_dim, depth=depth, hidden_dim=hidden_dim)
-        _check_choices(
-            mode=(mode, get_args(Mode)),
-            **({"pad": (pad, ("right", "center"))} if isinstance(pad, str) else {}),
-            norm=(norm or "layer", ("layer", "standardize")),
-            on_wider=(on_wider, ("project", "error")),
-        )
+        check_choice("mode", mode, get_args(Mode))
+        if isinstance(pad, str):
+            check_choice("pad", pad, ("right", "center"))
+        check_choice("norm", norm or "layer", ("layer", "standardize"))
+        check_choice("on_wider", on_wider, ("project", "error"))
         _check_widths(student_dim, teacher_dim, mode, on_wider)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.student_dim, self.teacher_dim, self.mode = student_dim, teacher_dim, mode
@@ -178,12 +177,6 @@ def _standardize(x: Tensor) -> Tensor:
     axes = tuple(range(min(1, x.dim() - 1), x.dim()))
     variance, mean = torch.var_mean(x, dim=axes, correction=0, keepdim=True)
     return (x - mean) * torch.rsqrt(variance + 1e-6)
-
-
-def _check_choices(**choices: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, known) in choices.items():
-        if value not in known:
-            raise ValueError(f"unknown {name} {value!r}: expected one of {', '.join(known)}")
 
 
 def _check_places(pad: Sequence[int] | Tensor, student_dim: int, teacher_dim: int, mode: str) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 from transmamba.distill.adaptive import AdaptiveDetails, AdaptiveLayerDistill
 from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.checks import Layers, check_mask
@@ -71,10 +71,8 @@ class MultiDirectionalDistill(nn.Module):
         self.inner = AdaptiveLayerDistill() if inner is None else inner
         if self.inner.similarity == "pooled":
             raise ValueError("similarity='pooled' cannot tell directions apart: use 'token' or 'flatten'")
-        if order not in ("scan", "raster"):
-            raise ValueError(f"unknown order {order!r}: expected scan or raster")
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f"unknown reduction {reduction!r}: expected sum or mean")
+        check_choice("order", order, ("scan", "raster"))
+        check_choice("reduction", reduction, ("sum", "mean"))
         for name, weight in (direction_weights or {}).items():
             if not math.isfinite(weight):
                 raise ValueError(f"weight of direction {name!r} must be finite, got {weight}")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._layer_maps import LAYER_MAPS, LayerMap, LayerMapName, resolve_layer_map
-from transmamba._typing import check_sizes, typed
+from transmamba._typing import check_sizes, typed, unknown_choice
 from transmamba.distill.checks import Layers, check_tensors, widen
 
 # a layer map as for inheritance, in which every student layer has a teacher layer, or the last teacher layer for all
@@ -23,10 +23,8 @@ def check_teacher_layers(teacher_layers: TeacherLayers) -> None:
     """
     names = ("last", *LAYER_MAPS)
     if isinstance(teacher_layers, str) and teacher_layers not in names:
-        raise ValueError(
-            f"unknown teacher_layers {teacher_layers!r}: expected one of {', '.join(names)}, a mapping such as"
-            " report.layers, or one index per layer"
-        )
+        rest = ", a mapping such as report.layers, or one index per layer"
+        raise unknown_choice("teacher_layers", teacher_layers, names, rest)
 
 
 @typed

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.utils.checkpoint import checkpoint
 
-from transmamba._typing import check_sizes, typed
+from transmamba._typing import check_choice, check_sizes, typed
 from transmamba.distill.align import resize_tokens
 from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.similarity import batch_mean, inverse_norm
@@ -55,8 +55,7 @@ class TokenRelationDistill(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(chunk=chunk)
-        if resize not in (None, "features", "relation"):
-            raise ValueError(f"unknown resize {resize!r}: expected features, relation or None")
+        check_choice("resize", resize, ("features", "relation", None))
         if not isinstance(process_group, ProcessGroup | None):
             raise TypeError(f"process_group must be a torch.distributed.ProcessGroup, got {process_group!r}")
         self.resize, self.chunk, self.process_group = resize, chunk, process_group

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from transmamba._typing import check_choice
 
 Point = Literal["output", "input", "residual"]
 Select = Callable[[Any], Tensor]
@@ -146,8 +148,7 @@ def tap(
         >>> [tuple(feature.shape) for feature in features.layers]
         [(2, 5), (2, 5), (2, 7)]
     """
-    if point not in ("output", "input", "residual"):
-        raise ValueError(f"unknown point {point!r}: expected output, input or residual")
+    check_choice("point", point, get_args(Point))
     if frozen:
         _check_frozen(model)
     modules = _find(model, [patterns] if isinstance(patterns, str) else patterns)

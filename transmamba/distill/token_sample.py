@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transmamba._typing import check_sizes, typed
+from transmamba._typing import check_sizes, typed, unknown_choice
 from transmamba.ops.orders import ScanOrder
 
 
@@ -33,7 +33,7 @@ class TokenSample(NamedTuple):
         if isinstance(order, ScanOrder):
             return x.index_select(1, order.inverse.index_select(0, self.tokens))
         if order not in ("forward", "backward"):
-            raise ValueError(f"unknown order {order!r}: expected forward, backward or a ScanOrder")
+            raise unknown_choice("order", order, ("forward", "backward", "a ScanOrder"))
         return x.index_select(1, self.tokens if order == "forward" else self.length - 1 - self.tokens)
 
 

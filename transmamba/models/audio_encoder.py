@@ -109,10 +109,6 @@ class AudioEncoder(Pretrained, EncoderMethods, nn.Module):
         """Return the width of the stream, and two: a token stands for two frames."""
         return self.conv2.out_channels, 2
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
-
     def reset_parameters(self) -> None:
         """Draw the initial values again."""
         reset_children(self)

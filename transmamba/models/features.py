@@ -1,12 +1,16 @@
 """The `Backbone` protocol, and `Features`, the record of intermediate tokens."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 from transmamba.ops.orders import Grid, ScanOrder
+
+# ends of the names of position tables, decay rates, direct paths and step biases: a decay of these shrinks positions,
+# memory or step sizes, not capacity
+UNDECAYED = ("pos_embed", "A_log", ".D", "dt_bias")
 
 
 class Features(NamedTuple):
@@ -73,7 +77,20 @@ class Backbone(Protocol):
         ...
 
 
-class FeatureMethods:
+class DecayMethods:
+    """Mixin for an `nn.Module`: the method that an optimiser's groups follow from."""
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of parameters that an optimiser should not shrink."""
+        return undecayed(cast(nn.Module, self))
+
+
+def undecayed(model: nn.Module, *more: str) -> set[str]:
+    """Return the parameters of `UNDECAYED` kinds, and those whose names end as one of `more`."""
+    return {name for name, _ in model.named_parameters() if name.endswith((*UNDECAYED, *more))}
+
+
+class FeatureMethods(DecayMethods):
     """Mixin for an `nn.Module` with `forward_features`: timm's methods that follow from it.
 
     The defaults fit a model with `patch_embed.proj`, `blocks` and a linear `head` that reads the mean of the tokens. A
@@ -123,8 +140,7 @@ class FeatureMethods:
         Raises:
             ValueError: a layer or a format does not exist, or the tokens are not a map.
         """
-        if output_fmt not in ("NLC", "NCHW"):
-            raise ValueError(f"unknown output_fmt {output_fmt!r}: expected NLC or NCHW")
+        check_choice("output_fmt", output_fmt, ("NLC", "NCHW"))
         features = self.forward_features(x, **context)  # type: ignore[attr-defined]
         ends = self.stage_ends(len(features.layers))
         chosen = [ends[i] for i in _chosen(len(ends), indices)]

@@ -179,10 +179,6 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
         """
         return read_architecture(self, "decoder", tied=self.tied, logit_softcap=self.logit_softcap)
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias", "pos_embed"))}
-
     @typed
     def prefill(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import FeatureMethods, Features
+from transmamba.models.features import FeatureMethods, Features, undecayed
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -24,6 +24,7 @@ from transmamba.models.stack import (
 )
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import DropPath
+from transmamba.nn.embed import image_sides
 from transmamba.nn.plain_mamba import PlainMambaMixer, moves_between
 from transmamba.nn.position import resize_position
 from transmamba.nn.stem import ConvStem
@@ -150,7 +151,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
         super().__init__()
         check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = ConvStem(dim, patch_size=patch_size, in_chans=in_chans, num_convs=num_stem_convs)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = image_sides(img_size)
         side = self.patch_embed.side
         self.grid = (-(-(height // 2) // side), -(-(width // 2) // side))  # a border is filled up to a patch
         check_sizes(rows=self.grid[0], columns=self.grid[1])
@@ -190,8 +191,7 @@ class PlainMamba(Pretrained, FeatureMethods, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", "A_log", ".D", "dt_bias", "direction_B")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+        return undecayed(self, "direction_B")
 
     def reset_parameters(self) -> None:
         """Draw the initial values again."""

@@ -143,10 +143,6 @@ class TransformerEncoder(Pretrained, EncoderMethods, nn.Module):
         """Return the width of the stream, and one: a token stands for itself."""
         return self._dim, 1
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
-
     def reset_parameters(self) -> None:
         """Draw the initial values again, for instance after the model was built on the meta device."""
         reset_children(self)

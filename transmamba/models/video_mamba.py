@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import FeatureMethods, Features
+from transmamba.models.features import FeatureMethods, Features, undecayed
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -21,6 +21,7 @@ from transmamba.models.stack import (
     shrink_output,
 )
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed
+from transmamba.nn.embed import check_patch_grid, image_sides
 from transmamba.nn.norm import RMSNorm
 from transmamba.nn.tubelet import TubeletEmbed
 from transmamba.ops import ScanOrder, scan_orders
@@ -90,7 +91,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
         super().__init__()
         check_sizes(num_frames=num_frames, in_chans=in_chans, dim=dim, depth=depth)
         self.patch_embed: Any
-        sizes = (img_size, img_size) if isinstance(img_size, int) else img_size
+        sizes = image_sides(img_size)
         if num_frames is None:
             self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
             self.grid = self.patch_embed.grid(*sizes)
@@ -137,8 +138,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", "cls_token", "A_log", ".D", "dt_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+        return undecayed(self, "cls_token")
 
     def reset_parameters(self) -> None:
         """Draw the initial values again; frames start without a position of their own."""
@@ -153,9 +153,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
         init_head(self.head)
 
     def _embed(self, x: Tensor) -> Tensor:
-        sizes = x.shape[2:]
-        if self.patch_embed.grid(*sizes) != self.grid:
-            raise ValueError(f"built for a patch grid of {self.grid}, the input has {tuple(sizes)} frames and pixels")
+        check_patch_grid(self.patch_embed, x, self.grid)
         return self.place(self.patch_embed(x), self.temporal_pos_embed)
 
     def _orders(self, tokens: Tensor) -> list[ScanOrder]:

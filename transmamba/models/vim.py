@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
-from transmamba.models.features import FeatureMethods, Features
+from transmamba.models.features import FeatureMethods, Features, undecayed
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import (
     BlockStack,
@@ -22,6 +22,7 @@ from transmamba.models.stack import (
 )
 from transmamba.models.vim_layers import GridRotation, Turns, VimBlock, VimPair
 from transmamba.nn import MambaMixer, PatchEmbed, init_position
+from transmamba.nn.embed import check_patch_grid, image_sides
 from transmamba.nn.norm import RMSNorm
 from transmamba.ops import ScanOrder, scan_orders
 
@@ -99,8 +100,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
                 "last or max"
             )
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, stride=stride)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = self.patch_embed.grid(height, width)
+        self.grid = self.patch_embed.grid(*image_sides(img_size))
         self.patches = self.grid[0] * self.grid[1]
         self.float32_residual, self.class_tokens, self.pooling = float32_residual, class_tokens, pooling
         for name in self._token_names():
@@ -171,8 +171,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", *self._token_names(), "A_log", ".D", "dt_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+        return undecayed(self, *self._token_names())
 
     def reset_parameters(self) -> None:
         """Draw the initial values again."""
@@ -201,8 +200,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         patches = self.patch_embed(x)
-        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
-            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
+        check_patch_grid(self.patch_embed, x, self.grid)
         own = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self._token_names()]
         first = min(self.cls_positions, default=self.patches)
         tokens = torch.cat([patches[:, :first], *own[:1], patches[:, first:], *own[1:]], 1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import typed
 from transmamba.models.builders import register
+from transmamba.models.features import DecayMethods
 from transmamba.models.generate import continue_tokens, last_real, next_token
 from transmamba.models.mamba_lm import LayerCache, MambaLM
 from transmamba.models.patch_encoders import Projector, encoder_width
@@ -78,7 +79,7 @@ def cross_block(dim: int) -> CrossMambaBlock:
 
 
 @register
-class VisionLanguageMamba(Pretrained, nn.Module):
+class VisionLanguageMamba(Pretrained, DecayMethods, nn.Module):
     """Patches, projected, stand in the text like words; after chosen blocks one modality reads the other.
 
     With `query="image"` the patches read the question (language awareness in visual features: Q is visual; K, V and
@@ -259,10 +260,6 @@ class VisionLanguageMamba(Pretrained, nn.Module):
             seen, grid = self.vision(pixels)
             patches = self.projector(seen)
         return splice(ids, text, patches, mask, labels, padding, images), grid
-
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
 
     def reset_parameters(self) -> None:
         """Draw the initial values again, except in the vision encoder, which is meant to be loaded."""

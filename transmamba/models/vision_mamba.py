@@ -12,7 +12,7 @@ from transmamba.models.features import FeatureMethods, Features
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, init_head, per_layer, reset_children
 from transmamba.nn import MambaBlock, MambaMixer, PatchEmbed, init_position
-from transmamba.nn.embed import draw_position
+from transmamba.nn.embed import check_patch_grid, draw_position, image_sides
 from transmamba.ops import scan_orders
 
 SNAKES = ("snake", "snake_reverse", "snake_column", "snake_column_reverse")
@@ -70,8 +70,7 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         super().__init__()
         check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, d_state=d_state)
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = self.patch_embed.grid(height, width)
+        self.grid = self.patch_embed.grid(*image_sides(img_size))
         self.pos_embed = init_position(self.grid[0] * self.grid[1], dim)
         self.order_specs = tuple(orders)
         scan_orders(self.order_specs, self.grid)  # a wrong order fails here, not at the first forward
@@ -99,10 +98,6 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders))
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("pos_embed", "A_log", ".D", "dt_bias"))}
-
     def reset_parameters(self) -> None:
         """Draw the initial values again."""
         reset_children(self)
@@ -111,6 +106,5 @@ class VisionMamba(Pretrained, FeatureMethods, nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)
-        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
-            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
+        check_patch_grid(self.patch_embed, x, self.grid)
         return tokens + self.pos_embed

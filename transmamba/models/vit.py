@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transmamba._typing import check_sizes, typed
 from transmamba.models.builders import register
 from transmamba.models.canonical_facts import read_architecture
-from transmamba.models.features import FeatureMethods, Features
+from transmamba.models.features import FeatureMethods, Features, undecayed
 from transmamba.models.pretrained import Pretrained
 from transmamba.models.stack import BlockStack, Builders, per_layer, reset_children
 from transmamba.nn import Attention, PatchEmbed, TransformerBlock, init_position
-from transmamba.nn.embed import draw_position
+from transmamba.nn.embed import check_patch_grid, draw_position, image_sides
 from transmamba.nn.norm import build_norm
 from transmamba.ops import ScanOrder, scan_orders
 from transmamba.transfer.teachers.architecture import Architecture
@@ -103,8 +103,7 @@ class ViT(Pretrained, FeatureMethods, nn.Module):
         check_sizes(in_chans=in_chans, num_classes=num_classes or None, dim=dim, depth=depth, heads=heads)
         check_sizes(registers=registers or None, prefix_positions=prefix_positions or None)
         self.patch_embed = PatchEmbed(dim, patch_size=patch_size, in_chans=in_chans, bias=patch_bias)
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.grid = self.patch_embed.grid(height, width)
+        self.grid = self.patch_embed.grid(*image_sides(img_size))
         self.order_specs = None if orders is None else tuple(orders)
         self.prefix, self.prefix_scan, self.pool = class_token + bool(distilled) + registers, prefix_scan, pool
         self._orders(None)  # a wrong order fails here, not at the first forward
@@ -184,8 +183,7 @@ class ViT(Pretrained, FeatureMethods, nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""
-        spared = ("pos_embed", "cls_token", "dist_token", "reg_token", "relative_bias", "A_log", ".D", "dt_bias")
-        return {name for name, _ in self.named_parameters() if name.endswith(spared)}
+        return undecayed(self, "cls_token", "dist_token", "reg_token", "relative_bias")
 
     def reset_parameters(self) -> None:
         """Draw the initial values again."""
@@ -224,8 +222,7 @@ class ViT(Pretrained, FeatureMethods, nn.Module):
 
     def _embed(self, x: Tensor) -> Tensor:
         tokens = self.patch_embed(x)
-        if self.patch_embed.grid(*x.shape[-2:]) != self.grid:
-            raise ValueError(f"built for a patch grid of {self.grid}, the image has {tuple(x.shape[-2:])} pixels")
+        check_patch_grid(self.patch_embed, x, self.grid)
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.dist_token, self.reg_token)
                   if token is not None]  # fmt: skip
         tokens = torch.cat([*prefix, tokens], 1)

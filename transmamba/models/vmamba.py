@@ -146,10 +146,6 @@ class VMamba(Pretrained, FeatureMethods, nn.Module):
             for i, (width, reduction) in enumerate(pairs)
         ]
 
-    def no_weight_decay(self) -> set[str]:
-        """Return the names of parameters that an optimiser should not shrink."""
-        return {name for name, _ in self.named_parameters() if name.endswith(("A_log", ".D", "dt_bias"))}
-
     def _embed(self, x: Tensor) -> Tensor:
         image = self.patch_embed(x)
         if self.pos_embed is not None and image.shape[2:] != self.pos_embed.shape[2:]:

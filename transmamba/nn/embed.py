@@ -1,5 +1,8 @@
 """From pixels to tokens."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -51,6 +54,24 @@ class PatchEmbed(nn.Module):
         check_width(image, self.proj.in_channels, "image", axis=1)
         self.grid(*image.shape[-2:])
         return self.proj(image).flatten(2).transpose(1, 2)
+
+
+def image_sides(img_size: int | Sequence[int]) -> tuple[int, int]:
+    """Return the height and width of an image in pixels; one number stands for both."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return height, width
+
+
+def check_patch_grid(patch_embed: Any, x: Tensor, grid: Grid) -> None:
+    """Refuse images or clips that `patch_embed` cuts into another grid than the one a model was built for.
+
+    Raises:
+        ValueError: the grid is another one.
+    """
+    sizes = tuple(x.shape[2:])
+    if patch_embed.grid(*sizes) != grid:
+        got = f"image has {sizes} pixels" if len(sizes) == 2 else f"input has {sizes} frames and pixels"
+        raise ValueError(f"built for a patch grid of {grid}, the {got}")
 
 
 @typed

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from transmamba._typing import LARGEST, typed
+from transmamba._typing import LARGEST, typed, unknown_choice
 
 Grid = tuple[int, ...]
 
@@ -109,7 +109,7 @@ def scan_order(name: str, grid: int | Sequence[int], device: torch.device | str 
     full = _ALIASES.get(name, name)
     base = full.removesuffix("_reverse")
     if base not in _PATHS:
-        raise ValueError(f"unknown scan order {name!r}: expected one of {', '.join(ORDER_NAMES)}")
+        raise unknown_choice("scan order", name, ORDER_NAMES)
     path, axes = _PATHS[base]
     if len(sides) < axes:
         raise ValueError(f"scan order {name!r} needs a grid of at least {axes} axes, got {sides}")

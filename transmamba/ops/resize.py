@@ -1,4 +1,4 @@
-"""Tokens of one grid for another: the one interpolation behind position tables and features."""
+"""Tokens of one grid for another: the one interpolation behind position tables and features; kernels of clips."""
 
 import math
 from collections.abc import Sequence
@@ -41,3 +41,12 @@ def interpolate_grid(
     name = LINEAR[len(grid)] if mode == "linear" else mode
     resized = F.interpolate(image, tuple(target), mode=name, **options)
     return resized.reshape(*image.shape[:2], math.prod(target)).transpose(1, 2).to(x.dtype)
+
+
+def inflate_frames(kernel: Tensor, frames: int, dim: int) -> Tensor:
+    """Put an image's kernel, of size 1 on axis `dim`, in the centre frame of a clip's, with zeros in the others.
+
+    A still clip then gives the output of its image.
+    """
+    zeros = torch.zeros_like(kernel)
+    return torch.cat([kernel if frame == frames // 2 else zeros for frame in range(frames)], dim)

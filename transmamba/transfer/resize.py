@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from transmamba.ops.resize import interpolate_grid
+from transmamba.ops.resize import inflate_frames, interpolate_grid
 from transmamba.transfer.axes import PREFIX, Axis
 
 # tables that differ by more rows than any padding rule explains belong to different tokenizers
@@ -26,7 +26,7 @@ class Resize(NamedTuple):
     def __call__(self, tensor: Tensor, dim: int) -> Tensor:
         """Return the rows of the student."""
         if self.frames > 1:
-            return _inflate(tensor, dim, self.frames)
+            return inflate_frames(tensor, self.frames, dim)
         tensor = tensor.index_select(dim, self.rows.to(tensor.device))
         if self.grids is None:
             return tensor
@@ -122,9 +122,3 @@ def _bicubic(tensor: Tensor, dim: int, prefix: int, source: tuple[int, int], tar
     table = tensor.narrow(dim, prefix, tensor.shape[dim] - prefix).movedim(dim, 0)
     resized = interpolate_grid(table.flatten(1)[None], source, target, "bicubic", antialias=True)[0]
     return resized.reshape(-1, *table.shape[1:]).movedim(0, dim)
-
-
-def _inflate(tensor: Tensor, dim: int, frames: int) -> Tensor:
-    """Put the image kernel in the centre frame, zeros in the others: a still clip gives the image's output."""
-    zeros = torch.zeros_like(tensor)
-    return torch.cat([tensor if frame == frames // 2 else zeros for frame in range(frames)], dim)

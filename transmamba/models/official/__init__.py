@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State, read_checkpoint
+from transmamba._typing import check_choice
 from transmamba.models.builders import Recorded, record
 from transmamba.models.config import OFFICIAL, write_family
 from transmamba.models.official.family import Family
@@ -54,8 +55,7 @@ def from_official(
             wrong (all are listed), or the family cannot be changed in that way.
         TypeError: something in the state dict is not a tensor.
     """
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: expected one of {', '.join(FAMILIES)}")
+    check_choice("family", family, FAMILIES)
     changes = {"img_size": img_size, "num_frames": num_frames, "num_classes": num_classes}
     changes = {name: value for name, value in changes.items() if value is not None}
     model = build_and_load(FAMILIES[family], config, read_checkpoint(state_dict), changes)

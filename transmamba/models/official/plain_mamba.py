@@ -12,6 +12,7 @@ from transmamba.models.official.family import Family, read_config
 from transmamba.models.official.resize import fresh_head, infer_grid_side, infer_num_classes
 from transmamba.models.plain_mamba import PlainMamba
 from transmamba.nn import PlainMambaMixer, RMSNorm, ScaledMixer
+from transmamba.nn.embed import image_sides
 from transmamba.nn.position import resize_position
 
 Builder = Callable[[int], nn.Module]
@@ -75,9 +76,8 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         single = isinstance(args["layer_cfgs"], Mapping)  # a list of layers counts besides an architecture
         args |= {**_ARCHITECTURES[args["arch"]], "patch_size": 16} | ({"layer_cfgs": {}} if single else {})
     mixer, norm = _layers(args["layer_cfgs"], args["num_layers"])
-    size = args["img_size"]
     return PlainMamba(
-        size if isinstance(size, int) else tuple(size),
+        image_sides(args["img_size"]),
         args["patch_size"],
         in_chans=args["in_channels"],
         num_classes=args["num_classes"],

@@ -13,7 +13,9 @@ from transmamba.models.official.resize import fresh_head, infer_grid_side, infer
 from transmamba.models.official.vim_parts import read_mixer, read_norm
 from transmamba.models.video_mamba import VideoMamba
 from transmamba.models.video_text_mamba import VideoTextMamba
+from transmamba.nn.embed import image_sides
 from transmamba.nn.position import resize_position
+from transmamba.ops.resize import inflate_frames
 
 _DEFAULTS = {
     "img_size": 224,
@@ -56,9 +58,8 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 
 def _build(config: Mapping[str, Any], frames: int | None) -> VideoMamba:
     args = read_config(config, _DEFAULTS, ignored=_IGNORED)
-    size = args["img_size"]
     return VideoMamba(
-        size if isinstance(size, int) else tuple(size),
+        image_sides(args["img_size"]),
         args["patch_size"],
         stride=args["stride"],
         num_frames=frames,
@@ -120,9 +121,7 @@ def adapt(state: State, source: nn.Module, target: nn.Module) -> State:
         if source.temporal_pos_embed is None:
             kernel = state["patch_embed.proj.weight"]
             frames = target.patch_embed.sides[0]
-            inflated = kernel.new_zeros(*kernel.shape[:2], frames, *kernel.shape[2:])
-            inflated[:, :, frames // 2] = kernel
-            state["patch_embed.proj.weight"] = inflated
+            state["patch_embed.proj.weight"] = inflate_frames(kernel.unsqueeze(2), frames, 2)
             state["temporal_pos_embed"] = kernel.new_zeros(target.temporal_pos_embed.shape)
         else:
             table = state["temporal_pos_embed"]

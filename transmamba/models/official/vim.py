@@ -12,6 +12,7 @@ from transmamba.models.official.resize import fresh_head, infer_grid_side, infer
 from transmamba.models.official.vim_parts import official_name, read_mixer, read_norm
 from transmamba.models.vim import ClassTokens, Vim
 from transmamba.models.vim_layers import Turns
+from transmamba.nn.embed import image_sides
 from transmamba.nn.position import resize_position
 
 _DEFAULTS = {
@@ -68,7 +69,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         ValueError: an argument is not understood, or means no classifier.
     """
     args = read_config(config, _DEFAULTS, _FIXED, _IGNORED, _REASONS)
-    size, tokens = args["img_size"], _class_tokens(args)
+    tokens = _class_tokens(args)
     turns = _turns(args, tokens)
     pooling = args["final_pool_type"]
     if pooling not in _POOLING and tokens == "none":
@@ -78,7 +79,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     kind = "v1" if args["if_bimamba"] else args["bimamba_type"]
     average, gamma = args["if_divide_out"], args["init_layer_scale"]
     return Vim(
-        size if isinstance(size, int) else tuple(size),
+        image_sides(args["img_size"]),
         args["patch_size"],
         stride=args["stride"],
         in_chans=args["channels"],

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transmamba._checkpoint import Weights
-from transmamba._typing import typed
+from transmamba._typing import check_choice, typed
 from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import Checkpoint, Config, read_teacher
 from transmamba.transfer.teachers.family import Canonical, Family
@@ -69,8 +69,8 @@ def translate_for(
     if isinstance(teacher, Translated):
         return teacher
     weights, values = read_teacher(teacher, config)
-    if isinstance(family, str) and family not in families():
-        raise ValueError(f"unknown family {family!r}: expected one of {', '.join(families())}")
+    if isinstance(family, str):
+        check_choice("family", family, families())
     if family is not None:
         chosen_family = families()[family] if isinstance(family, str) else family
         _refuse_other_type(chosen_family, values)

@@ -5,17 +5,15 @@ A position in the token axis must mean the same place on both sides before any l
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Literal
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from transmamba._typing import LARGEST, typed
 from transmamba.distill.checks import Layers, check_tensors
-from transmamba.ops.resize import LINEAR, interpolate_grid
+from transmamba.ops.resize import LINEAR, interpolate_grid, leave_out
 
 Position = Literal["front", "back", "middle", "both"]
 Interpolation = Literal["bilinear", "bicubic", "area", "nearest"]
@@ -40,11 +38,7 @@ def drop_tokens(
         >>> drop_tokens(torch.arange(5.0).view(1, 5, 1), 1, "middle").flatten()
         tensor([0., 1., 3., 4.])
     """
-    gone = _special_tokens(x.shape[1], special, position)
-    edges = [-1, *gone, x.shape[1]]
-    # slices and not an index: at the ends they are views, and no index travels to the device
-    pieces = [x[:, before + 1 : after] for before, after in pairwise(edges) if after > before + 1]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+    return leave_out(x, _special_tokens(x.shape[1], special, position))
 
 
 def _special_tokens(tokens: int, special: int | Sequence[int], position: Position) -> list[int]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_choice, typed
 from transmamba.ops.orders import Grid, ScanOrder
+from transmamba.ops.resize import leave_out
 
 # ends of the names of position tables, decay rates, direct paths and step biases: a decay of these shrinks positions,
 # memory or step sizes, not capacity
@@ -47,9 +48,7 @@ class Features(NamedTuple):
         tokens, grid = self.layers[layer], self.grids[layer] if self.grids else self.grid
         if len(grid) < 2:
             raise ValueError(f"a map needs a grid of rows and columns, the tokens have {grid}: use output_fmt='NLC'")
-        if self.extra:
-            tokens = tokens[:, [i for i in range(tokens.shape[1]) if i not in self.extra]]
-        return tokens.transpose(1, 2).unflatten(2, grid)
+        return leave_out(tokens, sorted(self.extra)).transpose(1, 2).unflatten(2, grid)
 
 
 @runtime_checkable

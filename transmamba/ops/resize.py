@@ -1,7 +1,8 @@
-"""Tokens of one grid for another: the one interpolation behind position tables and features; kernels of clips."""
+"""Tokens of one grid for another: interpolation, tokens left out, and kernels of images for clips."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -50,3 +51,11 @@ def inflate_frames(kernel: Tensor, frames: int, dim: int) -> Tensor:
     """
     zeros = torch.zeros_like(kernel)
     return torch.cat([kernel if frame == frames // 2 else zeros for frame in range(frames)], dim)
+
+
+def leave_out(x: Tensor, gone: Sequence[int]) -> Tensor:
+    """Return tokens (batch, token, dim) without those at the positions `gone`, in ascending order; some are left."""
+    edges = [-1, *gone, x.shape[1]]
+    # slices and not an index: at the ends they are views, and no index travels to the device
+    pieces = [x[:, before + 1 : after] for before, after in pairwise(edges) if after > before + 1]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)

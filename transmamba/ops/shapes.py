@@ -45,6 +45,11 @@ def check_range(x: Tensor | None, length: int, meaning: str) -> None:
         raise ValueError(f"{meaning} 0 to {length - 1}, got {low} to {high}")
 
 
+def compute_dtype(*inputs: Tensor) -> torch.dtype:
+    """Return the dtype of the arithmetic of a scan by heads: float64 if an input is, otherwise float32."""
+    return torch.float64 if any([x.dtype == torch.float64 for x in inputs]) else torch.float32
+
+
 def allocate(template: Tensor, directions: int, dtype: torch.dtype | None = None) -> Tensor:
     """Return an empty (b, directions, l, d) tensor whose memory runs along the axis along which `template`'s does.
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from transmamba._typing import check_sizes, typed
 from transmamba.ops.plain import exporting_to_onnx, walk, without_autocast
+from transmamba.ops.shapes import compute_dtype
 from transmamba.ops.step import selective_step
 
 Limits = tuple[float, float]
@@ -74,7 +75,7 @@ def ssd_scan(
         torch.Size([1, 5, 4, 3])
     """
     _check_groups(B.shape[2], x.shape[2])
-    compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
+    compute = compute_dtype(x, dt, A, B, C)
     with without_autocast(x.device):
         steps = _step_sizes(dt.to(compute), dt_bias, dt_softplus, dt_limit)
         inputs = x.to(compute)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from transmamba._typing import typed
 from transmamba.ops.plain import without_autocast
+from transmamba.ops.shapes import compute_dtype
 from transmamba.ops.ssd import scan_chunks
 
 TURN = 2 * torch.pi
@@ -82,7 +83,7 @@ def trapezoidal_scan(
         >>> trapezoidal_scan(x, dt, -dt, B, B, 0.5 * dt, torch.ones(1, 5, 2, 1))[0].shape
         torch.Size([1, 5, 2, 3])
     """
-    compute = torch.float64 if torch.float64 in (x.dtype, dt.dtype, A.dtype, B.dtype, C.dtype) else torch.float32
+    compute = compute_dtype(x, dt, A, B, C)
     given = x.dtype
     with without_autocast(x.device):
         x, dt, A, B, C, blend, theta = (t.to(compute) for t in (x, dt, A, B, C, blend, theta))

@@ -16,7 +16,7 @@ from transmamba.ops.cross import backends as backends  # fills the table
 from transmamba.ops.cross.inputs import CrossInputs
 from transmamba.ops.dispatch import select_backend
 from transmamba.ops.plain import without_autocast
-from transmamba.ops.scan.inputs import Orders, count_directions, dtypes, hide_padding, order_table
+from transmamba.ops.scan.inputs import Orders, check_directions, shared_fields
 
 
 @typed
@@ -72,28 +72,19 @@ def cross_scan(
         >>> cross_scan(u, u[:, None], -torch.ones(1, 2, 3), B, B[:, :, :4]).shape
         torch.Size([1, 1, 4, 2])
     """
-    act, compute = dtypes(u, dt, B, C, A)
-    tokens = u if u.dim() == 4 else u[:, None]
-    if mask is not None:
-        tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
-    last_only = reads is None or not tokens.shape[2]
+    last_only = reads is None or not u.shape[-2]
     inputs = CrossInputs(
-        tokens.to(act),
-        dt.to(act),
-        A.to(compute).transpose(-1, -2),
-        B.to(act),
-        (C[:, :, :0] if last_only else C).to(act),
-        None if dt_bias is None else dt_bias.to(compute),
-        order_table(orders, tokens.shape[2]),
-        C.new_empty(C.shape[0], 0, dtype=torch.long) if last_only or reads is None else reads.long(),
-        softplus,
-        merge,
+        **shared_fields(
+            u, dt, A, B, C[:, :, :0] if last_only else C, dt_bias=dt_bias, orders=orders, mask=mask, softplus=softplus
+        ),
+        reads=C.new_empty(C.shape[0], 0, dtype=torch.long) if last_only or reads is None else reads.long(),
+        merge=merge,
     )
-    _check_directions(inputs, C.shape[1])
+    check_directions(inputs)
     y, last = select_backend("cross scan", inputs, backend).run(inputs)
     last = last.transpose(-1, -2)
     if last_only:
-        y = read_state(C.to(act), last, merge=merge).to(u.dtype)
+        y = read_state(C.to(inputs.u.dtype), last, merge=merge).to(u.dtype)
     else:
         y = (y[:, 0] if merge else y).to(u.dtype)
     return (y, last) if return_last_state else y
@@ -119,11 +110,3 @@ def read_state(
     form = "b direction query n, b direction inner n -> b " + ("query inner" if merge else "direction query inner")
     with without_autocast(state.device):
         return einsum(C, state, form)
-
-
-def _check_directions(inputs: CrossInputs, readouts: int) -> None:
-    """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    p, k = inputs, count_directions(inputs)
-    counts = {"u": p.u.shape[1], "dt": p.dt.shape[1], "A": p.A.shape[0], "B": p.B.shape[1], "C": readouts}
-    if any([count not in (1, k) for count in counts.values()]):
-        raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")

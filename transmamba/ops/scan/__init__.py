@@ -17,7 +17,7 @@ from transmamba._typing import typed
 from transmamba.ops.dispatch import explain as explain_inputs
 from transmamba.ops.dispatch import select_backend
 from transmamba.ops.scan import backends as backends  # fills the table
-from transmamba.ops.scan.inputs import Orders, ScanInputs, count_directions, dtypes, hide_padding, order_table
+from transmamba.ops.scan.inputs import Orders, ScanInputs, check_directions, shared_fields
 
 
 @typed
@@ -222,54 +222,26 @@ def _inputs(
     u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None, **options: Any
 ) -> ScanInputs:
     """Return the arguments of `multi_scan` as backends receive them."""
-    orders, mask, seq_idx = options["orders"], options["mask"], options["seq_idx"]
-    dt_bias, initial_state, softplus = options["dt_bias"], options["initial_state"], options["softplus"]
-    act, compute = dtypes(u, dt, B, C, A)
-    tokens = u if u.dim() == 4 else u[:, None]
-    if mask is not None:
-        tokens, dt, dt_bias = hide_padding(mask, tokens, dt, dt_bias, softplus=softplus)
+    seq_idx, initial_state = options["seq_idx"], options["initial_state"]
+    shared = {name: options[name] for name in ("dt_bias", "orders", "mask", "softplus")}
+    fields = shared_fields(u, dt, A, B, C, **shared)
+    compute = fields["A"].dtype
     inputs = ScanInputs(
-        tokens.to(act),
-        dt.to(act),
-        A.to(compute).transpose(-1, -2),
-        B.to(act),
-        C.to(act),
-        None if D is None else D.to(compute),
-        None if dt_bias is None else dt_bias.to(compute),
-        order_table(orders, u.shape[-2]),
-        None if seq_idx is None else seq_idx.long(),
-        None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
-        softplus,
-        options["parameters_by_step"],
-        options["merge"],
-        z is not None,
+        **fields,
+        D=None if D is None else D.to(compute),
+        segments=None if seq_idx is None else seq_idx.long(),
+        initial_state=None if initial_state is None else initial_state.to(compute).transpose(-1, -2),
+        parameters_by_step=options["parameters_by_step"],
+        merge=options["merge"],
+        unrounded=z is not None,
     )
-    _check_directions(inputs, z)
+    gates = 1 if z is None or z.dim() == 3 else z.shape[1]
+    check_directions(inputs, inputs.initial_state, D=1 if D is None else D.shape[0], z=gates)
+    if inputs.merge and gates > 1:
+        raise ValueError(f"the sum of the directions has one gate, got {gates}: expected z of (batch, length, dim)")
     return inputs
 
 
 def _gate(y: Tensor, z: Tensor) -> Tensor:
     z = z.to(torch.promote_types(z.dtype, y.dtype))
     return y * F.silu(z if z.dim() == 4 else z[:, None])
-
-
-def _check_directions(inputs: ScanInputs, z: Tensor | None) -> None:
-    """Raise if a tensor is neither shared (size 1) nor has one entry per direction."""
-    k = count_directions(inputs)
-    counts = {
-        "u": inputs.u.shape[1],
-        "dt": inputs.dt.shape[1],
-        "A": inputs.A.shape[0],
-        "B": inputs.B.shape[1],
-        "C": inputs.C.shape[1],
-        "D": 1 if inputs.D is None else inputs.D.shape[0],
-        "z": 1 if z is None or z.dim() == 3 else z.shape[1],
-        "dt_bias": 1 if inputs.dt_bias is None else inputs.dt_bias.shape[0],
-        "initial_state": k if inputs.initial_state is None else inputs.initial_state.shape[1],
-    }
-    if any([count not in (1, k) for count in counts.values()]) or counts["initial_state"] != k:
-        raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")
-    if inputs.merge and counts["z"] > 1:
-        raise ValueError(
-            f"the sum of the directions has one gate, got {counts['z']}: expected z of (batch, length, dim)"
-        )

@@ -100,18 +100,64 @@ class ScanGradients(NamedTuple):
     initial_state: Tensor | None
 
 
-def hide_padding(
-    mask: Tensor, tokens: Tensor, dt: Tensor, dt_bias: Tensor | None, *, softplus: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return u, dt and dt_bias whose padded steps have size zero, which leaves the state as it is."""
-    padded = ~mask[:, None, :, None]
-    if dt_bias is not None and not softplus:
-        dt, dt_bias = dt + dt_bias[:, None], None
-    # softplus(-inf) is zero
-    return tokens.masked_fill(padded, 0.0), dt.masked_fill(padded, -torch.inf if softplus else 0.0), dt_bias
+def shared_fields(
+    u: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    dt_bias: Tensor | None,
+    orders: Orders | None,
+    mask: Tensor | None,
+    softplus: bool,
+) -> dict[str, Any]:
+    """Return the fields that a scan and a cross scan have in common, from the arguments of the public functions.
+
+    Padded steps get size zero, which leaves the state as it is.
+    """
+    act, compute = _dtypes(u, dt, B, C, A)
+    tokens = u if u.dim() == 4 else u[:, None]
+    if mask is not None:
+        padded = ~mask[:, None, :, None]
+        if dt_bias is not None and not softplus:
+            dt, dt_bias = dt + dt_bias[:, None], None
+        # softplus(-inf) is zero
+        dt = dt.masked_fill(padded, -torch.inf if softplus else 0.0)
+        tokens = tokens.masked_fill(padded, 0.0)
+    return {
+        "u": tokens.to(act),
+        "dt": dt.to(act),
+        "A": A.to(compute).transpose(-1, -2),
+        "B": B.to(act),
+        "C": C.to(act),
+        "dt_bias": None if dt_bias is None else dt_bias.to(compute),
+        "orders": _order_table(orders, tokens.shape[2]),
+        "softplus": softplus,
+    }
 
 
-def dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
+def check_directions(inputs: Any, initial_state: Tensor | None = None, **more: int) -> None:
+    """Refuse tensors that are neither shared (size 1) nor have one entry per direction.
+
+    Args:
+        inputs: of a scan or a cross scan.
+        initial_state: one that cannot be shared.
+        more: numbers of entries of other tensors, by their names.
+
+    Raises:
+        ValueError: there are such tensors.
+    """
+    p, k = inputs, count_directions(inputs)
+    counts = {"u": p.u.shape[1], "dt": p.dt.shape[1], "A": p.A.shape[0], "B": p.B.shape[1], "C": p.C.shape[1]}
+    counts |= {"dt_bias": 1 if p.dt_bias is None else p.dt_bias.shape[0], **more}
+    whole = k if initial_state is None else initial_state.shape[1]
+    if any([count not in (1, k) for count in counts.values()]) or whole != k:
+        counts |= {} if initial_state is None else {"initial_state": whole}
+        raise ValueError(f"every input needs 1 or {k} entries on the direction axis, got {counts}")
+
+
+def _dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """Return the dtype of the activations (u, dt, B, C) and that of the arithmetic."""
     *activations, A = (x.dtype for x in inputs)
     act = activations[0]
@@ -121,7 +167,7 @@ def dtypes(*inputs: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return (compute if compute == torch.float64 else act), compute
 
 
-def order_table(orders: Orders | None, length: int) -> Tensor | None:
+def _order_table(orders: Orders | None, length: int) -> Tensor | None:
     """Return the tokens visited at each step, (k, l) int64.
 
     Raises:

@@ -2,9 +2,7 @@
 
 from transmamba.data.conversation import LLAMA_3 as LLAMA_3
 from transmamba.data.conversation import VICUNA as VICUNA
-from transmamba.data.conversation import Batch as Batch
 from transmamba.data.conversation import Conversation as Conversation
-from transmamba.data.conversation import Encoded as Encoded
 from transmamba.data.conversation import Template as Template
 from transmamba.data.conversation import Turn as Turn
 from transmamba.data.conversation import collate as collate
@@ -19,7 +17,6 @@ from transmamba.data.lmms_eval import lmms_model as lmms_model
 from transmamba.data.ranking import Ranking as Ranking
 from transmamba.data.ranking import RetrievalScores as RetrievalScores
 from transmamba.data.ranking import retrieval_scores as retrieval_scores
-from transmamba.data.retrieval import Pair as Pair
 from transmamba.data.retrieval import RetrievalDataset as RetrievalDataset
 from transmamba.data.retrieval import VideoCaptions as VideoCaptions
 from transmamba.data.retrieval import didemo as didemo

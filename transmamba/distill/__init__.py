@@ -14,7 +14,6 @@ from transmamba.distill.align import align_tokens as align_tokens
 from transmamba.distill.align import drop_tokens as drop_tokens
 from transmamba.distill.align import flatten_map as flatten_map
 from transmamba.distill.align import resize_tokens as resize_tokens
-from transmamba.distill.aligned_text import AlignedText as AlignedText
 from transmamba.distill.aligned_text import align_text as align_text
 from transmamba.distill.baselines import LastFeatureDistill as LastFeatureDistill
 from transmamba.distill.baselines import LayerwiseDistill as LayerwiseDistill
@@ -41,7 +40,6 @@ from transmamba.distill.layer_map import cka_matrix as cka_matrix
 from transmamba.distill.layer_map import linear_cka as linear_cka
 from transmamba.distill.layer_map import match_layers as match_layers
 from transmamba.distill.loss import TransMambaLoss as TransMambaLoss
-from transmamba.distill.match_table import MatchRow as MatchRow
 from transmamba.distill.match_table import MatchTable as MatchTable
 from transmamba.distill.match_table import dry_run as dry_run
 from transmamba.distill.processes import ends_process as ends_process
@@ -54,7 +52,5 @@ from transmamba.distill.sparse import SparseLogitsDistill as SparseLogitsDistill
 from transmamba.distill.sparse import top_logits as top_logits
 from transmamba.distill.store import FeatureStore as FeatureStore
 from transmamba.distill.store import fingerprint as fingerprint
-from transmamba.distill.taps import TappedFeatures as TappedFeatures
 from transmamba.distill.taps import tap as tap
-from transmamba.distill.token_sample import TokenSample as TokenSample
 from transmamba.distill.token_sample import sample_tokens as sample_tokens

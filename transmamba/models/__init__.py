@@ -48,6 +48,7 @@ from transmamba.models.retrieval_heads import TemporalTransformer as TemporalTra
 from transmamba.models.retrieval_heads import TightHead as TightHead
 from transmamba.models.stack import BlockStack as BlockStack
 from transmamba.models.stack import recompute_blocks as recompute_blocks
+from transmamba.models.stack import reset_children as reset_children
 from transmamba.models.transformer_encoder import TransformerEncoder as TransformerEncoder
 from transmamba.models.video_mamba import VideoMamba as VideoMamba
 from transmamba.models.video_mamba import video_mamba_base as video_mamba_base

@@ -2,14 +2,14 @@
 
 from transmamba._checkpoint import open_safetensors
 from transmamba.transfer.attention_weights import AttentionInit
-from transmamba.transfer.closed_form.fit_report import FitReport, FitRow
+from transmamba.transfer.closed_form.fit_report import FitReport
 from transmamba.transfer.closed_form.layer_costs import Sensitivity, sensitivity
 from transmamba.transfer.closed_form.layer_fit import LayerFit
 from transmamba.transfer.closed_form.layerwise import fit_layers
-from transmamba.transfer.closed_form.least_squares import LeastSquares, Readout
+from transmamba.transfer.closed_form.least_squares import LeastSquares
 from transmamba.transfer.closed_form.projected import project_start
 from transmamba.transfer.closed_form.spread import principal_axes
-from transmamba.transfer.closed_form.teacher_forced import MixerPair, mixer_pairs
+from transmamba.transfer.closed_form.teacher_forced import mixer_pairs
 from transmamba.transfer.convolutions import init_convolutions
 from transmamba.transfer.importance import (
     StabilityRecorder,
@@ -36,11 +36,8 @@ __all__ = [
     "translate",
     "AttentionInit",
     "FitReport",
-    "FitRow",
     "LayerFit",
     "LeastSquares",
-    "MixerPair",
-    "Readout",
     "Sensitivity",
     "SSM_PARAMETERS",
     "StabilityRecorder",

@@ -82,8 +82,8 @@ class PlainMambaBlock(nn.Module):
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """Return the stream after the block, and the mixer's output split by order, in natural token order."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, moves, grid)
-        return self._convolve(x + self.drop_path(mixed), grid), parts
+        mixed, shares = self.mixer.forward_directions(self.norm1(x), orders, moves, grid)
+        return self._convolve(x + self.drop_path(mixed), grid), shares
 
     def _convolve(self, x: Tensor, grid: Grid) -> Tensor:
         if self.local is None:

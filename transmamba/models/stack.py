@@ -46,9 +46,9 @@ class BlockStack(nn.ModuleList):
         layers, shares = [], []
         for block in self:
             if directions:
-                tokens, parts = self._run(block.forward_directions, tokens, orders, *context)
-                pairs = zip(parts, [None] if orders is None else orders, strict=True)
-                shares.append([part if order is None else permute_tokens(part, order) for part, order in pairs])
+                tokens, own = self._run(block.forward_directions, tokens, orders, *context)
+                pairs = zip(own, [None] if orders is None else orders, strict=True)
+                shares.append([share if order is None else permute_tokens(share, order) for share, order in pairs])
             else:
                 tokens = self._run(block, tokens, orders, *context)
             layers.append(tokens)

@@ -101,8 +101,8 @@ class VimBlock(MambaBlock):
     ) -> tuple[Tensor, Tensor]:
         """Return the stream after the block, and each direction's addition to it in natural token order."""
         x = self._turned(x, rotation, "stream")
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders)
-        shares = torch.stack([self._turned(part, rotation, "output") for part in parts])
+        mixed, shares = self.mixer.forward_directions(self.norm1(x), orders)
+        shares = torch.stack([self._turned(part, rotation, "output") for part in shares])
         return x + self.drop_path(self._turned(mixed, rotation, "output")), shares
 
     def _turned(self, x: Tensor, rotation: GridRotation | None, what: Turns) -> Tensor:
@@ -129,6 +129,6 @@ class VimPair(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the stream after the pair, and the additions of each direction of both blocks."""
         half = len(orders) // 2
-        there, parts = self.there.forward_directions(x, orders[:half], rotation)
+        there, shares = self.there.forward_directions(x, orders[:half], rotation)
         back, more = self.back.forward_directions(x, orders[half:], rotation)
-        return there + back, torch.cat([parts, more])
+        return there + back, torch.cat([shares, more])

@@ -51,8 +51,8 @@ class VMambaBlock(nn.Module):
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """Return the stream after the block, and the mixer's output split by direction, in natural token order."""
-        mixed, parts = self.mixer.forward_directions(self.norm1(x), orders, grid)
-        return self._feed_forward(x + self.drop_path(mixed)), parts
+        mixed, shares = self.mixer.forward_directions(self.norm1(x), orders, grid)
+        return self._feed_forward(x + self.drop_path(mixed)), shares
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.norm2 is None or self.mlp is None:

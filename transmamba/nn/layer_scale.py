@@ -56,6 +56,6 @@ class ScaledMixer(nn.Module):
         return self.gamma * self.mixer(x, *context)
 
     def forward_directions(self, x: Tensor, *context: Any) -> tuple[Tensor, Tensor]:
-        """Return the output of `forward`, and each direction's part of it."""
-        mixed, parts = self.mixer.forward_directions(x, *context)
-        return self.gamma * mixed, self.gamma * parts
+        """Return the output of `forward`, and each direction's share of it."""
+        mixed, shares = self.mixer.forward_directions(x, *context)
+        return self.gamma * mixed, self.gamma * shares

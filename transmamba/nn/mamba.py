@@ -111,17 +111,17 @@ class MambaMixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's share in natural token order; the shares add up to it.
 
         The output projection is linear, so each direction is sent through it alone (its bias belongs to none).
         """
         scanned = self._scan(x, orders, mask, seq_idx=seq_idx, merge=False)
-        parts = F.linear(
+        shares = F.linear(
             rearrange(scanned.y, "batch direction token inner -> direction batch token inner"),
             self.out_proj.weight,
         )
-        mixed = parts.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
+        mixed = shares.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
 
     def prefill(
         self,

@@ -128,7 +128,7 @@ class Mamba2Mixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output, and each direction's part of it in natural token order; the parts add up to it.
+        """Return the output, and each direction's share of it in natural token order; the shares add up to it.
 
         The bias of `out_proj` belongs to no direction, the MLP beside the heads to all of them alike.
         """

@@ -135,7 +135,7 @@ class Mamba3Mixer(nn.Module):
         mask: Bool[Tensor, "batch token"] | None = None,
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output, and each direction's part of it in natural token order; the parts add up to it."""
+        """Return the output, and each direction's share of it in natural token order; the shares add up to it."""
         shares = F.linear(torch.stack(self._directions(x, orders, mask, seq_idx)), self.out_proj.weight)
         return shares.sum(0), shares
 

@@ -80,11 +80,11 @@ class PlainMambaMixer(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each order's part of it without the bias, in natural token order."""
+        """Return the output of `forward`, and each order's share of it without the bias, in natural token order."""
         y = self._scan(x, orders, moves, grid, merge=False)
-        parts = F.linear(y.movedim(1, 0), self.out_proj.weight)
-        mixed = parts.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
+        shares = F.linear(y.movedim(1, 0), self.out_proj.weight)
+        mixed = shares.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool) -> Tensor:
         check_width(x, self.in_proj.in_features)

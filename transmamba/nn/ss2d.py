@@ -124,7 +124,7 @@ class SS2D(nn.Module):
     def forward_directions(
         self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each direction's part in natural token order; the parts add up to it.
+        """Return the output of `forward`, and each direction's share in natural token order; the shares add up to it.
 
         The norm is not linear: all directions are scaled by the deviation of their sum, and share its bias evenly.
 
@@ -139,9 +139,9 @@ class SS2D(nn.Module):
         y, gate = self._scan(x, orders, grid, merge=False)
         deviation = torch.sqrt(y.sum(1, keepdim=True).var(-1, correction=0, keepdim=True) + self.out_norm.eps)
         normed = (y - y.mean(-1, keepdim=True)) / deviation * self.out_norm.weight + self.out_norm.bias / y.shape[1]
-        parts = self.out_proj(normed if gate is None else normed * gate[:, None]).movedim(1, 0)
-        parts = parts * self.dropout(torch.ones_like(parts[0]))
-        return parts.sum(0), parts
+        shares = self.out_proj(normed if gate is None else normed * gate[:, None]).movedim(1, 0)
+        shares = shares * self.dropout(torch.ones_like(shares[0]))
+        return shares.sum(0), shares
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], grid: Grid, *, merge: bool) -> tuple[Tensor, Tensor | None]:
         check_width(x, self.in_proj.in_features)

@@ -88,10 +88,10 @@ class ThereAndBackMixer(nn.Module):
         orders: Sequence[ScanOrder] | None = None,
         mask: Bool[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
-        """Return the output of `forward`, and each direction's part of it without the bias, in natural token order."""
-        parts = F.linear(self._scan(x, orders, mask, merge=False).movedim(1, 0), self.out_proj.weight)
-        mixed = parts.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), parts
+        """Return the output of `forward`, and each direction's share of it without the bias, in natural token order."""
+        shares = F.linear(self._scan(x, orders, mask, merge=False).movedim(1, 0), self.out_proj.weight)
+        mixed = shares.sum(0)
+        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, *, merge: bool) -> Tensor:
         check_width(x, self.in_proj.in_features)

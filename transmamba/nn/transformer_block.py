@@ -117,8 +117,8 @@ class TransformerBlock(nn.Module):
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """Return the stream after the block, and the mixer's output split by direction in natural token order."""
-        mixed, parts = self._mixer.forward_directions(self._read(x, self.norm1), orders, mask, seq_idx)
-        return self._join(x, mixed), parts
+        mixed, shares = self._mixer.forward_directions(self._read(x, self.norm1), orders, mask, seq_idx)
+        return self._join(x, mixed), shares
 
     def prefill(self, x: Tensor, mask: Tensor | None, cache: Any) -> tuple[Tensor, Any]:
         """Return the output of `forward`, going on from `cache`, and the cache after the tokens."""

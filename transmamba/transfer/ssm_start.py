@@ -29,7 +29,7 @@ from transmamba.transfer.write import Write
 
 IN, OUT = "in_proj.weight", "out_proj.weight"
 
-Slot = dict[int, dict[str, Tensor]]
+LayerTensors = dict[int, dict[str, Tensor]]
 Check = Callable[[Start, int, Mapping[str, Tensor]], None]
 Builder = Callable[[Start, AttentionWeights, Mapping[str, Tensor], MixerInput], dict[str, Tensor]]
 
@@ -64,11 +64,11 @@ def plan_attention(
             f" blocks.0.mixer.in_proj.weight; got {', '.join(list(source)[:4])} and {', '.join(list(target)[:4])}"
         )
     layers = resolve_layer_map(layer_map, 1 + max(blocks), teacher.architecture.depth)
-    slot: Slot = {}
+    of_layer: LayerTensors = {}
     writes, used = [], set()
     for layer in sorted(mixers & set(layers)):
         names = [f"blocks.{layers[layer]}.attn.{part}.weight" for part in ("q", "k", "v", "out")]
-        writes += _layer(init, layer, names, slot, source, target, kept, norms)
+        writes += _layer(init, layer, names, of_layer, source, target, kept, norms)
         used |= set(names) | {name.removesuffix("weight") + "bias" for name in names}
     return Started(writes, used, _left_out(teacher.architecture, [*source]))
 
@@ -90,7 +90,7 @@ def _layer(
     init: AttentionInit,
     layer: int,
     names: list[str],
-    slot: Slot,
+    of_layer: LayerTensors,
     source: Source,
     target: Mapping[str, Tensor],
     kept: tuple[int, ...] | None,
@@ -118,10 +118,10 @@ def _layer(
     check(start, source.shape(names[-1])[1] // start.heads, mixer)
 
     def tensors() -> dict[str, Tensor]:
-        if layer not in slot:
-            slot.clear()  # the numbers of one layer at a time
-            slot[layer] = build(start, read_attention(start, names, source, kept, reads.has_constant), mixer, reads)
-        return slot[layer]
+        if layer not in of_layer:
+            of_layer.clear()  # the numbers of one layer at a time
+            of_layer[layer] = build(start, read_attention(start, names, source, kept, reads.has_constant), mixer, reads)
+        return of_layer[layer]
 
     gate = "" if reads.has_constant else ", gate and biases as initialised"
     origin = source.label(names[0]).removesuffix(".weight")

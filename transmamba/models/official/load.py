@@ -31,7 +31,7 @@ def build_and_load(
             source = family.build({**config, **inferred}, state)
         if changes:
             model = family.build({**config, **changes}, state)
-    ours = translate(family, source, state)
+    ours = with_our_names(family, source, state)
     if source is not model and family.adapt is not None:
         ours = family.adapt(ours, source, model)
     assign(model, {name: value.clone() for name, value in ours.items()})
@@ -43,8 +43,8 @@ def rebuild(family: Family, config: Mapping[str, Any], state: State) -> nn.Modul
     return family.build(config, {strip_prefixes(family.official_name(name)): value for name, value in state.items()})
 
 
-def translate(family: Family, model: nn.Module, state: State) -> State:
-    """Translate `state` to our names and our shapes.
+def with_our_names(family: Family, model: nn.Module, state: State) -> State:
+    """Return `state` with our names and our shapes.
 
     Raises:
         ValueError: names are missing or left over, shapes or dtypes are wrong; all are listed.

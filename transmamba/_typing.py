@@ -177,7 +177,7 @@ def check_width(x: Tensor, width: int, name: str = "x", axis: int = -1) -> None:
 
 
 def check_choice(name: str, value: object, choices: Iterable[object], rest: str = "") -> None:
-    """Refuse a value that is none of `choices`; `rest` names in the message what else would do.
+    """Refuse a value that is none of `choices`; `rest` ends the message, for instance with another remedy.
 
     Raises:
         ValueError: it is another one.

@@ -107,7 +107,7 @@ def prepare(task: str, cache: Path) -> Setting:
     patches = [torch.cat(layer)[:, 1:] for layer in zip(*(piece.layers for piece in pieces), strict=True)]
     layers = (*patches[:-1], last[:, 1:])  # the final norm belongs to the last layer
     centred = tuple((layer - layer.mean((0, 1))) / layer.std((0, 1)) for layer in layers)
-    importance, logits = tm.transfer.stability_importance(teacher, tuned), teacher.head(last[:, 0])
+    importance, logits = tm.transfer.stability_importance(teacher, tuned), teacher.forward_head(last)
     return Setting(size, train, test, teacher, logits, layers, centred, importance, accuracy(teacher, test))
 
 
@@ -182,7 +182,7 @@ def learner(
             logits, total = student(x), 0.0
         else:
             features = student.forward_features(x, directions=recipe.feature != "stream")
-            logits = student.head(features.last.mean(1))
+            logits = student.forward_head(features)
             total = recipe.features * distiller(student, x, features, [layer[pick] for layer in targets])
         if recipe.logits and distill_weight:
             total = total + recipe.logits * kd(logits, setting.logits[pick])

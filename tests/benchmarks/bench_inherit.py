@@ -162,8 +162,8 @@ class Teacher:
 
         def loss(pixels: Tensor, classes: Tensor) -> Tensor:
             mine, theirs = student.forward_features(pixels), self.model.forward_features(pixels)
-            answer = student.head(mine.last.mean(1))
-            task = F.cross_entropy(answer, classes) if labels else logits(answer, self.model.head(theirs.last[:, 0]))
+            answer = student.forward_head(mine)
+            task = F.cross_entropy(answer, classes) if labels else logits(answer, self.model.forward_head(theirs))
             return task + distill(bridge(mine.layers), [layer[:, 1:] for layer in theirs.layers])
 
         return loss

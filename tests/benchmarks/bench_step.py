@@ -34,7 +34,7 @@ def make_step(arguments: argparse.Namespace, *, taught: bool) -> Callable[[], No
     def step() -> None:
         optimizer.zero_grad()
         seen = student.forward_features(images, directions=taught)
-        total = F.cross_entropy(student.head(seen.last.mean(1)), labels)
+        total = F.cross_entropy(student.forward_head(seen), labels)
         if taught:
             with torch.no_grad():
                 target = [layer[:, 1:] for layer in teacher.forward_features(images).layers]  # without the class token

@@ -54,7 +54,7 @@ def main() -> None:
             start = time.process_time(), time.perf_counter()
             x = images[chosen]
             last = student.forward_features(x).last
-            loss, wanted = student.head(last.mean(1)).square().mean(), target([keys[i] for i in chosen], x)
+            loss, wanted = student.forward_head(last).square().mean(), target([keys[i] for i in chosen], x)
             loss = loss if wanted is None else loss + distill(last, wanted)
             optimizer.zero_grad()
             loss.backward()

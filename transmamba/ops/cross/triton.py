@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from transmamba.ops.cross.inputs import CrossGradients, CrossInputs, queue_of
-from transmamba.ops.scan.parts import over_directions, parts_of, per_direction, strides, total
+from transmamba.ops.scan.parts import over_directions, parts_of, strides, total
 from transmamba.ops.scan.triton import CHUNK as CHUNK
-from transmamba.ops.scan.triton import PART
+from transmamba.ops.scan.triton import PART, common_arguments
 from transmamba.ops.scan.triton.tiles import ENTRIES, power
 from transmamba.ops.triton import launch, unmet
 
@@ -22,16 +22,12 @@ def unsupported_reasons(inputs: CrossInputs) -> list[str]:
 
 def _inputs(p: CrossInputs) -> tuple[CrossInputs, tuple[int, int], dict[str, Any]]:
     """Make the constants contiguous, and return them with the grid and the arguments that both kernels have."""
-    bias, orders = (None if x is None else x.contiguous() for x in (p.dt_bias, p.orders))
-    p = p._replace(A=p.A.contiguous(), dt_bias=bias, orders=orders)
-    batch, directions, length, channels, states = p.sizes
+    p, arguments = common_arguments(p)
+    batch, directions, _, channels, states = p.sizes
     width = max(1, min(ENTRIES // power(states), 64, power(channels)))
     queue, first = queue_of(p)
-    arguments: dict[str, Any] = {"u": p.u, "dt": p.dt, "A": p.A, "B": p.B, "C": p.C, "bias": bias, "orders": orders}
-    arguments |= {f"{name}_at": strides(arguments[name]) for name in ("u", "dt", "B", "C")}
-    arguments |= {"A_at": per_direction(p.A), "bias_at": per_direction(bias), "queue": queue, "first": first}
-    arguments |= {"K": directions, "L": length, "queries": p.C.shape[2], "channels": channels, "states": states}
-    arguments |= {"CHUNK": CHUNK, "PART": PART, "N": power(states), "W": width, "SOFTPLUS": p.softplus}
+    arguments |= {"queue": queue, "first": first, "queries": p.C.shape[2]}
+    arguments |= {"PART": PART, "N": power(states), "W": width}
     return p, (batch * directions, -(-channels // width)), arguments
 
 

@@ -30,18 +30,23 @@ def _contiguous(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _inputs(p: ScanInputs) -> tuple[ScanInputs, dict[str, Any]]:
-    """Make the constants contiguous, and return them with the arguments that both kernels have."""
-    p = p._replace(A=p.A.contiguous(), D=_contiguous(p.D), dt_bias=_contiguous(p.dt_bias), orders=_contiguous(p.orders))
+def common_arguments(p: Any) -> tuple[Any, dict[str, Any]]:
+    """Make the constants of a scan or cross scan contiguous, and return them with the arguments of its kernels."""
+    p = p._replace(A=p.A.contiguous(), dt_bias=_contiguous(p.dt_bias), orders=_contiguous(p.orders))
     _, directions, length, channels, states = p.sizes
     rows = {"u": p.u, "dt": p.dt, "B": p.B, "C": p.C}
-    constants = {"A": p.A, "D": p.D, "bias": p.dt_bias}
     by_row = {f"{name}_at": strides(x) for name, x in rows.items()}
-    steps = {f"{name}_at": per_direction(x) for name, x in constants.items()}
-    part = 2 * PART if states <= FEW else PART
-    sizes = {"K": directions, "L": length, "channels": channels, "states": states, "CHUNK": CHUNK, "PART": part}
-    flags = {"SOFTPLUS": p.softplus, "BY_STEP": p.parameters_by_step, "ONCE": states <= FEW}
-    return p, rows | constants | by_row | steps | sizes | flags | {"orders": p.orders, "restart": restarts(p)}
+    constants = {"A": p.A, "A_at": per_direction(p.A), "bias": p.dt_bias, "bias_at": per_direction(p.dt_bias)}
+    sizes = {"K": directions, "L": length, "channels": channels, "states": states}
+    return p, rows | by_row | constants | sizes | {"orders": p.orders, "CHUNK": CHUNK, "SOFTPLUS": p.softplus}
+
+
+def _inputs(p: ScanInputs) -> tuple[ScanInputs, dict[str, Any]]:
+    """Make the constants contiguous, and return them with the arguments that both kernels have."""
+    p, arguments = common_arguments(p._replace(D=_contiguous(p.D)))
+    few = arguments["states"] <= FEW
+    arguments |= {"D": p.D, "D_at": per_direction(p.D), "restart": restarts(p), "PART": 2 * PART if few else PART}
+    return p, arguments | {"BY_STEP": p.parameters_by_step, "ONCE": few}
 
 
 class Driver(NamedTuple):

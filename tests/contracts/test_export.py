@@ -8,11 +8,13 @@ from torch.autograd import forward_ad
 from torch.export import Dim
 
 from tests.contracts.backbones import BACKBONES, SCANNING, build
-from transmamba.models import MambaLM, Vim
+from transmamba.models import SNAKES, MambaLM, PlainMamba, Vim, VisionMamba, ViT, vmamba_v2
 from transmamba.nn import CrossMamba, Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.ops import selective_scan, ssd_scan, use_backend
 
 BATCH = ({0: Dim("batch")},)
+TEXT = {0: Dim("batch"), 1: Dim("length")}
+TINY = {"dim": 12, "depth": 1, "num_classes": 5}
 MIXERS = {
     "mamba": MambaMixer,
     "mamba2": partial(Mamba2Mixer, head_dim=4),
@@ -43,7 +45,7 @@ def test_exports_a_text_of_any_length():
     """Also one of several chunks of the scan, where the example had one."""
     model = MambaLM(11, 12, depth=1).eval()
     ids = torch.randint(11, (2, 7))
-    program = torch.export.export(model, (ids,), dynamic_shapes=({0: Dim("batch"), 1: Dim("length")},)).module()
+    program = torch.export.export(model, (ids,), dynamic_shapes=(TEXT,)).module()
     for longer in (ids[:1].repeat(1, 20), ids):
         torch.testing.assert_close(program(longer), model(longer))
     program(ids.repeat(1, 10)).square().sum().backward()
@@ -74,22 +76,54 @@ def in_onnxruntime(tmp_path):
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-@quiet
-@pytest.mark.parametrize("name", ["vision_mamba", "vim", "plain_mamba", "vmamba_v2", "vit"])
-def test_onnx_takes_batches_of_any_size(name, in_onnxruntime):
-    model, x = build(name)
+# one block of each kind: the exporter takes seconds for each
+ONE_BLOCK = {
+    "vision_mamba": lambda: VisionMamba((8, 12), 4, d_state=3, orders=SNAKES, **TINY),
+    "vim": lambda: Vim((8, 12), 4, d_state=3, **TINY),
+    "plain_mamba": lambda: PlainMamba((8, 12), 4, d_state=3, **TINY),
+    "vmamba_v2": lambda: vmamba_v2((8, 12), (1, 1), num_classes=5),
+    "vit": lambda: ViT((8, 12), 4, heads=3, **TINY),
+}
+
+
+def onnx_takes_batches(model, x, in_onnxruntime):
     run, _ = in_onnxruntime(model, (x,), BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
         torch.testing.assert_close(run(batch), model(batch), atol=1e-4, rtol=1e-4)
 
 
 @quiet
+@pytest.mark.parametrize("name", ONE_BLOCK)
+def test_onnx_takes_batches_of_any_size(name, in_onnxruntime):
+    model = ONE_BLOCK[name]().eval()
+    torch.nn.init.normal_(model.head.weight)
+    onnx_takes_batches(model, torch.randn(2, 3, *((24, 40) if name == "vmamba_v2" else (8, 12))), in_onnxruntime)
+
+
+@pytest.mark.slow
+@quiet
+@pytest.mark.parametrize("name", ONE_BLOCK)
+def test_onnx_takes_batches_of_several_blocks(name, in_onnxruntime):
+    onnx_takes_batches(*build(name), in_onnxruntime)
+
+
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_onnx_takes_texts_of_any_length_in_a_file_of_one_size(mixer, in_onnxruntime):
+def test_the_exported_graph_has_one_size_for_texts_of_any_length(mixer):
+    """What onnx makes of it has, too: the recurrence is one node, not one per token."""
+    model = MambaLM(11, 12, depth=1, mixer=MIXERS[mixer]).eval()
+    texts = [torch.randint(11, (2, length)) for length in (70, 5)]
+    programs = [torch.export.export(model, (ids,), dynamic_shapes=(TEXT,)) for ids in texts]
+    assert len({len(program.graph.nodes) for program in programs}) == 1
+
+
+@quiet
+@pytest.mark.parametrize("mixer", MIXERS)
+@pytest.mark.parametrize("lengths", [(5,), pytest.param((70, 5), marks=pytest.mark.slow)], ids=["one", "two"])
+def test_onnx_takes_texts_of_any_length_in_a_file_of_one_size(mixer, lengths, in_onnxruntime):
     model = MambaLM(11, 12, depth=1, mixer=MIXERS[mixer]).eval()
     ids, sizes = torch.randint(11, (2, 70)), []
-    for length in (70, 5):
-        run, size = in_onnxruntime(model, (ids[:, :length],), ({0: Dim("batch"), 1: Dim("length")},))
+    for length in lengths:
+        run, size = in_onnxruntime(model, (ids[:, :length],), (TEXT,))
         sizes.append(size)
         for other in (ids[:1].repeat(1, 3), ids[:, :7].repeat(2, 1)):
             torch.testing.assert_close(run(other), model(other), atol=1e-4, rtol=1e-4)

@@ -107,17 +107,9 @@ def test_onnx_takes_batches_of_several_blocks(name, in_onnxruntime):
     onnx_takes_batches(*build(name), in_onnxruntime)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_the_exported_graph_has_one_size_for_texts_of_any_length(mixer):
-    """What onnx makes of it has, too: the recurrence is one node, not one per token."""
-    model = MambaLM(11, 12, depth=1, mixer=MIXERS[mixer]).eval()
-    texts = [torch.randint(11, (2, length)) for length in (70, 5)]
-    programs = [torch.export.export(model, (ids,), dynamic_shapes=(TEXT,)) for ids in texts]
-    assert len({len(program.graph.nodes) for program in programs}) == 1
-
-
 @quiet
 @pytest.mark.parametrize("mixer", MIXERS)
+# a graph that was traced for 5 tokens and is right for 210 holds no loop that was written out
 @pytest.mark.parametrize("lengths", [(5,), pytest.param((70, 5), marks=pytest.mark.slow)], ids=["one", "two"])
 def test_onnx_takes_texts_of_any_length_in_a_file_of_one_size(mixer, lengths, in_onnxruntime):
     model = MambaLM(11, 12, depth=1, mixer=MIXERS[mixer]).eval()

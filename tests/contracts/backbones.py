@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
 from transmamba.models import SNAKES, PlainMamba, VideoMamba, Vim, VisionMamba, ViT, vmamba_v0, vmamba_v2
+from transmamba.models.stack import BlockStack
 from transmamba.nn import Attention, MambaMixer, Scan2dMixer, SnakeMixer, TransformerBlock
 
 SNAPSHOT = Path(__file__).parent / "state_keys.json"
@@ -69,6 +71,21 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     with torch.no_grad():
         model.head.weight.normal_()
     return model, torch.randn(2, *entry.shape)
+
+
+def short(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The backbone with one block of each kind: tracing one takes seconds, and another like it shows no more."""
+    model, x = build(name)
+    for stack in [module for module in model.modules() if isinstance(module, BlockStack)]:
+        first = {repr(block): i for i, block in reversed(list(enumerate(stack)))}
+        for i in reversed(range(len(stack))):
+            if i not in first.values():
+                del stack[i]
+    return model, x
+
+
+# a test of both; the whole model is slow
+SHORT_AND_WHOLE = [short, pytest.param(build, marks=pytest.mark.slow, id="whole")]
 
 
 def mixers(model: nn.Module) -> list[nn.Module]:

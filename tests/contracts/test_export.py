@@ -7,14 +7,13 @@ import torch
 from torch.autograd import forward_ad
 from torch.export import Dim
 
-from tests.contracts.backbones import BACKBONES, SCANNING, build
-from transmamba.models import SNAKES, MambaLM, PlainMamba, Vim, VisionMamba, ViT, vmamba_v2
+from tests.contracts.backbones import BACKBONES, SCANNING, SHORT_AND_WHOLE, build
+from transmamba.models import MambaLM, Vim
 from transmamba.nn import CrossMamba, Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.ops import selective_scan, ssd_scan, use_backend
 
 BATCH = ({0: Dim("batch")},)
 TEXT = {0: Dim("batch"), 1: Dim("length")}
-TINY = {"dim": 12, "depth": 1, "num_classes": 5}
 MIXERS = {
     "mamba": MambaMixer,
     "mamba2": partial(Mamba2Mixer, head_dim=4),
@@ -23,8 +22,9 @@ MIXERS = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_exports_for_batches_of_any_size(name):
-    model, x = build(name)
+@pytest.mark.parametrize("made", SHORT_AND_WHOLE)
+def test_exports_for_batches_of_any_size(name, made):
+    model, x = made(name)
     program = torch.export.export(model, (x,), dynamic_shapes=BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1], x[:0]):
         torch.testing.assert_close(program.module()(batch), model(batch))
@@ -76,35 +76,14 @@ def in_onnxruntime(tmp_path):
 quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-# one block of each kind: the exporter takes seconds for each
-ONE_BLOCK = {
-    "vision_mamba": lambda: VisionMamba((8, 12), 4, d_state=3, orders=SNAKES, **TINY),
-    "vim": lambda: Vim((8, 12), 4, d_state=3, **TINY),
-    "plain_mamba": lambda: PlainMamba((8, 12), 4, d_state=3, **TINY),
-    "vmamba_v2": lambda: vmamba_v2((8, 12), (1, 1), num_classes=5),
-    "vit": lambda: ViT((8, 12), 4, heads=3, **TINY),
-}
-
-
-def onnx_takes_batches(model, x, in_onnxruntime):
+@quiet
+@pytest.mark.parametrize("name", ["vision_mamba", "vim", "plain_mamba", "vmamba_v2", "vit"])
+@pytest.mark.parametrize("made", SHORT_AND_WHOLE)
+def test_onnx_takes_batches_of_any_size(name, made, in_onnxruntime):
+    model, x = made(name)
     run, _ = in_onnxruntime(model, (x,), BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
         torch.testing.assert_close(run(batch), model(batch), atol=1e-4, rtol=1e-4)
-
-
-@quiet
-@pytest.mark.parametrize("name", ONE_BLOCK)
-def test_onnx_takes_batches_of_any_size(name, in_onnxruntime):
-    model = ONE_BLOCK[name]().eval()
-    torch.nn.init.normal_(model.head.weight)
-    onnx_takes_batches(model, torch.randn(2, 3, *((24, 40) if name == "vmamba_v2" else (8, 12))), in_onnxruntime)
-
-
-@pytest.mark.slow
-@quiet
-@pytest.mark.parametrize("name", ONE_BLOCK)
-def test_onnx_takes_batches_of_several_blocks(name, in_onnxruntime):
-    onnx_takes_batches(*build(name), in_onnxruntime)
 
 
 @quiet

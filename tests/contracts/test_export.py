@@ -120,9 +120,11 @@ def test_states_between_chunks_follow_for_an_open_number_of_them():
 
     A, state = -torch.rand(4), torch.randn(2, 4, 3, 5)
     torch._dynamo.reset()
-    compiled = torch.compile(scan, backend="eager", dynamic=True, fullgraph=True)
+    compiled = torch.compile(scan, backend="eager", fullgraph=True)
     for length in (20, 13):
         inputs = [t[:, :length].clone().requires_grad_() for t in (x, dt, B)] + [A.clone().requires_grad_(), state]
+        for sequence in inputs[:3]:
+            torch._dynamo.mark_dynamic(sequence, 1)  # it alone: every open size makes the guards harder to solve
         for got, expected in zip(compiled(*inputs), scan(*inputs), strict=True):
             torch.testing.assert_close(got, expected)
             grads = [torch.autograd.grad(y.square().sum(), inputs[:4], retain_graph=True) for y in (got, expected)]

@@ -10,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import nn
 
 from transmamba.models import SNAKES, PlainMamba, VideoMamba, Vim, VisionMamba, ViT, vmamba_v0, vmamba_v2
+from transmamba.models.stack import BlockStack
 from transmamba.nn import SS2D, Attention, MambaMixer, PlainMambaMixer, TransformerBlock
 
 SNAPSHOT = Path(__file__).parent / "state_keys.json"
@@ -51,7 +53,7 @@ BACKBONES = {
         lambda: VideoMamba((8, 12), 4, num_frames=3, **_sizes()), (3, 3, 8, 12), float32_residual=True
     ),
     "video_mamba_image": Entry(lambda: VideoMamba((8, 12), 4, **_sizes()), (3, 8, 12), float32_residual=True),
-    "plain_mamba": Entry(lambda: PlainMamba((12, 20), 4, d_state=3, **_sizes(conv_layers=(0,))), (3, 12, 20), True),
+    "plain_mamba": Entry(lambda: PlainMamba((12, 20), 4, d_state=3, **_sizes(convolved=(0,))), (3, 12, 20), True),
     "vmamba_v0": Entry(lambda: vmamba_v0((8, 12), (1, 2), d_state=3, num_classes=CLASSES), (3, 24, 40), True),
     "vmamba_v2": Entry(lambda: vmamba_v2((8, 12), (1, 2), num_classes=CLASSES), (3, 24, 40), True),
     "vit": Entry(lambda: ViT((8, 12), 4, heads=3, **_sizes()), (3, 8, 12), scans=False),
@@ -69,6 +71,21 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     with torch.no_grad():
         model.head.weight.normal_()
     return model, torch.randn(2, *entry.shape)
+
+
+def short(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The backbone with one block of each kind: tracing one takes seconds, and another like it shows no more."""
+    model, x = build(name)
+    for stack in [module for module in model.modules() if isinstance(module, BlockStack)]:
+        first = {repr(block): i for i, block in reversed(list(enumerate(stack)))}
+        for i in reversed(range(len(stack))):
+            if i not in first.values():
+                del stack[i]
+    return model, x
+
+
+# a test of both; the whole model is slow
+SHORT_AND_WHOLE = [short, pytest.param(build, marks=pytest.mark.slow, id="whole")]
 
 
 def mixers(model: nn.Module) -> list[nn.Module]:
@@ -89,7 +106,7 @@ def turned(mixer: nn.Module) -> nn.Module:
                 parameter.copy_(parameter[[2, 3, 0, 1]])
         elif isinstance(mixer, PlainMambaMixer):  # right and left, up and down
             mixer.conv2d.weight.copy_(mixer.conv2d.weight.flip(-1, -2))
-            mixer.direction_B.copy_(mixer.direction_B[[0, 2, 1, 4, 3]])
+            mixer.move_B.copy_(mixer.move_B[[0, 2, 1, 4, 3]])
     return mixer
 
 

@@ -7,12 +7,13 @@ import torch
 from torch.autograd import forward_ad
 from torch.export import Dim
 
-from tests.contracts.backbones import BACKBONES, SCANNING, build
+from tests.contracts.backbones import BACKBONES, SCANNING, SHORT_AND_WHOLE, build
 from transmamba.models import MambaLM, Vim
 from transmamba.nn import CrossMamba, Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.ops import selective_scan, ssd_scan, use_backend
 
 BATCH = ({0: Dim("batch")},)
+TEXT = {0: Dim("batch"), 1: Dim("length")}
 MIXERS = {
     "mamba": MambaMixer,
     "mamba2": partial(Mamba2Mixer, head_dim=4),
@@ -21,8 +22,9 @@ MIXERS = {
 
 
 @pytest.mark.parametrize("name", BACKBONES)
-def test_exports_for_batches_of_any_size(name):
-    model, x = build(name)
+@pytest.mark.parametrize("made", SHORT_AND_WHOLE)
+def test_exports_for_batches_of_any_size(name, made):
+    model, x = made(name)
     program = torch.export.export(model, (x,), dynamic_shapes=BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1], x[:0]):
         torch.testing.assert_close(program.module()(batch), model(batch))
@@ -43,7 +45,7 @@ def test_exports_a_text_of_any_length():
     """Also one of several chunks of the scan, where the example had one."""
     model = MambaLM(11, 12, depth=1).eval()
     ids = torch.randint(11, (2, 7))
-    program = torch.export.export(model, (ids,), dynamic_shapes=({0: Dim("batch"), 1: Dim("length")},)).module()
+    program = torch.export.export(model, (ids,), dynamic_shapes=(TEXT,)).module()
     for longer in (ids[:1].repeat(1, 20), ids):
         torch.testing.assert_close(program(longer), model(longer))
     program(ids.repeat(1, 10)).square().sum().backward()
@@ -76,8 +78,9 @@ quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprecation
 
 @quiet
 @pytest.mark.parametrize("name", ["vision_mamba", "vim", "plain_mamba", "vmamba_v2", "vit"])
-def test_onnx_takes_batches_of_any_size(name, in_onnxruntime):
-    model, x = build(name)
+@pytest.mark.parametrize("made", SHORT_AND_WHOLE)
+def test_onnx_takes_batches_of_any_size(name, made, in_onnxruntime):
+    model, x = made(name)
     run, _ = in_onnxruntime(model, (x,), BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
         torch.testing.assert_close(run(batch), model(batch), atol=1e-4, rtol=1e-4)
@@ -85,11 +88,13 @@ def test_onnx_takes_batches_of_any_size(name, in_onnxruntime):
 
 @quiet
 @pytest.mark.parametrize("mixer", MIXERS)
-def test_onnx_takes_texts_of_any_length_in_a_file_of_one_size(mixer, in_onnxruntime):
+# a graph that was traced for 5 tokens and is right for 210 holds no loop that was written out
+@pytest.mark.parametrize("lengths", [(5,), pytest.param((70, 5), marks=pytest.mark.slow)], ids=["one", "two"])
+def test_onnx_takes_texts_of_any_length_in_a_file_of_one_size(mixer, lengths, in_onnxruntime):
     model = MambaLM(11, 12, depth=1, mixer=MIXERS[mixer]).eval()
     ids, sizes = torch.randint(11, (2, 70)), []
-    for length in (70, 5):
-        run, size = in_onnxruntime(model, (ids[:, :length],), ({0: Dim("batch"), 1: Dim("length")},))
+    for length in lengths:
+        run, size = in_onnxruntime(model, (ids[:, :length],), (TEXT,))
         sizes.append(size)
         for other in (ids[:1].repeat(1, 3), ids[:, :7].repeat(2, 1)):
             torch.testing.assert_close(run(other), model(other), atol=1e-4, rtol=1e-4)
@@ -115,9 +120,11 @@ def test_states_between_chunks_follow_for_an_open_number_of_them():
 
     A, state = -torch.rand(4), torch.randn(2, 4, 3, 5)
     torch._dynamo.reset()
-    compiled = torch.compile(scan, backend="eager", dynamic=True, fullgraph=True)
+    compiled = torch.compile(scan, backend="eager", fullgraph=True)
     for length in (20, 13):
         inputs = [t[:, :length].clone().requires_grad_() for t in (x, dt, B)] + [A.clone().requires_grad_(), state]
+        for sequence in inputs[:3]:
+            torch._dynamo.mark_dynamic(sequence, 1)  # it alone: every open size makes the guards harder to solve
         for got, expected in zip(compiled(*inputs), scan(*inputs), strict=True):
             torch.testing.assert_close(got, expected)
             grads = [torch.autograd.grad(y.square().sum(), inputs[:4], retain_graph=True) for y in (got, expected)]

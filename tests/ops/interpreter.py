@@ -14,9 +14,10 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA 
 unless_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="the same cases run compiled, in the gpu test")
 
 
-def run_cases(beside: str, file: str) -> None:
+def run_cases(beside: str, *files: str, marked: str = "not slow") -> None:
     # triton decides when it is imported whether kernels are interpreted, so the cases need a fresh process
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(beside).with_name(file))]
+    paths = [str(Path(beside).with_name(file)) for file in files]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, *paths]
     settings = {"OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **settings})
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -4,15 +4,17 @@ import torch
 
 from transmamba import ops
 
-BATCH, K, LENGTH, DIM, STATE = 2, 2, 21, 5, 3
+K, DIM, STATE = 2, 5, 3
+SIZES = (2, 21)  # batch and length
 HALVES = (torch.bfloat16, torch.float16)
 
 
 class Draw:
     """Random tensors: `half` ones hold numbers of the half precision, the others are float32."""
 
-    def __init__(self, dtype, device):
+    def __init__(self, dtype, device, sizes=SIZES):
         self.dtype, self.device = dtype, device
+        self.batch, self.length = sizes
 
     def half(self, *shape):
         return torch.randn(*shape, device=self.device).to(self.dtype).requires_grad_()
@@ -24,29 +26,32 @@ class Draw:
         return (-torch.rand(*shape, device=self.device) - 0.1).requires_grad_()
 
 
-def _orders(device):
-    return ops.scan_orders(["forward", "backward"], LENGTH, device)
+def _orders(draw):
+    return ops.scan_orders(["forward", "backward"], draw.length, draw.device)
 
 
-def _tokens(device):
-    return torch.randint(LENGTH, (BATCH, 7), generator=torch.Generator().manual_seed(2)).to(device)
+def _tokens(draw):
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(draw.length, (draw.batch, 7), generator=generator).to(draw.device)
 
 
-def _packed(device):
-    return (torch.arange(LENGTH, device=device) // 4).expand(BATCH, -1)
+def _packed(draw):
+    return (torch.arange(draw.length, device=draw.device) // 4).expand(draw.batch, -1)
 
 
 def _scan(draw):
+    batch, length = draw.batch, draw.length
     return {
-        "u": draw.half(BATCH, LENGTH, DIM), "dt": draw.half(BATCH, 1, LENGTH, DIM), "A": draw.decay(K, DIM, STATE),
-        "B": draw.half(BATCH, K, LENGTH, STATE), "C": draw.half(BATCH, K, LENGTH, STATE), "D": draw.full(K, DIM),
+        "u": draw.half(batch, length, DIM), "dt": draw.half(batch, 1, length, DIM), "A": draw.decay(K, DIM, STATE),
+        "B": draw.half(batch, K, length, STATE), "C": draw.half(batch, K, length, STATE), "D": draw.full(K, DIM),
         "dt_bias": draw.full(K, DIM),
     }  # fmt: skip
 
 
 def selective_scan(draw, **options):
     """mamba-ssm's call, gated."""
-    sequence, parameter = (BATCH, DIM, LENGTH), (BATCH, STATE, LENGTH)
+    batch, length = draw.batch, draw.length
+    sequence, parameter = (batch, DIM, length), (batch, STATE, length)
     return ops.selective_scan, {
         "u": draw.half(*sequence), "delta": draw.half(*sequence), "A": draw.decay(DIM, STATE),
         "B": draw.half(*parameter), "C": draw.half(*parameter), "D": draw.full(DIM), "z": draw.half(*sequence),
@@ -56,31 +61,33 @@ def selective_scan(draw, **options):
 
 def multi_scan(draw, **options):
     """Directions apart."""
-    return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw.device), **options}
+    return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw), **options}
 
 
 def merged_scan(draw, **options):
     """Directions summed."""
-    return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw.device), "merge": True, **options}
+    return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw), "merge": True, **options}
 
 
 def gated_scan(draw, **options):
     """Directions summed and gated."""
+    batch, length = draw.batch, draw.length
     scan, inputs, options = merged_scan(draw, **options)
-    return scan, {**inputs, "z": draw.half(BATCH, LENGTH, DIM)}, options
+    return scan, {**inputs, "z": draw.half(batch, length, DIM)}, options
 
 
 def apart_gated_scan(draw, **options):
     """Directions gated apart."""
+    batch, length = draw.batch, draw.length
     scan, inputs, options = multi_scan(draw, **options)
-    return scan, {**inputs, "z": draw.half(BATCH, K, LENGTH, DIM)}, options
+    return scan, {**inputs, "z": draw.half(batch, K, length, DIM)}, options
 
 
 def cross_scan(draw, **options):
     """Queries that read somewhere on the way."""
     inputs = {name: x for name, x in _scan(draw).items() if name != "D"}
-    inputs["C"] = draw.half(BATCH, K, 7, STATE)
-    options = {"softplus": True, "orders": _orders(draw.device), "reads": _tokens(draw.device), **options}
+    inputs["C"] = draw.half(draw.batch, K, 7, STATE)
+    options = {"softplus": True, "orders": _orders(draw), "reads": _tokens(draw), **options}
     return ops.cross_scan, inputs, options
 
 
@@ -96,19 +103,20 @@ def last_cross_scan(draw, **options):
 
 def causal_conv1d(draw, **options):
     """Directions with float32 weights."""
-    inputs = {"x": draw.half(BATCH, LENGTH, DIM), "weight": draw.full(K, DIM, 4), "bias": draw.full(K, DIM)}
-    return ops.causal_conv1d, inputs, {"orders": _orders(draw.device), "activation": "silu", **options}
+    batch, length = draw.batch, draw.length
+    inputs = {"x": draw.half(batch, length, DIM), "weight": draw.full(K, DIM, 4), "bias": draw.full(K, DIM)}
+    return ops.causal_conv1d, inputs, {"orders": _orders(draw), "activation": "silu", **options}
 
 
 def packed_conv1d(draw, **options):
     """Packed sequences, no activation."""
-    return causal_conv1d(draw, activation=None, seq_idx=_packed(draw.device), **options)
+    return causal_conv1d(draw, activation=None, seq_idx=_packed(draw), **options)
 
 
 def continued_conv1d(draw, **options):
     """Tokens before the first."""
     function, inputs, options = causal_conv1d(draw, **options)
-    return function, {**inputs, "initial_tokens": draw.half(BATCH, K, 3, DIM)}, options
+    return function, {**inputs, "initial_tokens": draw.half(draw.batch, K, 3, DIM)}, options
 
 
 BY_BACKEND = (
@@ -128,35 +136,39 @@ BY_BACKEND = (
 
 def selective_step(draw):
     """A state of half precision as well."""
+    batch = draw.batch
     return ops.selective_step, {
-        "state": draw.half(BATCH, DIM, STATE), "u": draw.half(BATCH, DIM), "dt": draw.half(BATCH, DIM),
-        "A": draw.decay(DIM, STATE), "B": draw.full(BATCH, STATE), "C": draw.full(BATCH, STATE), "D": draw.full(DIM),
-        "z": draw.half(BATCH, DIM), "dt_bias": draw.full(DIM),
+        "state": draw.half(batch, DIM, STATE), "u": draw.half(batch, DIM), "dt": draw.half(batch, DIM),
+        "A": draw.decay(DIM, STATE), "B": draw.full(batch, STATE), "C": draw.full(batch, STATE), "D": draw.full(DIM),
+        "z": draw.half(batch, DIM), "dt_bias": draw.full(DIM),
     }, {"dt_softplus": True}  # fmt: skip
 
 
 def conv_step(draw):
     """Float32 weights and an activation."""
+    batch = draw.batch
     return ops.conv_step, {
-        "state": draw.half(BATCH, DIM, 4), "x": draw.half(BATCH, DIM), "weight": draw.full(DIM, 4),
+        "state": draw.half(batch, DIM, 4), "x": draw.half(batch, DIM), "weight": draw.full(DIM, 4),
         "bias": draw.full(DIM),
     }, {"activation": "silu"}  # fmt: skip
 
 
 def ssd_scan(draw):
     """Heads of two groups."""
+    batch, length = draw.batch, draw.length
     return ops.ssd_scan, {
-        "x": draw.half(BATCH, LENGTH, 4, DIM), "dt": draw.half(BATCH, LENGTH, 4), "A": draw.decay(4),
-        "B": draw.half(BATCH, LENGTH, 2, STATE), "C": draw.half(BATCH, LENGTH, 2, STATE), "D": draw.full(4),
+        "x": draw.half(batch, length, 4, DIM), "dt": draw.half(batch, length, 4), "A": draw.decay(4),
+        "B": draw.half(batch, length, 2, STATE), "C": draw.half(batch, length, 2, STATE), "D": draw.full(4),
         "dt_bias": draw.full(4),
     }, {"dt_softplus": True, "chunk_size": 8}  # fmt: skip
 
 
 def ssd_step(draw):
     """A state of half precision as well."""
+    batch = draw.batch
     return ops.ssd_step, {
-        "state": draw.half(BATCH, 4, DIM, STATE), "x": draw.half(BATCH, 4, DIM), "dt": draw.half(BATCH, 4),
-        "A": draw.decay(4), "B": draw.half(BATCH, 2, STATE), "C": draw.half(BATCH, 2, STATE), "D": draw.full(4),
+        "state": draw.half(batch, 4, DIM, STATE), "x": draw.half(batch, 4, DIM), "dt": draw.half(batch, 4),
+        "A": draw.decay(4), "B": draw.half(batch, 2, STATE), "C": draw.half(batch, 2, STATE), "D": draw.full(4),
         "dt_bias": draw.full(4),
     }, {"dt_softplus": True}  # fmt: skip
 
@@ -170,27 +182,29 @@ def _heads(draw, *axes):
 
 def trapezoidal_scan(draw):
     """Mamba-3, gated."""
-    return ops.trapezoidal_scan, _heads(draw, BATCH, LENGTH), {"chunk_size": 8}
+    batch, length = draw.batch, draw.length
+    return ops.trapezoidal_scan, _heads(draw, batch, length), {"chunk_size": 8}
 
 
 def trapezoidal_step(draw):
     """One step of it from a state of half precision."""
+    batch = draw.batch
     shapes = ((2,), (DIM, 5), (5,), (DIM,))
-    before = ops.TrapezoidState(*(draw.half(BATCH, 3, *shape) for shape in shapes))
+    before = ops.TrapezoidState(*(draw.half(batch, 3, *shape) for shape in shapes))
 
     def step(angle, state, old_B, old_x, **inputs):
         return ops.trapezoidal_step(ops.TrapezoidState(angle, state, old_B, old_x), **inputs)
 
-    return step, {**dict(zip(("angle", "state", "old_B", "old_x"), before, strict=True)), **_heads(draw, BATCH)}, {}
+    return step, {**dict(zip(("angle", "state", "old_B", "old_x"), before, strict=True)), **_heads(draw, batch)}, {}
 
 
 PLAIN = (selective_step, conv_step, ssd_scan, ssd_step, trapezoidal_scan, trapezoidal_step)
 
 
-def check(case, dtype, device="cpu", *, units=0.5, **options):
+def check(case, dtype, device="cpu", *, units=0.5, sizes=SIZES, **options):
     """Compare outputs and gradients with float64: `units` in the last place, and what float32 sums lose."""
     torch.manual_seed(0)
-    function, inputs, options = case(Draw(dtype, device), **options)
+    function, inputs, options = case(Draw(dtype, device, sizes), **options)
     exact = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}
     plain = {"backend": "reference"} if "backend" in options else {}
     y, expected = _first(function(**inputs, **options)), _first(function(**exact, **{**options, **plain}))

@@ -14,32 +14,26 @@ from transmamba.ops.scan.inputs import ScanInputs
 @needs_triton
 @unless_gpu
 def test_scan_cases_pass_in_the_interpreter():
-    run_cases(__file__, "triton_cases.py")
+    run_cases(__file__, "triton_cases.py", "triton_rounding_cases.py")
+
+
+@pytest.mark.slow
+@needs_triton
+@unless_gpu
+def test_longer_scan_cases_pass_in_the_interpreter():
+    run_cases(__file__, "triton_cases.py", "triton_rounding_cases.py", marked="slow")
 
 
 @pytest.mark.gpu
 @needs_triton
 @needs_gpu
 def test_scan_cases_pass_on_the_gpu():
-    run_cases(__file__, "triton_cases.py")
+    run_cases(__file__, "triton_cases.py", "triton_rounding_cases.py", marked="slow or not slow")
 
 
 def small(dtype=torch.float32, states=2) -> ScanInputs:
     sequence, parameter = torch.zeros(1, 1, 3, 5, dtype=dtype), torch.zeros(1, 1, 3, states, dtype=dtype)
     return ScanInputs(sequence, sequence, torch.zeros(1, states, 5), parameter, parameter)
-
-
-@needs_triton
-@unless_gpu
-def test_half_precision_is_rounded_once_in_the_interpreter():
-    run_cases(__file__, "triton_rounding_cases.py")
-
-
-@pytest.mark.gpu
-@needs_triton
-@needs_gpu
-def test_half_precision_is_rounded_once_on_the_gpu():
-    run_cases(__file__, "triton_rounding_cases.py")
 
 
 @needs_triton

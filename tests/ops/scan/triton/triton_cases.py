@@ -23,9 +23,9 @@ FEATURES = {
     "shared dt": {"own": "A B C D dt_bias"},
     "one set of parameters": {"own": ""},
     "step parameters": {"parameters_by_step": True},
-    "shared decay": {"own": "B", "parameters_by_step": True},
+    "shared decay": {"own": "B", "parameters_by_step": True, "k": 3},
     "shared decay of an even number of directions": {"own": "B C D", "parameters_by_step": True, "k": 2},
-    "shared decay without orders": {"own": "u B C D", "orders": False, "initial": True},
+    "shared decay without orders": {"own": "u B C D", "orders": False, "initial": True, "k": 3},
     "own steps beside a shared A": {"own": "dt B C", "parameters_by_step": True},
     "no skip, no bias": {"without": "D dt_bias"},
     "no softplus": {"softplus": False},
@@ -33,7 +33,7 @@ FEATURES = {
     "segments without orders": {"segments": True, "orders": False, "initial": True},
     "initial state": {"initial": True},
     "merge": {"merge": True},
-    "merged shared decay": {"merge": True, "own": "B", "parameters_by_step": True, "initial": True},
+    "merged shared decay": {"merge": True, "own": "B", "parameters_by_step": True, "initial": True, "k": 3},
     "one token": {"length": 1},
     "one state": {"n": 1},
     "two states over several chunks": {"n": 2, "length": 19, "k": 2, "segments": True, "initial": True},
@@ -50,7 +50,14 @@ FEATURES = {
         "n": 4,
         "k": 2,
     },
-    "several blocks with shared decay": {"d": 67, "length": 3, "own": "B C D", "parameters_by_step": True, "n": 7},
+    "several blocks with shared decay": {
+        "d": 67,
+        "length": 3,
+        "own": "B C D",
+        "parameters_by_step": True,
+        "n": 7,
+        "k": 3,
+    },
 }
 
 
@@ -77,6 +84,11 @@ def problem(
         parameters_by_step,
         merge,
     )
+
+
+def small(**options) -> ScanInputs:
+    """A problem that the interpreter gets through sooner: two directions, a whole part and one more step."""
+    return problem(**{"k": 2, "length": triton.PART + 1} | options)
 
 
 def exact(p: ScanInputs, grad_y, grad_last) -> tuple:
@@ -118,13 +130,19 @@ def seed():
 
 @pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES.keys())
 def test_agrees_with_the_reference(options):
+    compare(small(**options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", FEATURES.values(), ids=FEATURES.keys())
+def test_agrees_with_the_reference_in_more_directions_and_longer(options):
     compare(problem(**options))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("options", [{}, {"own": "B", "parameters_by_step": True, "merge": True}])
 def test_half_precision_loses_only_what_storing_loses(dtype, options):
-    compare(problem(dtype=dtype, **options))
+    compare(small(dtype=dtype, **options))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +156,8 @@ def test_half_precision_loses_only_what_storing_loses(dtype, options):
 )
 def test_time_split_into_spans_changes_nothing(monkeypatch, options):
     monkeypatch.setattr(tiles, "programs", lambda device: 1000)
-    p = problem(**{"k": 1, "length": 67, "d": 3, "n": 2, **options})
+    monkeypatch.setattr(triton, "CHUNK", 2 * triton.PART)  # a span has four chunks
+    p = small(**{"k": 1, "length": 4 * triton.CHUNK + 3, "d": 3, "n": 2, **options})
     assert tiles.cut(p, triton.CHUNK).grid[2] > 1
     compare(p)
 
@@ -147,17 +166,17 @@ def test_time_split_into_spans_changes_nothing(monkeypatch, options):
 def test_blocks_of_channels_taken_in_turn_change_nothing(monkeypatch, programs):
     monkeypatch.setattr(tiles, "programs", lambda device: programs)
     monkeypatch.setattr(tiles, "ENTRIES", 8)
-    p = problem(length=5, d=7, n=4, k=1)
+    p = small(length=5, d=7, n=4, k=1)
     assert tiles.cut(p, triton.CHUNK).turns == {1: 4, 2: 2, 1000: 1}[programs]
     compare(p)
 
 
 def test_last_state_may_be_unused():
-    compare(problem(length=5), with_last=False)
+    compare(small(), with_last=False)
 
 
 def test_sums_over_directions_are_expanded_gradients():
-    p = problem(merge=True, length=7)
+    p = small(merge=True)
     y, _, saved = triton.forward(p, True)
     spread = torch.ones_like(y[:, :, :1, :1]).expand_as(y)
     apart, dense = (triton.backward(p, saved, g, None) for g in (spread, spread.contiguous()))
@@ -165,7 +184,7 @@ def test_sums_over_directions_are_expanded_gradients():
 
 
 def test_takes_and_returns_the_layout_with_time_innermost():
-    p = problem(length=11, k=1, orders=False)
+    p = small(k=1, orders=False)
     u, dt, B, C = (x.transpose(-1, -2).contiguous().transpose(-1, -2) for x in (p.u, p.dt, p.B, p.C))
     p = p._replace(u=u, dt=dt, B=B, C=C)
     y, _, saved = triton.forward(p, True)
@@ -175,22 +194,22 @@ def test_takes_and_returns_the_layout_with_time_innermost():
 
 
 def test_takes_expanded_inputs():
-    p = problem(length=7)
+    p = small()
     compare(p._replace(u=p.u[:, :, :1].expand_as(p.u), B=p.B[:, :, :, :1].expand_as(p.B)))
 
 
 def test_softplus_keeps_the_digits_of_tiny_steps():
-    p = problem(length=7)
+    p = small()
     compare(p._replace(dt=p.dt - 12))
 
 
 def test_long_steps_forget_the_past():
-    p = problem(length=7)
+    p = small()
     compare(p._replace(dt=30 + 30 * p.dt.abs()))
 
 
 def test_saved_holds_the_state_before_each_chunk():
-    p = problem(length=2 * triton.CHUNK + 3)
+    p = small(k=3, length=2 * triton.CHUNK + 3)
     _, _, saved = triton.forward(p, True)
     _, state, nothing = triton.forward(_first_steps(p, 2 * triton.CHUNK), False)
     assert nothing.shape == (0,)
@@ -205,7 +224,7 @@ def _first_steps(p: ScanInputs, steps: int) -> ScanInputs:
 
 @pytest.mark.parametrize("sizes", [{"b": 0}, {"length": 0}, {"d": 0}])
 def test_empty_problems_have_empty_answers(sizes):
-    p = problem(initial=True, **sizes)
+    p = small(initial=True, **sizes)
     y, last, saved = triton.forward(p, True)
     grads = triton.backward(p, saved, torch.empty_like(y), torch.ones_like(last))
     torch.testing.assert_close(last, p.initial_state)
@@ -214,7 +233,7 @@ def test_empty_problems_have_empty_answers(sizes):
 
 
 def test_is_reproducible_and_leaves_its_inputs_alone():
-    p = problem(length=7, initial=True, segments=True)
+    p = small(initial=True, segments=True)
     before = [x.clone() if isinstance(x, torch.Tensor) else x for x in p]
     runs = []
     for _ in range(2):
@@ -225,4 +244,4 @@ def test_is_reproducible_and_leaves_its_inputs_alone():
 
 
 def test_accepts_what_it_computes():
-    assert triton.unsupported_reasons(problem(length=1)) == []
+    assert triton.unsupported_reasons(small(length=1)) == []

@@ -61,6 +61,11 @@ class Bench(Records):
         self.judged = data["images"][order[FIT:]]
         self.varied, self.other, self.theirs = data["varied"], data["other"], None
 
+    @property
+    def mirrored(self):
+        """Return the photographs, and again from left to right."""
+        return torch.cat([self.photographs, self.photographs.flip(-1)])
+
     def batches(self, count, source="photographs"):
         """Return the first pictures of a kind; both kinds interleaved are `mixed`."""
         if source == "mixed":
@@ -210,6 +215,7 @@ SMALL = {
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
     "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=60), count=1000),
     "closed, then slowly": made(solved, partial(end_to_end, compare=layers_mse, seconds=60, rate=3e-5), count=1000),
+    "closed, mirrored": made(solved, count=2000, source="mirrored"),
     "closed, then gently": made(solved, partial(end_to_end, compare=layers_mse, seconds=60, rate=1e-5), count=1000),
     # as long as closed form and steps together
     "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),

@@ -9,6 +9,7 @@ features of the four mirror images are computed once. A run that has its line al
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -100,10 +101,19 @@ class Setting:
         self.teacher = tm.models.ViT.from_pretrained(folder / "teacher56")
         self.images, self.labels = normalised(self.data["images"]), self.data["labels"]
         self.batches = list(self.images[:1000].split(BATCH))
+        self.made = {}
         self.axes = transfer.principal_axes(self.teacher, self.batches, DIM)
 
     def student(self, start, seed):
-        """Return a student and where its channels were in the teacher."""
+        """Return a student and where its channels were in the teacher; each is made once."""
+        if (start, seed) not in self.made:
+            self.made[start, seed] = *self.new(start, seed), torch.get_rng_state()
+        student, pad, state = self.made[start, seed]
+        torch.set_rng_state(state)
+        return copy.deepcopy(student), pad
+
+    def new(self, start, seed):
+        """Make a student."""
         torch.manual_seed(seed)
         student = tm.models.VisionMamba(SIDE, PATCH, dim=DIM, depth=DEPTH, num_classes=4)
         if start == "scratch":

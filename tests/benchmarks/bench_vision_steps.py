@@ -10,6 +10,7 @@ Printed are losses, and cosines as in `bench_vision`, on 64 photographs, after b
 
 import copy
 import sys
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -22,6 +23,9 @@ SHOWN, MARKS = (0, 2, 5, 8, 11, 12), (1, 3, 6, 10, 20)
 # part that is trained, rate, what a step is relative to, steps, and how many of them warm up
 VARIANTS = {
     "teacher itself": ("all", 3e-4, "", 6, 2),
+    "teacher itself, 3e-5": ("all", 3e-5, "", 6, 2),
+    "teacher itself, 1e-5": ("all", 1e-5, "", 6, 2),
+    "teacher itself, 1e-6": ("all", 1e-6, "", 6, 2),
     "all": ("all", 3e-4, "", 20, 2),
     "readouts": ("readouts", 3e-4, "", 6, 2),
     "insides": ("insides", 3e-4, "", 6, 2),
@@ -71,9 +75,14 @@ class Steps(Bench):
 
     def __init__(self, folder):
         super().__init__(folder, 56)
-        self.closed, self.seen = solved(self, count=1000), normalised(self.judged[:64])
         with torch.no_grad():
-            self.spread = [x.var((0, 1), correction=0).mean() for x in all_tokens(self.teacher, self.seen)]
+            tokens = all_tokens(self.teacher, normalised(self.judged[:64]))
+        self.spread = [x.var((0, 1), correction=0).mean() for x in tokens]
+
+    @cached_property
+    def closed(self):
+        """Return the closed form on 1,000 photographs."""
+        return solved(self, count=1000)
 
     def loss(self, model, images, by):
         """Return the squared error of all layers, for relative steps each by the teacher's variance there."""
@@ -89,11 +98,12 @@ class Steps(Bench):
     def run(self, name):
         """Take the steps and print what they do."""
         part, rate, by, steps, warm = VARIANTS[name]
-        model = copy.deepcopy(self.teacher if name == "teacher itself" else self.closed).train()
+        start = self.teacher if name.startswith("teacher") else self.closed
+        model = copy.deepcopy(start).train()
         parameters = trained(model, part)
         sizes, generator = [size(p, by) for p in parameters], torch.Generator().manual_seed(1)
         optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.0)
-        print(name, "\n  closed form", [self.cosines(self.closed, self.judged[:64])[i] for i in SHOWN])
+        print(name, "\n  before", [self.cosines(start, self.judged[:64])[i] for i in SHOWN])
         for step in range(1, steps + 1):
             optimizer.param_groups[0]["lr"] = rate * min(1, step / warm, 2 * (steps - step + 1) / steps)
             optimizer.zero_grad()

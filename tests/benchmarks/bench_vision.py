@@ -252,18 +252,18 @@ def run(folder, names):
 
 def tables(folder):
     """Print the tables of docs/results.md: probe, share of the teacher's gain, cosines, seconds."""
-    found = Bench(folder).done()
-    print("| | probe | of the gain | cosine, layers 3, 6, 9, 12 | after the norm | other kinds | CPU s |")
-    print("| --- | --: | --: | --: | --: | --: | --: |")
+    found = Records(folder).done()
+    print("| | probe | of the gain | neighbours | readable | cosine, blocks 3, 6, 9, 12 | norm | other kinds | CPU s |")
+    print("| --- | --: | --: | --: | --: | --- | --: | --: | --: |")
     for name, line in found.items():
         if line.get("probe") is None and "cosines" not in line:
             continue
-        base = found["56: teacher" if name.startswith("56") else "teacher"]
-        gain = (
-            "" if line.get("probe") is None else (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
-        )
+        base, cells = found["56: teacher" if name.startswith("56") else "teacher"], [""] * 2
+        if line.get("probe") is not None:
+            gain = (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
+            cells = [f"{line['probe']:.1f}", f"{gain:.0%}"]
+        cells += [f"{line[yardstick]:.2f}" if yardstick in line else "" for yardstick in ("neighbours", "readable")]
         layers = [f"{line['cosines'][i]:.2f}" for i in (2, 5, 8, 11, 12)] if "cosines" in line else [""] * 5
-        cells = [f"{line['probe']:.1f}" if gain != "" else "", f"{gain:.0%}" if gain != "" else ""]
         cells += [" ".join(layers[:4]), layers[4], f"{line['other']:.2f}" if "other" in line else ""]
         print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
 

@@ -35,6 +35,7 @@ from tests.benchmarks.vision_students import (
     new_student,
     solved,
 )
+from tests.benchmarks.yardsticks import agreement, readable
 from transmamba.models import ViT
 from transmamba.nn import MambaMixer
 
@@ -58,7 +59,12 @@ class Bench(Records):
         order = torch.randperm(len(data["labels"]), generator=torch.Generator().manual_seed(7))
         self.photographs, self.labels = data["images"][order[:FIT]], data["labels"][order[FIT:]]
         self.judged = data["images"][order[FIT:]]
-        self.varied, self.other = data["varied"], data["other"]
+        self.varied, self.other, self.theirs = data["varied"], data["other"], None
+
+    @property
+    def mirrored(self):
+        """Return the photographs, and again from left to right."""
+        return torch.cat([self.photographs, self.photographs.flip(-1)])
 
     def batches(self, count, source="photographs"):
         """Return the first pictures of a kind; both kinds interleaved are `mixed`."""
@@ -68,24 +74,38 @@ class Bench(Records):
         return [normalised(part) for part in getattr(self, source)[:count].split(BATCH)]
 
     def scores(self, student, probe=True):
-        """Return the probe, and the cosines to the teacher on photographs and on pictures of other kinds."""
+        """Return what frozen features are worth, and the cosines to the teacher on photographs and on other kinds."""
+        found = self.yardsticks(student) if probe else {"probe": None}
         if student.norm.weight.shape != self.teacher.norm.weight.shape:
-            return {"probe": self.probe(student)}
-        return {
-            "probe": self.probe(student) if probe else None,
+            return found
+        return found | {
             "cosines": self.cosines(student, self.judged[:200]),
             "other": self.cosines(student, self.other)[-1],
         }
 
     @torch.no_grad()
-    def probe(self, model):
-        """Return the accuracy in per cent, each photograph judged by the three quarters that it is not in."""
+    def features(self, model):
+        """Return class tokens, if there are any, and patches of the photographs that judge."""
         # bfloat16 halves the time and moves the features by less than 1 %
         with torch.autocast("cpu", torch.bfloat16):
             parts = [model.forward_features(normalised(part)) for part in self.judged.split(BATCH)]
-        tokens = torch.cat([pooled(part.last.float(), part.extra) for part in parts])
-        fold = torch.arange(len(tokens)) % 4
-        hits = [classified(tokens[fold != k], self.labels[fold != k], tokens[fold == k]) == self.labels[fold == k]
+        tokens, extra = torch.cat([part.last.float() for part in parts]), len(parts[0].extra)
+        return tokens[:, :extra].flatten(1), tokens[:, extra:]
+
+    def yardsticks(self, model):
+        """Return the probe in per cent, and how many of the teacher's neighbours and patch features are there."""
+        theirs = self.theirs = self.features(self.teacher) if self.theirs is None else self.theirs
+        ours = theirs if model is self.teacher else self.features(model)
+        return {
+            "probe": self.probe(torch.cat([ours[0], ours[1].mean(1)], 1)),
+            "neighbours": agreement(ours[1].mean(1), theirs[1].mean(1)),
+            "readable": readable(ours[1], theirs[1]),
+        }
+
+    def probe(self, features):
+        """Return the accuracy in per cent, each photograph judged by the three quarters that it is not in."""
+        fold = torch.arange(len(features)) % 4
+        hits = [classified(features[fold != k], self.labels[fold != k], features[fold == k]) == self.labels[fold == k]
                 for k in range(4)]  # fmt: skip
         return 100 * torch.cat(hits).float().mean().item()
 
@@ -108,11 +128,6 @@ def halved(images):
     """Return images of half the side."""
     x = images if images.dim() == 4 else images[:, None]
     return avg_pool2d(x.float(), 2).round().byte().view(*images.shape[:-2], 56, 56)
-
-
-def pooled(tokens, extra):
-    """Return the class token, if there is one, and the mean patch."""
-    return torch.cat([*(tokens[:, i] for i in extra), tokens[:, len(extra) :].mean(1)], 1)
 
 
 def classified(features, labels, asked):
@@ -170,7 +185,7 @@ def speed(bench):
 def base(bench):
     """The teacher, and how common the most common class is."""
     share = 100 * (bench.labels == 0).float().mean().item()
-    return {"probe": bench.probe(bench.teacher), "majority": share}
+    return {**bench.yardsticks(bench.teacher), "majority": share}
 
 
 def made(start, *stages, probe=True, **options):
@@ -200,6 +215,8 @@ SMALL = {
     **{f"closed, mlp, seed {seed}": made(solved, **GOOD, seed=seed) for seed in range(3)},
     "closed, then to the end": made(solved, partial(end_to_end, compare=layers_mse, seconds=60), count=1000),
     "closed, then slowly": made(solved, partial(end_to_end, compare=layers_mse, seconds=60, rate=3e-5), count=1000),
+    "closed, mirrored": made(solved, count=2000, source="mirrored"),
+    "closed, then gently": made(solved, partial(end_to_end, compare=layers_mse, seconds=60, rate=1e-5), count=1000),
     # as long as closed form and steps together
     "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),
     "varied": made(solved, **VARIED),
@@ -207,8 +224,8 @@ SMALL = {
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
-    "closed, then forced": made(solved, partial(forced, seconds=60), partial(again, count=1000), count=1000),
-    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60), count=1000),
+    "closed, then forced": made(solved, partial(forced, seconds=30), partial(again, count=1000), count=1000),
+    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60, rate=1e-5), count=1000),
     "axes": made(half_width, basis="axes", count=1000),
     "neurons": made(half_width, basis="neurons", count=1000),
     "neurons alone": made(half_width, basis="neurons"),
@@ -235,18 +252,18 @@ def run(folder, names):
 
 def tables(folder):
     """Print the tables of docs/results.md: probe, share of the teacher's gain, cosines, seconds."""
-    found = Bench(folder).done()
-    print("| | probe | of the gain | cosine, layers 3, 6, 9, 12 | after the norm | other kinds | CPU s |")
-    print("| --- | --: | --: | --: | --: | --: | --: |")
+    found = Records(folder).done()
+    print("| | probe | of the gain | neighbours | readable | cosine, blocks 3, 6, 9, 12 | norm | other kinds | CPU s |")
+    print("| --- | --: | --: | --: | --: | --- | --: | --: | --: |")
     for name, line in found.items():
         if line.get("probe") is None and "cosines" not in line:
             continue
-        base = found["56: teacher" if name.startswith("56") else "teacher"]
-        gain = (
-            "" if line.get("probe") is None else (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
-        )
+        base, cells = found["56: teacher" if name.startswith("56") else "teacher"], [""] * 2
+        if line.get("probe") is not None:
+            gain = (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
+            cells = [f"{line['probe']:.1f}", f"{gain:.0%}"]
+        cells += [f"{line[yardstick]:.2f}" if yardstick in line else "" for yardstick in ("neighbours", "readable")]
         layers = [f"{line['cosines'][i]:.2f}" for i in (2, 5, 8, 11, 12)] if "cosines" in line else [""] * 5
-        cells = [f"{line['probe']:.1f}" if gain != "" else "", f"{gain:.0%}" if gain != "" else ""]
         cells += [" ".join(layers[:4]), layers[4], f"{line['other']:.2f}" if "other" in line else ""]
         print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
 

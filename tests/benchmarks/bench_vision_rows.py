@@ -9,6 +9,7 @@ features of the four mirror images are computed once. A run that has its line al
 """
 
 import argparse
+import copy
 import json
 import math
 import time
@@ -23,8 +24,9 @@ from tests.benchmarks.vision_data import PATCH, normalised
 from transmamba import distill, transfer
 
 SIDE, DIM, DEPTH, BATCH, TRAIN, RATE = 56, 96, 6, 32, 1500, 1e-3
+SLOWER = {"slow": 1e-1, "gentle": 1e-2}  # factors of the learning rate
 MIRRORS = ((), (-1,), (-2,), (-1, -2))
-# start, and what is added to the labels; "head": solved as well, "slow": a tenth of the learning rate
+# start, and what is added to the labels; "head": solved as well
 ROWS = {
     "scratch": ("scratch",),
     "scratch, last feature": ("scratch", "last"),
@@ -39,11 +41,15 @@ ROWS = {
     "subclone, bidirectional, logits": ("subclone", "bidirectional", "logits"),
     "subclone, head solved": ("subclone", "head"),
     "subclone, head solved, slow": ("subclone", "head", "slow"),
+    "subclone, head solved, gentle": ("subclone", "head", "gentle"),
     "closed form": ("closed", "head"),
     "closed form, slow": ("closed", "head", "slow"),
-    "closed form, slow, last feature": ("closed", "head", "slow", "last"),
-    "closed form, slow, bidirectional": ("closed", "head", "slow", "bidirectional"),
     "closed form, slow, logits": ("closed", "head", "slow", "logits"),
+    "closed form, gentle": ("closed", "head", "gentle"),
+    "closed form, gentle, last feature": ("closed", "head", "gentle", "last"),
+    "closed form, gentle, adaptive": ("closed", "head", "gentle", "adaptive"),
+    "closed form, gentle, bidirectional": ("closed", "head", "gentle", "bidirectional"),
+    "closed form, gentle, logits": ("closed", "head", "gentle", "logits"),
 }
 
 
@@ -95,10 +101,19 @@ class Setting:
         self.teacher = tm.models.ViT.from_pretrained(folder / "teacher56")
         self.images, self.labels = normalised(self.data["images"]), self.data["labels"]
         self.batches = list(self.images[:1000].split(BATCH))
+        self.made = {}
         self.axes = transfer.principal_axes(self.teacher, self.batches, DIM)
 
     def student(self, start, seed):
-        """Return a student and where its channels were in the teacher."""
+        """Return a student and where its channels were in the teacher; each is made once."""
+        if (start, seed) not in self.made:
+            self.made[start, seed] = *self.new(start, seed), torch.get_rng_state()
+        student, pad, state = self.made[start, seed]
+        torch.set_rng_state(state)
+        return copy.deepcopy(student), pad
+
+    def new(self, start, seed):
+        """Make a student."""
         torch.manual_seed(seed)
         student = tm.models.VisionMamba(SIDE, PATCH, dim=DIM, depth=DEPTH, num_classes=4)
         if start == "scratch":
@@ -169,16 +184,21 @@ def train(setting, row, seed, steps, share):
     learner = Learner(setting, ROWS[row], seed, own)
     before = setting.accuracy(learner.model)
     generator, parameters = torch.Generator().manual_seed(seed + 100), list(learner.parameters())
-    optimizer = torch.optim.AdamW(parameters, RATE, weight_decay=0.05)
-    begin, rate = time.process_time(), RATE / 10 if "slow" in ROWS[row] else RATE
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate * min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
+    slower = math.prod(SLOWER.get(part, 1) for part in ROWS[row])
+    groups = [{"params": list(part.parameters()), "lr": RATE * factor}  # calibrators are new in every row
+              for part, factor in ((learner.model, slower), (learner.bridges, 1))]  # fmt: skip
+    optimizer = torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1, (step + 1) / 20) * (1 + math.cos(math.pi * step / steps)) / 2
+    )
+    begin = time.process_time()
+    for _ in range(steps):
         pick = own[torch.randint(len(own), (BATCH,), generator=generator)]
         optimizer.zero_grad()
         learner.train()(pick, int(torch.randint(len(MIRRORS), (), generator=generator))).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        schedule.step()
     return {"before": before, "after": setting.accuracy(learner.model), "seconds": time.process_time() - begin}
 
 

@@ -88,13 +88,13 @@ class Bench(Records):
         losses = {int(layer): loss for layer, loss in self.done()[by]["losses"].items()}
         return sorted(losses, key=lambda layer: (losses[layer], layer))
 
-    def chosen(self, count, by):
-        """Return the layers to replace."""
+    def chosen(self, count, by, first=0):
+        """Return the layers to replace; by cost, those below `first` stay."""
         if by == "last":
             return sorted(range(30 - count, 30))
         if by == "uniform":
             return sorted({round((i + 0.5) * 30 / count - 0.5) for i in range(count)})
-        return sorted(self.order(by)[:count])
+        return sorted([layer for layer in self.order(by) if layer >= first][:count])
 
 
 def zip_longest(*lists):
@@ -114,13 +114,13 @@ def delete_each(bench):
     return {"base": found.base, "losses": found.losses}
 
 
-def solve_each(bench):
-    """Solve a mixer for each attention, put in one at a time, on text that is neither held out nor fitted on."""
+def solve_each(bench, fit, rows):
+    """Solve a mixer for each attention, put in one at a time; loss on rows of the ends of texts, which no fit has."""
     torch.manual_seed(0)
     mixers = {layer: MambaMixer(576).eval() for layer in ALL}
     begin = time.process_time()
-    r2 = transfer.fit_mixers(bench.teacher, mixers, bench.batches(16, 16, 16), ridge=1e-2)
-    rows = torch.cat([bench.fit[text][-count:] for text, count in (("topics", 2), ("vim", 2), ("prose", 4))])
+    r2 = transfer.fit_mixers(bench.teacher, mixers, bench.batches(*fit), ridge=1e-2)
+    rows = torch.cat([bench.fit[text][-count:] for text, count in rows.items()])
     evaluate = partial(bench.nats, rows=rows)
     found = transfer.sensitivity(bench.teacher, evaluate, replace=mixers, progress=False)
     return {"base": found.base, "losses": found.losses, "r2": r2, "seconds": time.process_time() - begin}
@@ -160,7 +160,7 @@ def unsolved(bench, count, **start):
     return {**bench.scores(student), "layers": layers}
 
 
-def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=100, **start):
+def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=40, every=1, **start):
     """Follow a plan, a letter each.
 
     s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; f takes teacher-forced steps, k
@@ -168,7 +168,10 @@ def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, 
     """
     student, layers = started(bench, count, **start)
     student.requires_grad_(False)
-    losses = {"k": partial(divergence, bench.teacher, student), "f": partial(forced, bench.teacher, student, layers)}
+    losses = {
+        "k": partial(divergence, bench.teacher, student, every=every),
+        "f": partial(forced, bench.teacher, student, layers),
+    }
     found, seconds, at, fit = [], 0.0, 0, fit or {}
     batches = bench.batches(*texts, size=4)
     for stage in plan:
@@ -199,12 +202,35 @@ RUNS = {
     **{f"closed {n}": partial(closed_form, count=n) for n in (1, 2, 4, 8, 15, 22, 26, 30)},
     **{f"closed {n} seed {seed}": partial(closed_form, count=n, seed=seed) for n in (15, 30) for seed in (1, 2)},
     **{f"closed 15 {by}": partial(HALF, by=by) for by in ("last", "uniform")},
-    "each solved": solve_each,
+    "each solved": partial(solve_each, fit=(16, 16, 16), rows={"topics": 2, "vim": 2, "prose": 4}),
+    "each solved, elsewhere": partial(solve_each, fit=(24, 24, 0), rows={"prose": 12}),
+    "closed 15 by its cost elsewhere, wide": partial(HALF, by="each solved, elsewhere", **WIDE, fit={"ridge": 1e-2}),
     **{f"{n} attention start": partial(unsolved, count=n, start="attention") for n in (15, 30)},
     **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in (15, 30)},
     "closed 15 by its cost": partial(HALF, by="each solved", fit={"ridge": 1e-2}),
+    "closed 15 by its cost, relative": partial(HALF, by="each solved", fit={"ridge": 1e-2, "weighting": "relative"}),
+    "closed 15 by its cost from 3 on": partial(HALF, by="each solved", first=3, fit={"ridge": 1e-2}),
+    "closed 15 by its cost from 3 on, wide": partial(HALF, by="each solved", first=3, **WIDE, fit={"ridge": 1e-2}),
+    "closed 15 by its cost from 3 on, wide, 49k tokens": partial(
+        HALF, by="each solved", first=3, **WIDE, fit={**MIX, "ridge": 1e-2}
+    ),
     "closed 15 by its cost, wide": partial(HALF, by="each solved", **WIDE, fit={"ridge": 1e-2}),
     "closed 15 by its cost, wide, varied": partial(HALF, by="each solved", **WIDE, fit=BROAD),
+    "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
+        stages,
+        count=15,
+        plan="lk",
+        steps=30,
+        by="each solved",
+        first=3,
+        **WIDE,
+        fit=BROAD,
+        texts=(170, 170, 170),
+        every=4,
+    ),
+    "15, wide: solve, 30 end-to-end steps": partial(
+        stages, count=15, plan="sk", steps=30, **WIDE, fit={"ridge": 1e-2}, every=4
+    ),
     "closed 15 relative": partial(HALF, fit={"weighting": "relative"}),
     "closed 15 own": partial(HALF, fit={"target": "own"}),
     "closed 15 ridge 1e-2": partial(HALF, fit={"ridge": 1e-2}),

@@ -12,12 +12,12 @@ from transmamba.transfer import AttentionInit, magnitude_importance, subclone
 MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
 
 
-def started(bench, count, by="sensitivity", mixer="mamba", options=None, seed=0, start="random"):
+def started(bench, count, by="sensitivity", first=0, mixer="mamba", options=None, seed=0, start="random"):
     """Replace attention by mixers; return the student and its layers.
 
     The start is "random", "values" (the first channels are the attention's values) or "attention" (AttentionInit).
     """
-    layers = bench.chosen(count, by)
+    layers = bench.chosen(count, by, first)
     torch.manual_seed(seed)
     build = partial(MIXERS[mixer], **(options or {}))
     student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()

@@ -22,11 +22,11 @@ def gradient_steps(student, layers, batches, loss, rate):
         schedule.step()
 
 
-def divergence(teacher, student, batch):
-    """Return the end-to-end loss."""
+def divergence(teacher, student, batch, every=1):
+    """Return the end-to-end loss; of every `every`-th token, because the head takes half of the time."""
     with torch.no_grad():
-        theirs = teacher.forward_features(batch).last
-    ours = student.forward_features(batch).last
+        theirs = teacher.forward_features(batch).last[:, every - 1 :: every]
+    ours = student.forward_features(batch).last[:, every - 1 :: every]
     return HiddenLogitsDistill()(ours, student.head.weight, theirs, teacher.head.weight)
 
 

@@ -19,16 +19,16 @@ from torch.nn.functional import cross_entropy
 
 from tests import real_llm
 from tests.benchmarks import prose
+from tests.benchmarks.hybrids import decode, started
 from tests.benchmarks.records import Records
-from tests.benchmarks.stages import divergence, forced, gradient_steps
+from tests.benchmarks.stages import divergence, forced, gradient_steps, layer_steps
 from transmamba import transfer
-from transmamba.models import MambaLM, from_transformer, replace_mixers
-from transmamba.nn import AttentionCache, Mamba2Mixer, MambaMixer
+from transmamba.models import MambaLM, from_transformer
+from transmamba.nn import MambaMixer
 
 LENGTH, HELD_OUT = 256, 8
 VIM = "/usr/share/vim/vim90/doc/usr_*.txt"
 GPL = "/usr/share/common-licenses/GPL-3"
-MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
 ALL = range(30)
 
 
@@ -83,18 +83,18 @@ class Bench(Records):
         """Return the loss on both held-out texts."""
         return {name: self.nats(model, rows) for name, rows in self.test.items()}
 
-    def order(self):
-        """Return the layers by what their deletion costs, the cheapest first."""
-        losses = {int(layer): loss for layer, loss in self.done()["sensitivity"]["losses"].items()}
+    def order(self, by):
+        """Return the layers by what a change of each alone costs, the cheapest first."""
+        losses = {int(layer): loss for layer, loss in self.done()[by]["losses"].items()}
         return sorted(losses, key=lambda layer: (losses[layer], layer))
 
-    def chosen(self, count, by):
-        """Return the layers to replace."""
+    def chosen(self, count, by, first=0):
+        """Return the layers to replace; by cost, those below `first` stay."""
         if by == "last":
             return sorted(range(30 - count, 30))
         if by == "uniform":
             return sorted({round((i + 0.5) * 30 / count - 0.5) for i in range(count)})
-        return sorted(self.order()[:count])
+        return sorted([layer for layer in self.order(by) if layer >= first][:count])
 
 
 def zip_longest(*lists):
@@ -114,6 +114,18 @@ def delete_each(bench):
     return {"base": found.base, "losses": found.losses}
 
 
+def solve_each(bench, fit, rows):
+    """Solve a mixer for each attention, put in one at a time; loss on rows of the ends of texts, which no fit has."""
+    torch.manual_seed(0)
+    mixers = {layer: MambaMixer(576).eval() for layer in ALL}
+    begin = time.process_time()
+    r2 = transfer.fit_mixers(bench.teacher, mixers, bench.batches(*fit), ridge=1e-2)
+    rows = torch.cat([bench.fit[text][-count:] for text, count in rows.items()])
+    evaluate = partial(bench.nats, rows=rows)
+    found = transfer.sensitivity(bench.teacher, evaluate, replace=mixers, progress=False)
+    return {"base": found.base, "losses": found.losses, "r2": r2, "seconds": time.process_time() - begin}
+
+
 def delete(bench, count, by="sensitivity"):
     """Delete several at once."""
     layers = bench.chosen(count, by)
@@ -123,24 +135,6 @@ def delete(bench, count, by="sensitivity"):
     for hook in hooks:
         hook.remove()
     return {**scores, "layers": layers}
-
-
-@torch.no_grad()
-def read_values(attention, mixer):
-    """Let the first inner channels of a Mamba mixer be the attention's values, of both signs, twice."""
-    v = attention.qkv.weight[-attention.sizes[2] :]
-    mixer.in_proj.weight[: 4 * len(v)] = torch.cat([v, -v, v, -v])
-
-
-def started(bench, count, by="sensitivity", mixer="mamba", options=None, seed=0, values=False):
-    """Replace attention by mixers of random start; return the student and its layers."""
-    layers = bench.chosen(count, by)
-    torch.manual_seed(seed)
-    build = partial(MIXERS[mixer], **(options or {}))
-    student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
-    for layer in layers if values else ():
-        read_values(bench.teacher.blocks[layer].mixer, student.blocks[layer].mixer)
-    return student, layers
 
 
 def solve(bench, student, layers, topics=24, vim=24, varied=0, **fit):
@@ -160,20 +154,33 @@ def closed_form(bench, count, fit=None, **start):
     return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors}
 
 
-def stages(bench, count, plan, steps, rate=1e-3, rows=4, fit=None, **start):
-    """Follow a plan: s solves the readouts, f takes teacher-forced steps, k steps on the end-to-end divergence.
+def unsolved(bench, count, **start):
+    """Replace attention by mixers and leave them at their start."""
+    student, layers = started(bench, count, **start)
+    return {**bench.scores(student), "layers": layers}
 
-    Steps go once through rows of topics and vim by turns, `rows` at a time.
+
+def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=40, every=1, **start):
+    """Follow a plan, a letter each.
+
+    s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; f takes teacher-forced steps, k
+    steps on the end-to-end divergence, once through rows of `texts` by turns, four at a time.
     """
     student, layers = started(bench, count, **start)
     student.requires_grad_(False)
-    losses = {"k": partial(divergence, bench.teacher, student), "f": partial(forced, bench.teacher, student, layers)}
-    found, seconds, at = [], 0.0, 0
-    batches = bench.batches(256, 256, size=rows)
+    losses = {
+        "k": partial(divergence, bench.teacher, student, every=every),
+        "f": partial(forced, bench.teacher, student, layers),
+    }
+    found, seconds, at, fit = [], 0.0, 0, fit or {}
+    batches = bench.batches(*texts, size=4)
     for stage in plan:
         begin = time.process_time()
         if stage == "s":
-            solve(bench, student, layers, **(fit or {}))
+            solve(bench, student, layers, **fit)
+        elif stage == "l":
+            rows = bench.batches(*(fit.get(name, 0) for name in ("topics", "vim", "varied")))
+            layer_steps(bench.teacher, student, layers, rows, rounds, rate, ridge=fit["ridge"])
         else:
             gradient_steps(student, layers, batches[at : at + steps], losses[stage], rate)
             at += steps
@@ -183,40 +190,10 @@ def stages(bench, count, plan, steps, rate=1e-3, rows=4, fit=None, **start):
     return {**found[-1], "layers": layers, "stages": found}
 
 
-@torch.no_grad()
-def decode(bench, steps=10):
-    """Measure steps and bytes of the cache after many tokens; keys and values of the attention are random numbers."""
-    found = {}
-    for count in (0, 15, 30):
-        layers = bench.chosen(count, "sensitivity") if count else []
-        student = replace_mixers(bench.teacher, dict.fromkeys(layers, MambaMixer)).eval() if count else bench.teacher
-        for length in (1024, 4096, 16384, 32768):
-            cache = student.prefill(torch.zeros(1, 4, dtype=torch.long))[1]
-            cache = tuple(filled(part, length) if isinstance(part, AttentionCache) else part for part in cache)
-            size = sum(t.numel() * t.element_size() for part in cache for t in tensors_of(part))
-            student.step(torch.zeros(1, dtype=torch.long), cache)
-            begin = time.process_time()
-            for token in range(steps):
-                cache = student.step(torch.tensor([token]), cache)[1]
-            found[f"{count} of 30, {length} tokens"] = [size, steps / (time.process_time() - begin)]
-    return {"decode": found}
-
-
-def filled(cache, length):
-    """Return a cache of as many tokens."""
-    keys, values = (torch.randn(1, t.shape[1], length, t.shape[3]) for t in cache.last(None)[:2])
-    positions = torch.arange(length)[None]
-    return AttentionCache.of(keys, values, positions, torch.tensor([length]), padded=False)
-
-
-def tensors_of(cache):
-    """Return what a cache holds."""
-    return cache.last(None)[:2] if isinstance(cache, AttentionCache) else [t for t in cache if torch.is_tensor(t)]
-
-
 HALF, ALL_OF_THEM = partial(closed_form, count=15), partial(closed_form, count=30)
-WIDE = {"options": {"expand": 4}, "values": True}
+WIDE = {"options": {"expand": 4}, "start": "values"}
 MIX = {"topics": 64, "vim": 64, "varied": 64}
+BROAD = {"topics": 16, "vim": 16, "varied": 64, "ridge": 1e-2}
 RUNS = {
     "teacher": base,
     "sensitivity": delete_each,
@@ -225,6 +202,35 @@ RUNS = {
     **{f"closed {n}": partial(closed_form, count=n) for n in (1, 2, 4, 8, 15, 22, 26, 30)},
     **{f"closed {n} seed {seed}": partial(closed_form, count=n, seed=seed) for n in (15, 30) for seed in (1, 2)},
     **{f"closed 15 {by}": partial(HALF, by=by) for by in ("last", "uniform")},
+    "each solved": partial(solve_each, fit=(16, 16, 16), rows={"topics": 2, "vim": 2, "prose": 4}),
+    "each solved, elsewhere": partial(solve_each, fit=(24, 24, 0), rows={"prose": 12}),
+    "closed 15 by its cost elsewhere, wide": partial(HALF, by="each solved, elsewhere", **WIDE, fit={"ridge": 1e-2}),
+    **{f"{n} attention start": partial(unsolved, count=n, start="attention") for n in (15, 30)},
+    **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in (15, 30)},
+    "closed 15 by its cost": partial(HALF, by="each solved", fit={"ridge": 1e-2}),
+    "closed 15 by its cost, relative": partial(HALF, by="each solved", fit={"ridge": 1e-2, "weighting": "relative"}),
+    "closed 15 by its cost from 3 on": partial(HALF, by="each solved", first=3, fit={"ridge": 1e-2}),
+    "closed 15 by its cost from 3 on, wide": partial(HALF, by="each solved", first=3, **WIDE, fit={"ridge": 1e-2}),
+    "closed 15 by its cost from 3 on, wide, 49k tokens": partial(
+        HALF, by="each solved", first=3, **WIDE, fit={**MIX, "ridge": 1e-2}
+    ),
+    "closed 15 by its cost, wide": partial(HALF, by="each solved", **WIDE, fit={"ridge": 1e-2}),
+    "closed 15 by its cost, wide, varied": partial(HALF, by="each solved", **WIDE, fit=BROAD),
+    "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
+        stages,
+        count=15,
+        plan="lk",
+        steps=30,
+        by="each solved",
+        first=3,
+        **WIDE,
+        fit=BROAD,
+        texts=(170, 170, 170),
+        every=4,
+    ),
+    "15, wide: solve, 30 end-to-end steps": partial(
+        stages, count=15, plan="sk", steps=30, **WIDE, fit={"ridge": 1e-2}, every=4
+    ),
     "closed 15 relative": partial(HALF, fit={"weighting": "relative"}),
     "closed 15 own": partial(HALF, fit={"target": "own"}),
     "closed 15 ridge 1e-2": partial(HALF, fit={"ridge": 1e-2}),
@@ -235,7 +241,7 @@ RUNS = {
     "closed 15, 25k tokens": partial(HALF, fit={"topics": 48, "vim": 48}),
     "closed 15, 12k tokens of varied text": partial(HALF, fit={"topics": 16, "vim": 0, "varied": 32}),
     "closed 15, 49k tokens of varied text": partial(HALF, fit={"topics": 64, "vim": 0, "varied": 128}),
-    "closed 15, values in the channels": partial(HALF, values=True),
+    "closed 15, values in the channels": partial(HALF, start="values"),
     "closed 15, wide, no values": partial(HALF, options={"expand": 4}, fit={"ridge": 1e-2}),
     "closed 15, wide": partial(HALF, **WIDE, fit={"ridge": 1e-2}),
     "closed 30, wide": partial(ALL_OF_THEM, **WIDE, fit={"ridge": 1e-2}),

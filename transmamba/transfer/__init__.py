@@ -9,7 +9,7 @@ from transmamba.transfer.closed_form.layerwise import fit_layers
 from transmamba.transfer.closed_form.least_squares import LeastSquares
 from transmamba.transfer.closed_form.projected import project_start
 from transmamba.transfer.closed_form.spread import principal_axes
-from transmamba.transfer.closed_form.teacher_forced import mixer_pairs
+from transmamba.transfer.closed_form.teacher_forced import fit_mixers, mixer_pairs
 from transmamba.transfer.convolutions import init_convolutions
 from transmamba.transfer.importance import (
     StabilityRecorder,
@@ -46,6 +46,7 @@ __all__ = [
     "bind",
     "first_importance",
     "fit_layers",
+    "fit_mixers",
     "freeze",
     "init_convolutions",
     "magnitude_importance",

@@ -152,3 +152,11 @@ def sensitivity(s):
 def mixer_pairs(s):
     teacher, _, ids = _hybrid(s)
     return Call(transfer.mixer_pairs, {"teacher": teacher, "batches": [ids], "layers": s.choice(None, [1])})
+
+
+def fit_mixers(s):
+    teacher, student, ids = _hybrid(s)
+    return Call(transfer.fit_mixers, {
+        "teacher": teacher, "mixers": {1: student.blocks[1].mixer}, "batches": [ids], "ridge": s.choice(1e-3, 1.0),
+        "min_tokens": s.choice(None, 1), "products": torch.float32,
+    })  # fmt: skip

@@ -3,9 +3,9 @@ from functools import partial
 import pytest
 import torch
 
-from transmamba.models import MambaLM, ViT
+from transmamba.models import MambaLM, ViT, replace_mixers
 from transmamba.nn import Attention, MambaMixer
-from transmamba.transfer import mixer_pairs
+from transmamba.transfer import fit_layers, fit_mixers, mixer_pairs, sensitivity
 
 IDS = torch.arange(24).view(2, 12) % 11
 
@@ -57,6 +57,49 @@ def test_images():
     vit = ViT(8, 4, dim=12, depth=2, heads=3)
     (pairs,) = mixer_pairs(vit, [torch.randn(2, 3, 8, 8)], [1])
     assert pairs[1].loss(MambaMixer(12, directions=2)).shape == ()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_solved_mixer_is_what_fit_layers_gives(teacher, bias):
+    build = partial(MambaMixer, bias=bias)
+    mask = torch.arange(12).expand(2, 12) < torch.tensor([[12], [9]])
+    batches = [{"ids": (IDS + shift) % 11, "mask": mask} for shift in range(3)]
+    hybrid = replace_mixers(teacher, {1: build})
+    mixers = {1: build(8), 2: build(8).train()}
+    mixers[1].load_state_dict(hybrid.blocks[1].mixer.state_dict())
+    before = mixers[2].in_proj.weight.clone()
+    r2 = fit_mixers(teacher, mixers, batches, ridge=1e-2)
+    (row,) = fit_layers(teacher, hybrid, batches, layers=[1], ridge=1e-2, progress=False).rows
+    assert r2[1] == pytest.approx(row.r2, rel=1e-5) and set(r2) == {1, 2}
+    # the target of fit_layers is a difference of two streams, rounded to float32
+    torch.testing.assert_close(mixers[1].state_dict(), hybrid.blocks[1].mixer.state_dict(), rtol=1e-3, atol=1e-4)
+    assert mixers[2].training and mixers[2].in_proj.weight.equal(before)
+
+
+def test_solved_mixers_are_candidates_for_the_choice_of_layers(teacher):
+    mixers = {layer: MambaMixer(8) for layer in range(3)}
+    batches = [(IDS + shift) % 11 for shift in range(3)]
+    fit_mixers(teacher, mixers, batches)
+    with torch.no_grad():
+        theirs = teacher.eval()(batches[0])
+        deleted, solved = (
+            sensitivity(
+                teacher, lambda lm: float((lm(batches[0]) - theirs).square().mean()), replace=replace, progress=False
+            )
+            for replace in (None, mixers)
+        )
+    assert all(solved.losses[layer] < deleted.losses[layer] for layer in range(3))
+
+
+def test_mixers_that_cannot_be_solved(teacher):
+    with pytest.raises(ValueError, match="layer 3 does not exist: expected 0 to 2"):
+        fit_mixers(teacher, {3: MambaMixer(8)}, [IDS])
+    with pytest.raises(ValueError, match="24 tokens for 32 unknowns: fewer than 32 would be learnt by heart"):
+        fit_mixers(teacher, {1: MambaMixer(8, expand=4)}, [IDS])
+    with pytest.raises(ValueError, match="Narrow has no linear layer that could be solved"):
+        fit_mixers(teacher, {1: Narrow()}, [IDS])
+    with pytest.raises(ValueError, match="no batch to run the teacher on: give at least one"):
+        fit_mixers(teacher, {1: MambaMixer(8)}, [])
 
 
 def test_clear_errors(teacher):

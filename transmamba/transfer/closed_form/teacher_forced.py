@@ -1,6 +1,6 @@
 """A teacher's mixers as examples: input and output of each, for gradient steps on any of a student's at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
+from transmamba.transfer.closed_form.least_squares import LeastSquares
 from transmamba.transfer.closed_form.streams import (
     Batch,
+    Place,
     Reached,
     blocks_of,
     call,
@@ -20,6 +22,8 @@ from transmamba.transfer.closed_form.streams import (
     hooked,
     mask_of,
     mixer_of,
+    readout_of,
+    run_until,
 )
 
 
@@ -124,3 +128,66 @@ def _keep(
     found[layer] = MixerPair(arguments[0], given, arguments[1:], options, mask)
     if len(found) == count:
         raise Reached
+
+
+@typed
+def fit_mixers(
+    teacher: nn.Module,
+    mixers: Mapping[int, nn.Module],
+    batches: Iterable[Batch],
+    *,
+    ridge: float = 1e-3,
+    min_tokens: int | None = None,
+    products: torch.dtype = torch.float32,
+) -> dict[int, float]:
+    """Solve the readouts of mixers against those of a teacher, each on the teacher's own input; return each one's R2.
+
+    One pass of the teacher is enough for all layers, because none depends on another. One mixer alone is then what
+    `fit_layers` would give; several at once are not, because nothing corrects the errors of the layers below. So this
+    is for candidates: `sensitivity(teacher, evaluate, replace=mixers)` measures what each layer costs if solved.
+
+    Args:
+        teacher: a backbone with `blocks`, as `fit_layers` takes it.
+        mixers: layer of the teacher -> mixer, whose readout gets new numbers.
+        batches: the teacher's inputs, each called as model(batch), model(*batch) or model(**batch).
+        ridge: see `LeastSquares.solve`.
+        min_tokens: see `LeastSquares.solve`.
+        products: see `LeastSquares`.
+
+    Raises:
+        ValueError: a layer does not exist, a mixer has no readout or another width, there is no batch, or the tokens
+            are too few.
+
+    Example:
+        >>> from transmamba.models import MambaLM
+        >>> from transmamba.nn import MambaMixer
+        >>> teacher, mixers = MambaLM(11, 8, depth=2), {0: MambaMixer(8), 1: MambaMixer(8)}
+        >>> r2 = fit_mixers(teacher, mixers, [torch.arange(88).view(8, 11) % 11])
+        >>> sorted(r2), min(r2.values()) > 0
+        ([0, 1], True)
+    """
+    sums: dict[int, LeastSquares] = {}
+    with evaluating(*mixers.values()):
+        for pairs in mixer_pairs(teacher, batches, list(mixers)):
+            for layer, pair in pairs.items():
+                readout = readout_of(mixers[layer])
+                if layer not in sums:
+                    sizes = (readout.in_features, pair.outputs.shape[-1])
+                    device = readout.weight.device
+                    bias = readout.bias is not None
+                    sums[layer] = LeastSquares(*sizes, bias=bias, products=products, device=device)
+                place = Place(pair.inputs, pair.arguments, pair.options)
+                sums[layer].update(run_until(place, mixers[layer], readout), pair.outputs, mask=pair.mask)
+        if mixers and not sums:
+            raise ValueError("no batch to run the teacher on: give at least one")
+        return {layer: _write(mixers[layer], found, ridge, min_tokens) for layer, found in sums.items()}
+
+
+def _write(mixer: nn.Module, sums: LeastSquares, ridge: float, min_tokens: int | None) -> float:
+    """Solve one readout, and return its R2."""
+    readout = readout_of(mixer)
+    solved = sums.solve(ridge, min_tokens=min_tokens)
+    readout.weight.copy_(solved.weight)
+    if solved.bias is not None:
+        readout.bias.copy_(solved.bias)
+    return sums.r2(solved.weight, solved.bias)

@@ -53,7 +53,7 @@ BACKBONES = {
         lambda: VideoMamba((8, 12), 4, num_frames=3, **_sizes()), (3, 3, 8, 12), float32_residual=True
     ),
     "video_mamba_image": Entry(lambda: VideoMamba((8, 12), 4, **_sizes()), (3, 8, 12), float32_residual=True),
-    "plain_mamba": Entry(lambda: PlainMamba((12, 20), 4, d_state=3, **_sizes(convolved=(0,))), (3, 12, 20), True),
+    "plain_mamba": Entry(lambda: PlainMamba((12, 20), 4, d_state=3, **_sizes(conv_layers=(0,))), (3, 12, 20), True),
     "vmamba_v0": Entry(lambda: vmamba_v0((8, 12), (1, 2), d_state=3, num_classes=CLASSES), (3, 24, 40), True),
     "vmamba_v2": Entry(lambda: vmamba_v2((8, 12), (1, 2), num_classes=CLASSES), (3, 24, 40), True),
     "vit": Entry(lambda: ViT((8, 12), 4, heads=3, **_sizes()), (3, 8, 12), scans=False),
@@ -106,7 +106,7 @@ def turned(mixer: nn.Module) -> nn.Module:
                 parameter.copy_(parameter[[2, 3, 0, 1]])
         elif isinstance(mixer, PlainMambaMixer):  # right and left, up and down
             mixer.conv2d.weight.copy_(mixer.conv2d.weight.flip(-1, -2))
-            mixer.move_B.copy_(mixer.move_B[[0, 2, 1, 4, 3]])
+            mixer.direction_B.copy_(mixer.direction_B[[0, 2, 1, 4, 3]])
     return mixer
 
 

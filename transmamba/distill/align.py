@@ -35,6 +35,7 @@ def drop_tokens(
         ValueError: there are not that many tokens, an index is out of range, or an odd number stands at both ends.
 
     Example:
+        >>> import torch
         >>> drop_tokens(torch.arange(5.0).view(1, 5, 1), 1, "middle").flatten()
         tensor([0., 1., 3., 4.])
     """
@@ -72,6 +73,7 @@ def flatten_map(
         ValueError: there is no grid axis.
 
     Example:
+        >>> import torch
         >>> flatten_map(torch.zeros(2, 3, 5, 7)).shape
         torch.Size([2, 35, 3])
     """
@@ -102,6 +104,7 @@ def resize_tokens(
         ValueError: the grid does not hold the tokens, the axes differ in number, or the interpolation does not suit.
 
     Example:
+        >>> import torch
         >>> resize_tokens(torch.arange(4.0).view(1, 4, 1), (2, 2), (1, 1), "area").item()
         1.5
     """
@@ -157,6 +160,7 @@ def align_tokens(
         ValueError: the sides cannot be brought to the same tokens as given; the message names the missing fact.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.randn(2, 49, 3), torch.randn(2, 1 + 196, 5)
         >>> s, t = align_tokens(student, teacher, teacher_prefix=1, student_grid=(7, 7), teacher_grid=(14, 14))
         >>> s.shape, t.shape
@@ -209,6 +213,7 @@ def align_layers(
             `align_tokens`.
 
     Example:
+        >>> import torch
         >>> student, teacher = [torch.randn(2, 16, 3), torch.randn(2, 4, 5)], torch.randn(2, 1 + 16, 7)
         >>> layers, t = align_layers(student, teacher, [(4, 4), (2, 2)], teacher_prefix=1, teacher_grid=(4, 4))
         >>> [tuple(layer.shape) for layer in layers], t.shape

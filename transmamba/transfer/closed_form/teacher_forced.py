@@ -142,9 +142,10 @@ def fit_mixers(
 ) -> dict[int, float]:
     """Solve the readouts of mixers against those of a teacher, each on the teacher's own input; return each one's R2.
 
-    One pass of the teacher is enough for all layers, because none depends on another. One mixer alone is then what
-    `fit_layers` would give; several at once are not, because nothing corrects the errors of the layers below. So this
-    is for candidates: `sensitivity(teacher, evaluate, replace=mixers)` measures what each layer costs if solved.
+    One pass of the teacher is enough for all layers, because none depends on another. One mixer alone comes out as
+    `fit_layers` would solve it; several at once do not, because nothing corrects the errors of the layers below. The
+    result serves as candidates: `sensitivity(teacher, evaluate, replace=mixers)` measures the cost of each layer with
+    its solved mixer.
 
     Args:
         teacher: a backbone with `blocks`, as `fit_layers` takes it.

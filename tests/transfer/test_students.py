@@ -107,7 +107,7 @@ def test_whole_heads_go_where_the_teacher_says_how_many_it_has():
     weight = teacher.blocks[1].attn.qkv.weight
     assert torch.equal(student.blocks[1].attn.qkv.weight, weight[rows][:, residual])
     assert len(heads) == 2
-    with pytest.raises(ValueError, match=r"the shapes do not tell .*bind\(plan, head_dim=64\)"):
+    with pytest.raises(ValueError, match=r"the shapes do not show .*bind\(plan, head_dim=64\)"):
         subclone(teacher.state_dict(), student, magnitude_importance)
     known = translate(teacher.state_dict(), config={"num_heads": 3})
     assert subclone(known, student, magnitude_importance).kept == report.kept

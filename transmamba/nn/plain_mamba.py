@@ -1,4 +1,4 @@
-"""The mixer of PlainMamba: several orders through one state space that is told the direction of each step."""
+"""The mixer of PlainMamba: several orders through one state space, with a parameter for the direction of each step."""
 
 from collections.abc import Sequence
 from typing import Literal

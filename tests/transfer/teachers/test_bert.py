@@ -102,7 +102,7 @@ def test_albert_repeats_its_layers(name):
 
 
 def test_albert_without_a_configuration_is_refused():
-    with pytest.raises(ValueError, match="do not tell how many layers"):
+    with pytest.raises(ValueError, match="do not show how many layers"):
         translate(build("Albert").state_dict(), family="albert")
 
 

@@ -105,7 +105,7 @@ def test_facts_that_names_do_not_tell_are_asked_for():
 
 
 def family(changes=None, terms=None):
-    """LLaMA with other facts, and with further canonical tensors that are copies of its norm."""
+    """Return LLaMA with other facts, and with further canonical tensors that are copies of its norm."""
 
     def read(checkpoint):
         names = {

@@ -66,7 +66,7 @@ SNAKE = {
 
 
 def layer(use_rms_norm=False, **mamba_cfg):
-    """layer_cfgs of PlainMamba."""
+    """Return layer_cfgs of PlainMamba."""
     return {"layer_cfgs": {"use_rms_norm": use_rms_norm, "mamba_cfg": {"d_state": 3, "conv_size": 3, **mamba_cfg}}}
 
 
@@ -166,7 +166,7 @@ PLAIN = {
 
 
 def given(family, config):
-    """A state dict of the case, its plain derivation, and an input."""
+    """Return a state dict of the case, its plain derivation, and an input."""
     shapes_of, derive = PLAIN[family]
     state = plain.draw(shapes_of(config))
     if config.get("if_rope"):

@@ -30,7 +30,7 @@ FACTS = {
 
 
 def build(name, kind="Model", **facts):
-    """A perturbed model; facts are those that differ from SIZES."""
+    """Build a perturbed model; facts are those that differ from SIZES."""
     config = getattr(transformers, f"{name}Config")(**SIZES | facts)
     return perturb(getattr(transformers, f"{name}{kind}")(config))
 
@@ -64,7 +64,7 @@ def test_heads_of_segmentation_are_ignored(name):
 
 
 def names_of_before(state):
-    """Names as transformers before version 5 wrote them."""
+    """Return the names as transformers before version 5 wrote them."""
     found = {}
     for name, tensor in state.items():
         name = older(name).replace("shared_position_bias", "encoder.relative_position_bias")

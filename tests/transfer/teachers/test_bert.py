@@ -15,7 +15,7 @@ TYPES = (IDS > 20).long()
 
 
 def build(name, kind="Model", **options):
-    """A model of a family with the sizes of these tests and some facts changed."""
+    """Build a model of a family with the sizes of these tests and some facts changed."""
     config = getattr(transformers, f"{name}Config")(**(SIZES | options))
     return getattr(transformers, f"{name}{kind}")(config)
 

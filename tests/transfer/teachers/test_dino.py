@@ -17,7 +17,7 @@ IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def build(name, kind="Model", **facts):
-    """A perturbed model; facts are those that differ from SIZES."""
+    """Build a perturbed model; facts are those that differ from SIZES."""
     config = getattr(transformers, f"{name}Config")(**SIZES | facts)
     return perturb(getattr(transformers, f"{name}{kind}")(config))
 

@@ -17,7 +17,7 @@ IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
 def build(name, kind="Model", **facts):
-    """A perturbed model; facts are those that differ from SIZES."""
+    """Build a perturbed model; facts are those that differ from SIZES."""
     config = getattr(transformers, f"{name}Config")(**SIZES | facts)
     return perturb(getattr(transformers, f"{name}{kind}")(config))
 
@@ -93,7 +93,7 @@ def test_the_encoder_of_a_pair_of_encoder_and_decoder():
 
 
 def older(name):
-    """A name as transformers before version 5 wrote it."""
+    """Return a name as transformers before version 5 wrote it."""
     name = re.sub(r"attention\.(q|k|v)_proj", lambda hit: f"attention.attention.{WORDS[hit[1]]}", name)
     name = name.replace("attention.o_proj", "attention.output.dense").replace("layers.", "encoder.layer.")
     return name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")

@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.benchmarks.bench_convert import Bench, read_values
+from tests.benchmarks.bench_convert import Bench
+from tests.benchmarks.hybrids import read_values
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.transfer import LeastSquares, mixer_pairs
 

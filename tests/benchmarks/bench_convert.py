@@ -82,7 +82,7 @@ class Bench(Records):
         return {name: self.nats(model, rows) for name, rows in self.test.items()}
 
     def text(self, model):
-        """Return what a model writes, greedily."""
+        """Return the text that a model writes, greedily."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         ids = tokenizer(PROMPT, return_tensors="pt").input_ids
         return tokenizer.decode(model.generate(ids, WORDS)[0])

@@ -85,7 +85,7 @@ def unsolved(bench, count, **start):
 
 
 def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=40, every=1, kept="", **start):
-    """Return follow a plan, a letter each.
+    """Follow a plan, a letter for each stage.
 
     s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; o takes the solved student of
     the file `kept`; f takes teacher-forced steps, k steps on the end-to-end divergence, once through rows of `texts` by

@@ -102,14 +102,14 @@ def last_cross_scan(draw, **options):
 
 
 def causal_conv1d(draw, **options):
-    """Return convolve directions with float32 weights."""
+    """Convolve directions with float32 weights."""
     batch, length = draw.batch, draw.length
     inputs = {"x": draw.half(batch, length, DIM), "weight": draw.full(K, DIM, 4), "bias": draw.full(K, DIM)}
     return ops.causal_conv1d, inputs, {"orders": _orders(draw), "activation": "silu", **options}
 
 
 def packed_conv1d(draw, **options):
-    """Return convolve packed sequences, without an activation."""
+    """Convolve packed sequences, without an activation."""
     return causal_conv1d(draw, activation=None, seq_idx=_packed(draw), **options)
 
 

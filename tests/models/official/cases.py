@@ -10,7 +10,7 @@ from transmamba.models.official import FAMILIES, from_official
 
 
 def every_run(*cases):
-    """Return parametrise a test over cases, precisions and backends."""
+    """Parametrise a test over cases, precisions and backends."""
     runs = list(product(cases, [torch.float64, torch.float32], ["auto", "reference"]))
     ids = [f"{case}-{str(dtype)[6:]}-{backend}" for case, dtype, backend in runs]
     return pytest.mark.parametrize(("case", "dtype", "backend"), runs, ids=ids)

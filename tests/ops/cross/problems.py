@@ -13,7 +13,7 @@ def problem(
     batch=2, k=2, length=37, queries=11, dim=5, state=7, *, shared=(), without=(), time_first=False, one_token=False,
     softplus=True, merge=False, dtype=torch.float64,
 ) -> CrossInputs:  # fmt: skip
-    """Draw the inputs; draw inputs, activations in `dtype`; `shared` names those that all directions share, `without` those left out."""
+    """Draw inputs, activations in `dtype`; `shared` names those that all directions share, `without` those left out."""
     own = {name: 1 if name in shared else k for name in FLOATS}
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -38,7 +38,7 @@ def problem(
 
 
 def gradients_of_outputs(p: CrossInputs) -> tuple[Tensor, Tensor]:
-    """Draw random gradients, draw random gradients, in the dtypes of the outputs."""
+    """Draw random gradients, in the dtypes of the outputs."""
     batch, k, _, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, p.C.shape[2], dim).to(p.u.dtype)
     return grad_y, torch.randn(batch, k, state, dim).to(p.A.dtype)

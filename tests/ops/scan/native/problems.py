@@ -12,7 +12,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 4e-3, to
 
 
 def problem(batch=2, k=3, length=37, dim=5, state=7, *, shared=(), own_u=False, without=(), time_first=False, **flags):
-    """Draw the inputs; draw the inputs; `shared` names parameters that all directions share, `without` optional inputs left out."""
+    """Draw the inputs; `shared` names parameters that all directions share, `without` optional inputs left out."""
 
     def draw(*shape):
         return torch.randn(*shape, dtype=torch.float64)
@@ -64,7 +64,7 @@ def computed(p: ScanInputs, grad_y: Tensor, grad_last: Tensor | None, variant: s
 
 
 def gradients_of_outputs(p: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Draw random gradients, draw random gradients, in the dtypes of the outputs; that of y lies in memory as u does."""
+    """Draw random gradients, in the dtypes of the outputs; that of y lies in memory as u does."""
     batch, k, length, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, length, dim).to(p.u.dtype)
     if p.u.stride(-2) == 1 and p.u.stride(-1) != 1:

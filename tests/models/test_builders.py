@@ -112,7 +112,7 @@ def test_ones_own_functions_and_classes_join(registry):
         """Build a wide one."""
         return Own(dim)
 
-    assert registry["Own"] is Own and wide.__name__ == "wide" and wide.__doc__ == "A wide one."
+    assert registry["Own"] is Own and wide.__name__ == "wide" and wide.__doc__ == "Build a wide one."
     assert models.list_models("own*") == ["own_wide"]
     assert models.create("own_wide").build_config == {"build": "own_wide", "arguments": {"dim": 5}}
     assert (

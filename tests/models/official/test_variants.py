@@ -234,7 +234,7 @@ def test_directions_add_up_to_what_the_mixers_give(case):
     for i, block in enumerate(model.blocks):
         if family == "plainmamba" and block.local is not None:
             continue
-        first = model._embed(x)
+        first = model.embed(x) if family == "videomamba" else model._embed(x)
         stream = features.layers[i - 1] if i else first[0] if isinstance(first, tuple) else first
         if config.get("if_rope_residual"):
             stream = model.rope(stream)

@@ -3,6 +3,7 @@
 Slow and readable on purpose; `Reference` shares no code with the library.
 """
 
+import importlib
 import math
 
 import torch
@@ -20,6 +21,9 @@ ACTIVATIONS = {
 }
 
 
+IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
 def perturb(model, scale=0.1, seed=0):
     """Move every parameter, so that no gain is one, no bias zero, and a dropped tensor shows."""
     generator = torch.Generator().manual_seed(seed)
@@ -27,6 +31,13 @@ def perturb(model, scale=0.1, seed=0):
         for parameter in model.parameters():
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def image_model(sizes, name, kind="Model", **facts):
+    """Build a perturbed image model of transformers; facts are those that differ from `sizes`."""
+    transformers = importlib.import_module("transformers")
+    config = getattr(transformers, f"{name}Config")(**sizes | facts)
+    return perturb(getattr(transformers, f"{name}{kind}")(config))
 
 
 def error(got, wanted):

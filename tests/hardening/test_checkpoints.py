@@ -129,6 +129,19 @@ def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path):
         from_official("vim", {}, tmp_path / "list.pth")
 
 
+def test_a_file_that_changes_later_leaves_the_loaded_model_alone(tmp_path):
+    models.VisionMamba(8, 4, dim=12, depth=1, num_classes=5).save_pretrained(tmp_path)
+    model = models.VisionMamba.from_pretrained(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size - 400)
+        opened.write(bytes(400))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    changed = models.VisionMamba.from_pretrained(tmp_path).state_dict()
+    assert not all(torch.equal(changed[name], value) for name, value in before.items())
+
+
 def test_links_are_followed_and_loose_ends_are_named(files, vim, tmp_path):
     (tmp_path / "link.safetensors").symlink_to(files[".safetensors"])
     assert isinstance(from_official("vim", vim[0], tmp_path / "link.safetensors"), models.Vim)

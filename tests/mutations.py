@@ -1,9 +1,9 @@
-"""Change one operator or constant at a time, and count what the tests catch. A program of its own, not part of CI:
+"""Change one operator or constant at a time, and count those that tests catch. A program of its own, not part of CI:
 
     python -m tests.mutations ops distill --count 10 --seed 1
 
 changes 10 places of each file of the two folders, one after the other, in a copy of the repository, and runs the tests
-of that file's name (or, if there are none, of its folder). What is printed as "survived" is either a missing test or a
+of that file's name (or, if there are none, of its folder). A line with "survived" is either a missing test or a
 change that means the same.
 """
 
@@ -102,7 +102,7 @@ NAMED |= {
 
 
 def places(source: str) -> Iterator[tuple[int, int, str, str]]:
-    """(start, end, new text, old text) of every change, in characters of the source; annotations and texts are left."""
+    """List (start, end, new text, old text) of every change, in characters; skip annotations and texts."""
     lines, tree = source.splitlines(keepends=True), ast.parse(source)
     starts = [0]
     for line in lines:
@@ -152,7 +152,7 @@ def tests_of(path: Path) -> list[str]:
 
 
 def outcome(copy: Path, tests: list[str], limit: int) -> str:
-    """What became of a change; one that hangs the tests is told apart, because on a busy machine any may."""
+    """Report the outcome of a change; one that hangs the tests is reported apart, as a busy machine may hang any."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     try:

@@ -31,7 +31,7 @@ def inputs(batch=2, length=11, heads=3, channels=2, states=5, pairs=2):
 
 
 def definition(x, dt, A, B, C, blend, theta, D, initial):
-    """The recurrence with complex numbers: two states are one that turns, and reading takes the real part."""
+    """Compute the recurrence with complex numbers: two states are one that turns, and reading takes the real part."""
     pairs = theta.shape[-1]
 
     def fold(v):
@@ -94,7 +94,7 @@ def test_half_a_blend_integrates_with_second_order():
         start = TrapezoidState(
             *(torch.zeros(1, 1, *shape, dtype=torch.float64) for shape in ((0,), (1, 1), (1,), (1,)))
         )
-        dt = torch.cat([dt[:, :1] * 0, dt[:, 1:]], 1)  # the first token only says what x is at time 0
+        dt = torch.cat([dt[:, :1] * 0, dt[:, 1:]], 1)  # the first token only sets x at time 0
         y, _ = trapezoidal_scan(
             time.cos()[..., None], dt, -torch.ones_like(dt), one, one, 0.5 + 0 * dt, one[..., :0], initial=start
         )

@@ -90,7 +90,7 @@ def test_heads_of_unknown_size():
     teacher = {"attn.proj.weight": torch.ones(6, 12)}
     student = nn.ModuleDict({"attn": nn.ModuleDict({"proj": nn.Linear(8, 6, bias=False)})})
     plan = {"attn.proj.weight": ("attn.proj.weight", "residual head*head_dim")}
-    message = r"8 entries on axis 'head\*head_dim'.* 12, and the shapes do not tell .*bind\(plan, head_dim=64\)"
+    message = r"8 entries on axis 'head\*head_dim'.* 12, and the shapes do not show .*bind\(plan, head_dim=64\)"
     refused(teacher, student, first_importance, ValueError, message, plan=plan)
 
 

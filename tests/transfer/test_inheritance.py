@@ -152,7 +152,7 @@ def test_a_grown_student_holds_the_teacher_and_its_own_initialisation_around_it(
     )
 
 
-# what is left alone
+# tensors that are left alone
 
 
 def test_ssm_parameters_keep_their_initialisation():
@@ -221,7 +221,7 @@ def test_state_dicts_do_as_well_as_modules():
     two.load_state_dict(one.state_dict())
     first = subclone(teacher, one, magnitude_importance)
     second = subclone(teacher.state_dict(), two.state_dict(), magnitude_importance)
-    # only a module tells that it is one of ours, and that the eps of its norms is another
+    # only a module shows that it is one of ours, and that the eps of its norms is another
     assert first.differs == ("eps: the teacher's norms have 1e-06, the student's 1e-05",)
     assert (first.family, second.family) == ("transmamba_transformer", "timm_vit")
     assert set(first.unused) == set(second.unused)

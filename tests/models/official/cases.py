@@ -17,7 +17,7 @@ def every_run(*cases):
 
 
 def load(case: str, dtype: torch.dtype = torch.float32) -> tuple[Golden, torch.nn.Module, torch.Tensor]:
-    """The case, our model of it in evaluation mode, and its input."""
+    """Return the case, our model of it in evaluation mode, and its input."""
     data = golden(case)
     model = from_official(data.meta["family"], data.meta["config"], data.part("param", dtype)).eval()
     return data, model, data.tensors["input/x"].to(dtype)
@@ -37,7 +37,7 @@ def check_gradients(data: Golden, model: torch.nn.Module, x: torch.Tensor, logit
 
 
 def without_output_projection(mixer: torch.nn.Module) -> torch.nn.Module:
-    """Let the mixer give what its output projection would read."""
+    """Let the mixer return the input of its output projection."""
     inner = mixer.out_proj.in_features
     mixer.out_proj = torch.nn.Linear(inner, inner, bias=False, dtype=mixer.out_proj.weight.dtype)
     torch.nn.init.eye_(mixer.out_proj.weight)

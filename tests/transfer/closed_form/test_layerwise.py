@@ -64,7 +64,7 @@ def test_one_layer_is_the_ridge_regression_of_what_is_missing():
             found.clear()
             student(ids)
             stream = teacher.forward_features(ids).layers[0]
-            # below layer 1 both streams are the same, so what is missing is the attention itself
+            # below layer 1 both streams are the same, so the attention itself is missing
             sums.update(found[0], teacher.blocks[1].mixer(teacher.blocks[1].norm1(stream)))
     wanted = sums.solve(0.01)
     torch.testing.assert_close(student.blocks[1].mixer.out_proj.weight.double(), wanted.weight, atol=1e-5, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""What save_pretrained writes: names and fused matrices of older versions, and a config.json without defaults."""
+"""Files that save_pretrained writes: names and fused matrices of older versions, and a config.json without defaults."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""OPT and what bears fairseq's names: positions that start at row 2, or that no tensor stores."""
+"""OPT and others with fairseq's names: positions that start at row 2, or that no tensor stores."""
 
 import pytest
 import torch

@@ -14,7 +14,7 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "original_max_p
 
 
 def build(name, kind="Model", **options):
-    """A model of a family with the sizes of these tests and some facts changed."""
+    """Build a model of a family with the sizes of these tests and some facts changed."""
     config = getattr(transformers, f"{name}Config")(**(SIZES | {"norm_eps": 1e-2, "rms_norm_eps": 1e-2} | options))
     return getattr(transformers, f"{name}{kind}")(config)
 

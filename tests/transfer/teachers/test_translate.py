@@ -1,4 +1,4 @@
-"""Which family a teacher is, and that every tensor of it is used or ignored by name."""
+"""Teachers find their family, and every tensor of theirs is used or ignored by name."""
 
 import re
 

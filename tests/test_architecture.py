@@ -154,6 +154,16 @@ def test_no_file_takes_the_name_of_a_function_of_its_package(path):
     assert not defined & {other.stem for other in path.parent.glob("*.py")}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_records_do_not_change(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        # a configuration that users set, and what loops fill
+        if not isinstance(node, ast.ClassDef) or node.name in ("LanguageModelConfig", "Place", "Table", "Taught"):
+            continue
+        marks = [mark for mark in map(ast.unparse, node.decorator_list) if "dataclass" in mark]
+        assert set(marks) <= {"dataclass(frozen=True)"}, node.name
+
+
 def test_import_loads_no_optional_package():
     script = f"""
 import sys, torch

@@ -164,7 +164,7 @@ def outcome(copy: Path, tests: list[str], limit: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/weights.py")
+    parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/write.py")
     parser.add_argument("--count", type=int, default=10, help="changes per file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=600, help="seconds for the tests of one change")

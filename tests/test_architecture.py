@@ -157,7 +157,7 @@ def test_no_file_takes_the_name_of_a_function_of_its_package(path):
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_records_do_not_change(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        # a configuration that users set, and what loops fill
+        # a configuration that users set, and records that loops fill
         if not isinstance(node, ast.ClassDef) or node.name in ("LanguageModelConfig", "Place", "Table", "Taught"):
             continue
         marks = [mark for mark in map(ast.unparse, node.decorator_list) if "dataclass" in mark]

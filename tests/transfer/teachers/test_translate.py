@@ -191,7 +191,7 @@ def test_a_family_of_ones_own_needs_no_library():
     assert torch.equal(translated["blocks.1.mlp.down.weight"], state["net.1.down.weight"] * gamma)
     assert translated.ignored == {"net.mask": "a buffer"}
     assert (translated.architecture.head_dim, translated.family) == (2, "own")
-    # what a family does not say is that of a plain encoder
+    # facts that a family leaves out are those of a plain encoder
     facts = translated.architecture
     assert (facts.eps, facts.placement, facts.parallel, facts.activation, facts.causal, facts.tied) == (
         1e-6, "pre", False, "gelu", False, False,

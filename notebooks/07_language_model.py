@@ -25,20 +25,16 @@
 # %%
 LENGTH = 256
 FIT_ROWS = 24
-EXPAND = 4
-RIDGE = 1e-2
 TEST_ROWS = 8
 COST_ROWS = 2
 COUNTS = (4, 15, 22, 30)
 STEPS = 8
-RATE = 3e-4
 WORDS = 60
 LENGTHS = (512, 2048)
 
 # %%
 import importlib.util
 import time
-from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -121,18 +117,16 @@ print("the 15 to keep:", costs.keep(15))
 # %% [markdown]
 # ## Closed form, for more and more layers
 #
-# The layers that cost least go first. Deletion leaves the same layers without anything in their place. The mixers are
-# twice as wide as by default, and the ridge is larger, because both help (`docs/results.md`).
+# The layers that cost least go first. Deletion leaves the same layers without anything in their place.
 
 
 # %%
 def hybrid(count):
     torch.manual_seed(0)
     layers = costs.replace(count)
-    mixer = partial(tm.nn.MambaMixer, expand=EXPAND)
-    student = tm.models.replace_mixers(teacher, dict.fromkeys(layers, mixer)).eval()
+    student = tm.models.replace_mixers(teacher, dict.fromkeys(layers, tm.nn.MambaMixer)).eval()
     with bfloat16:
-        report = tm.transfer.fit_layers(teacher, student, fit, layers=layers, ridge=RIDGE, progress=False)
+        report = tm.transfer.fit_layers(teacher, student, fit, layers=layers, progress=False)
     return student, report
 
 
@@ -184,7 +178,7 @@ print(*str(report).splitlines()[:6], sep="\n")
 student = students[middle].requires_grad_(False)
 layers = costs.replace(middle)
 parameters = [p for layer in layers for p in student.blocks[layer].mixer.requires_grad_(True).parameters()]
-optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0)
+optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
 loss = tm.distill.HiddenLogitsDistill()
 
 
@@ -203,7 +197,7 @@ def step(batch):
 # %%
 begin = time.process_time()
 for number, batch in enumerate(tqdm(list(pool[2 :: len(pool) // (4 * STEPS)][: 4 * STEPS].split(4)))):
-    optimizer.param_groups[0]["lr"] = RATE * min(1, (number + 1) / 3) * (1 - number / STEPS)
+    optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (number + 1) / 3) * (1 - number / STEPS)
     step(batch)
 print(f"{middle} of 30, {time.process_time() - begin:.0f} CPU seconds")
 for name, value in scores(student).items():

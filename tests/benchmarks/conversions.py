@@ -133,7 +133,7 @@ MIX = {"topics": 64, "vim": 64, "varied": 64, "ridge": 1e-2}
 BROAD = {"topics": 16, "vim": 16, "varied": 64, "ridge": 1e-2}
 COST = {"by": "each solved"}
 FROM_3 = {**COST, "first": 3}  # the first three attentions stay
-LONG = {"steps": 40, "rate": 3e-4, "texts": (170, 170, 170), "every": 4}
+LONG = {"steps": 24, "rate": 3e-4, "texts": (170, 170, 170), "every": 4}
 RIDGE = {"ridge": 1e-2}
 CURVES = {
     **{f"delete {n}": partial(delete, count=n) for n in COUNTS},
@@ -193,10 +193,10 @@ STEPS = {
     "15: 24 forced steps, solve": partial(stages, count=15, plan="fs", steps=24),
     "15: 24 forced steps, solve, 24 end-to-end steps": partial(stages, count=15, plan="fsk", steps=24, every=4),
     "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps=24, rate=3e-4, every=4),
-    "15 by its cost from 3 on, wide, 49k tokens: 40 end-to-end steps": partial(
+    "15 by its cost from 3 on, wide, 49k tokens: 24 end-to-end steps": partial(
         stages, count=15, plan="ok", kept="half.pt", **FROM_3, **WIDE, **LONG
     ),
-    "30, wide, 49k tokens: 40 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
+    "30, wide, 49k tokens: 24 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
     "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
         stages, count=15, plan="lk", **FROM_3, **WIDE, fit=BROAD, **{**LONG, "steps": 30}
     ),

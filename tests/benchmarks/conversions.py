@@ -173,7 +173,7 @@ OPTIONS = {
     "closed 15 ridge 1e-2": partial(HALF, fit=RIDGE),
     "closed 15 ridge 1e-1": partial(HALF, fit={"ridge": 1e-1}),
     "closed 15 ridge 1e-4": partial(HALF, fit={"ridge": 1e-4}),
-    "closed 30 ridge 1e-2": partial(ALL_OF_THEM, fit=RIDGE),
+    "closed 30 ridge 1e-2": partial(ALL_OF_THEM, fit=RIDGE, speak=True),
     "closed 15, 64 states": partial(HALF, options={"d_state": 64}),
     "closed 15, expand 1": partial(HALF, options={"expand": 1}),
     "closed 15, steps of 1e-2 to 1": partial(HALF, start="large steps"),

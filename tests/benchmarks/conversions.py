@@ -1,4 +1,4 @@
-"""The runs of `bench_convert`: which attentions go, what takes their place, how it is fitted."""
+"""The runs of `bench_convert`: the attentions to replace, their replacements, and the fits."""
 
 import time
 from functools import partial
@@ -85,7 +85,7 @@ def unsolved(bench, count, **start):
 
 
 def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=40, every=1, kept="", **start):
-    """Follow a plan, a letter each.
+    """Follow a plan, a letter for each stage.
 
     s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; o takes the solved student of
     the file `kept`; f takes teacher-forced steps, k steps on the end-to-end divergence, once through rows of `texts` by
@@ -118,7 +118,7 @@ def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, 
 
 
 def read_kept(student, file):
-    """Load what `closed_form` wrote; return the seconds that it took."""
+    """Load the mixers that `closed_form` wrote; return the seconds that it took."""
     kept = torch.load(file)
     for layer, state in kept["mixers"].items():
         student.blocks[layer].mixer.load_state_dict(state)

@@ -75,5 +75,5 @@ def filled(cache, length):
 
 
 def tensors_of(cache):
-    """Return what a cache holds."""
+    """Return the tensors of a cache."""
     return cache.last(None)[:2] if isinstance(cache, AttentionCache) else [t for t in cache if torch.is_tensor(t)]

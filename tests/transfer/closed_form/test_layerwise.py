@@ -365,3 +365,33 @@ def test_the_report_is_a_table():
         "error",
     ]
     assert text.splitlines()[1].split()[:3] == ["1", "1", "768"]
+
+
+def solve_all(teacher, student, batches, folder):
+    quiet(teacher, student, batches)
+
+
+def solve_resumed(teacher, student, batches, folder):
+    quiet(teacher, replace_mixers(student, {}), batches, checkpoint=folder)
+    quiet(teacher, student, batches, checkpoint=folder)
+
+
+def solve_each(teacher, student, batches, folder):
+    transfer.fit_mixers(teacher, {i: block.mixer for i, block in enumerate(student.blocks)}, batches)
+
+
+@pytest.mark.parametrize("solve", [solve_all, solve_resumed, solve_each])
+def test_a_solution_counts_within_an_autocast_that_has_run_the_student_before(solve, tmp_path):
+    teacher, batches = language_model(), texts()
+    student, never_run = (replace_mixers(teacher, dict.fromkeys(range(3), MambaMixer)).eval() for _ in range(2))
+    never_run.load_state_dict(student.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = student(batches[0])
+        solve(teacher, student, batches, tmp_path / "first")
+        after = student(batches[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        solve(teacher, never_run, batches, tmp_path / "second")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = never_run(batches[0])
+    assert not torch.equal(before, after)
+    assert torch.equal(after, expected)

@@ -16,8 +16,8 @@
 #
 # DINOv2 ViT-S/14 is a vision Transformer whose features serve many tasks as they are. Here all twelve attentions are
 # replaced by Mamba mixers of random start, and only their output projections are solved, layer after layer, by ridge
-# regression against the teacher's stream: a minute or so, no label, no gradient. Then a few gradient steps, and the
-# same steps from random mixers for comparison.
+# regression against the teacher's stream: half a minute or so, no label, no gradient. Then a few gradient steps, and
+# the same steps from random mixers for comparison.
 #
 # The photographs are solar cells under electroluminescence, in four degrees of defects. Labels are used by the linear
 # probes only, which judge the features.
@@ -261,8 +261,8 @@ print(f"{'most common class':26s}  {majority:8.1f}  {0:11.0%}")
 # ## How to read this
 #
 # One seed, and a few hundred photographs to test on: a gap of two points between probes means nothing. Mistrust this
-# probe for another reason as well: in the records, `docs/results.md`, a random Mamba has most of the teacher's lead
-# over the most common class. The cosine is the stricter measure, near zero for a student that is random or lacks
-# mixers. By it so few gradient steps from random mixers are far from the closed form of a few seconds; and so few
-# steps after it, even at the small rate, lose more than they gain. It belongs to the pictures it was fitted on: on
-# other kinds the cosine is low. `SIDE = 112` gives maps of 8 x 8 patches, and takes four times as long.
+# probe for another reason as well: in the records, `docs/results.md`, the teacher without any attention has all of its
+# lead over the most common class at this size. The cosine is the stricter measure, near zero for a student that is
+# random or lacks mixers. By it so few gradient steps from random mixers are far from the closed form of half a minute;
+# and so few steps after it, even at the small rate, lose more than they gain. It belongs to the pictures it was fitted
+# on: on other kinds the cosine is low. `SIDE = 112` gives maps of 8 x 8 patches, and takes four times as long.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# a busy machine is no failure
+# a busy machine does not count as a failure
 settings.register_profile("patient", deadline=None, derandomize=True)
 # `--hypothesis-profile=explore` draws other examples every time, as the weekly run does
 settings.register_profile("explore", deadline=None)
@@ -25,7 +25,7 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _poison():
-    # deterministic mode also fills what torch.empty returns with NaN, so that a forgotten write shows
+    # deterministic mode also fills the results of torch.empty with NaN, so that a forgotten write shows
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)

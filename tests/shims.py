@@ -1,4 +1,4 @@
-"""Small C libraries that change what the system does below Python, loaded by LD_PRELOAD."""
+"""Small C libraries that change the system below Python, loaded by LD_PRELOAD."""
 
 import platform
 import shutil

@@ -1,4 +1,4 @@
-"""The shape of the library: who may import whom, what is public, how big things are."""
+"""The shape of the library: imports between strata, public names, sizes."""
 
 import ast
 import subprocess
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "transmamba"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {"_typing", "_checkpoint", "_layer_maps"}
-# what a stratum may import beside itself; "a.b" admits that module alone
+# imports of a stratum beside itself; "a.b" admits that module alone
 MAY_IMPORT = {
     "_typing": set(),
     "_checkpoint": {"_typing"},
@@ -37,7 +37,7 @@ LAZY = {
 
 
 def dotted(path):
-    """The name under which a file is imported."""
+    """Return the name under which a file is imported."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -46,7 +46,7 @@ FILES = {dotted(path): path for path in MODULES}
 
 
 def imports(source, files=FILES):
-    """Dotted names that a file imports, also inside its functions; `from a import b` is a.b if that is a file."""
+    """Collect dotted names that a file imports, also in functions; `from a import b` is a.b if that is a file."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -59,7 +59,7 @@ def imports(source, files=FILES):
 
 
 def circle(graph):
-    """Some names that import each other in a circle, first and last the same; none if there is no circle."""
+    """Find names that import each other in a circle, first and last the same; none if there is no circle."""
     finished = set()
 
     def visit(name, path):
@@ -92,7 +92,7 @@ def test_imports_point_downwards(path):
 
 
 def imported_files(name):
-    """Names of our files that a file imports; a package that finds its files by itself imports them all."""
+    """Collect our files that a file imports; a package that finds its files by itself imports them all."""
     path = FILES[name]
     source = path.read_text()
     if "iter_modules(__path__)" not in source:
@@ -154,6 +154,16 @@ def test_no_file_takes_the_name_of_a_function_of_its_package(path):
     assert not defined & {other.stem for other in path.parent.glob("*.py")}
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_records_do_not_change(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        # a configuration that users set, and records that loops fill
+        if not isinstance(node, ast.ClassDef) or node.name in ("LanguageModelConfig", "Place", "Table", "Taught"):
+            continue
+        marks = [mark for mark in map(ast.unparse, node.decorator_list) if "dataclass" in mark]
+        assert set(marks) <= {"dataclass(frozen=True)"}, node.name
+
+
 def test_import_loads_no_optional_package():
     script = f"""
 import sys, torch
@@ -169,7 +179,7 @@ def test_files_and_functions_stay_small(path):
     source = path.read_text()
     assert len(source.splitlines()) <= 300
     if "triton.jit" in source:
-        return  # a kernel is one function, and what it calls is inlined anyway
+        return  # a kernel is one function, and its callees are inlined anyway
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             body = node.body[1:] if ast.get_docstring(node) else node.body

@@ -30,7 +30,7 @@ def tensors():
 
 @pytest.fixture
 def folder(tensors, tmp_path):
-    """Two shards, their index, and a third file that the index does not name."""
+    """Write two shards, their index, and a third file that the index does not name."""
     save_file({"one": tensors["one"]}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({"two": tensors["two"]}, tmp_path / "model-00002-of-00002.safetensors")
     save_file({"layers.0.weight": torch.ones(1)}, tmp_path / "consolidated.safetensors")

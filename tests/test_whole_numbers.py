@@ -12,7 +12,7 @@ from tests.hardening.examples import EXAMPLES, Sizes
 
 
 def floats(function):
-    """Names of the parameters that are annotated as a float, or as one of several types with a float among them."""
+    """List the parameters that are annotated as a float, or as one of several types with a float among them."""
     parameters = inspect.signature(function).parameters.values()
     unions = types.UnionType, typing.Union
     return [
@@ -28,7 +28,7 @@ def test_every_float_may_be_an_int(name):
     call = EXAMPLES[name](Sizes(0))
     for parameter in set(floats(call.function)) & call.arguments.keys():
         for number in (0, 1):
-            with suppress(ValueError):  # out of range, which says that the type is right
+            with suppress(ValueError):  # out of range, so the type is right
                 call.function(**call.arguments | {parameter: number})
 
 

@@ -17,7 +17,7 @@ class Split(NamedTuple):
 
 
 def digits() -> tuple[dict[str, int], Split, Split, Split]:
-    """Model sizes, data of the teacher and of the student, and test data: 8 x 8 digits."""
+    """Return model sizes, data of the teacher and of the student, and test data: 8 x 8 digits."""
     raw = load_digits()
     order = torch.randperm(len(raw.target), generator=torch.Generator().manual_seed(0))
     images = torch.tensor(raw.images, dtype=torch.float32)[order, None] / 8 - 1
@@ -27,7 +27,7 @@ def digits() -> tuple[dict[str, int], Split, Split, Split]:
 
 
 def letters() -> tuple[dict[str, int], Split, Split, Split]:
-    """The same for 62 classes of glyphs; the teacher sees ten times as many distortions as the student."""
+    """Return the same for 62 classes of glyphs; the teacher has ten times as many distortions as the student."""
     size = {"img_size": 12, "patch_size": 4, "in_chans": 1, "num_classes": len(CLASSES)}
     train = Split(*glyphs(TRAIN_FONTS, 4, size=12, seed=0))
     return size, Split(*glyphs(TRAIN_FONTS, 40, size=12, seed=1)), train, Split(*glyphs(TEST_FONTS, 2, size=12, seed=2))

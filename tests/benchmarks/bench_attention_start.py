@@ -1,4 +1,4 @@
-"""Why `AttentionInit` does nothing on SmolLM2-135M: what each simplification of its attention leaves.
+"""Find out why `AttentionInit` does nothing on SmolLM2-135M: the rest that each simplification leaves.
 
     python -m tests.benchmarks.bench_convert cache FOLDER
     python -m tests.benchmarks.bench_attention_start FOLDER [LAYER ...]
@@ -32,7 +32,7 @@ def scores(attention, x, *, rotate):
 
 
 def output(attention, weights, v):
-    """Return what the output projection makes of weighted values."""
+    """Return the output projection of weighted values."""
     return attention.proj((weights @ v).transpose(1, 2).flatten(2))
 
 

@@ -28,7 +28,7 @@ PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "mkldnn_convolution")
 
 
 def loop(problem: ScanInputs) -> tuple[Tensor, Tensor]:
-    """The scan by indexing, one direction after the other on permuted copies."""
+    """Scan by indexing, one direction after the other on permuted copies."""
     p, (batch, directions, length, channels, state) = problem, problem.sizes
     y = p.u.new_zeros(batch, directions, length, channels)
     last = []
@@ -71,7 +71,7 @@ class BothWays(nn.Module):
 
 
 def contenders(name: str, batch: int) -> dict[str, tuple[nn.Module, Tensor, str]]:
-    """Model, input and backend by contender."""
+    """Return model, input and backend by contender."""
     images = torch.randn(batch, 3, 224, 224)
     model = models.vim_tiny() if name == "vim_tiny" else models.vmamba_tiny_s1l8()
     found = {"here": (model, images, "auto"), "loop": (model, images, "loop")}
@@ -98,9 +98,9 @@ def step(model: nn.Module, x: Tensor, backend: str) -> None:
 
 
 def shared_part(model: nn.Module, x: Tensor, repeats: int) -> float:
-    """The part of our forward that is matrix products and dense convolutions, which every contender computes as well.
+    """Run the part of our forward that is matrix products and dense convolutions, which every contender computes too.
 
-    A contender's times slower, divided by this part, is what it would be if all the rest of our forward cost nothing.
+    A contender's ratio divided by this part is the ratio that it would have if all the rest of our forward were free.
     """
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         for _ in range(repeats):

@@ -1,4 +1,4 @@
-"""The cross scan against what a plain scan can do for it, native on the CPU.
+"""The cross scan against a plain scan in its place, native on the CPU.
 
 python -m tests.benchmarks.bench_cross time --repeats 7
 python -m tests.benchmarks.bench_cross memory
@@ -58,7 +58,7 @@ def fused(data: Data, reads: Tensor | None) -> Run:
 
 
 def plain_to_the_end(data: Data) -> Run:
-    """The last state of a plain scan whose outputs are thrown away."""
+    """Return the last state of a plain scan whose outputs are thrown away."""
     leaves, options = data.leaves, {"softplus": True, "orders": data.orders, "merge": True, "backend": "native"}
 
     def forward() -> Tensor:
@@ -70,7 +70,7 @@ def plain_to_the_end(data: Data) -> Run:
 
 
 def woven(data: Data) -> Run:
-    """Queries become steps of size zero behind (backward: in front of) the token they read after."""
+    """Turn queries into steps of size zero behind (backward: in front of) the token they read after."""
     leaves, (batch, k) = data.leaves, data.u.shape[:2]
     side = torch.tensor([0.5, -0.5])[:k, None]
     keys = torch.cat([torch.arange(data.length).expand(batch, k, -1), data.reads[:, None] + side], -1)
@@ -113,10 +113,10 @@ def measure(shape: str, readout: str, repeats: int) -> None:
 
 
 def peak(shape: str, readout: str, side: int, both: bool) -> float:
-    """MiB above the inputs at the peak; to be called in a fresh process."""
+    """Measure MiB above the inputs at the peak; call it in a fresh process."""
     contender = CONTENDERS[readout][side]
     for call in passes(contender(Data("small"))):
-        call()  # libraries and thread pools are no part of it
+        call()  # libraries and thread pools do not count
     calls = passes(contender(Data(shape)))
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("what", choices=("time", "memory", "peak"))
     parser.add_argument("shapes", nargs="*", default=[])
     parser.add_argument("--readout", choices=tuple(CONTENDERS), default="final")
-    parser.add_argument("--side", type=int, default=0, help="of peak: 0 is the cross scan, 1 what came before")
+    parser.add_argument("--side", type=int, default=0, help="of peak: 0 is the cross scan, 1 its predecessor")
     parser.add_argument("--both", action="store_true", help="of peak: forward and backward")
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()

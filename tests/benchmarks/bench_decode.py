@@ -14,7 +14,7 @@ from transmamba.models import from_hf
 
 
 def twins(depth: int) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """The model of `transformers`, random weights, and ours with the same."""
+    """Return the model of `transformers`, random weights, and ours with the same."""
     config = transformers.MambaConfig(
         vocab_size=50280, hidden_size=768, state_size=16, num_hidden_layers=depth, eos_token_id=None, pad_token_id=0
     )

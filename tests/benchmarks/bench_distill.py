@@ -1,4 +1,4 @@
-"""What distillation adds to a training step: PlainMamba-T from DeiT-S or DeiT-B, 12 layers, both directions.
+"""The cost of distillation in a training step: PlainMamba-T from DeiT-S or DeiT-B, 12 layers, both directions.
 
     python tests/benchmarks/bench_distill.py [--teacher 384 768] [--repeat 5] [--device cpu] [--forms naive sliced]
 
@@ -84,7 +84,7 @@ FORMS: dict[str, Callable[[int], nn.Module]] = {
 
 
 def clock(step: Callable[[], object], device: str) -> float:
-    """Seconds of one step."""
+    """Measure the seconds of one step."""
     if device == "cpu":
         start = time.process_time()
         step()
@@ -98,7 +98,7 @@ def clock(step: Callable[[], object], device: str) -> float:
 
 
 def medians(steps: dict[str, Callable[[], object]], repeat: int, device: str) -> dict[str, float]:
-    """Median seconds of each step; the steps take turns so that a slow minute falls on all of them."""
+    """Measure the median seconds of each step; the steps take turns so that a slow minute falls on all of them."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -109,7 +109,7 @@ def medians(steps: dict[str, Callable[[], object]], repeat: int, device: str) ->
 
 
 def kept(loss: Callable[[], Tensor], given: list[Tensor]) -> int:
-    """Bytes that the loss keeps for its backward, beyond the features, the teacher and the parameters."""
+    """Count the bytes that the loss keeps for its backward, beyond the features, the teacher and the parameters."""
     known = {x.untyped_storage().data_ptr() for x in given}
     sizes: dict[int, int] = {}
 

@@ -1,4 +1,4 @@
-"""What each part of a transfer does to accuracy: rows x shares of the data x budgets x seeds, small students.
+"""The effect of each part of a transfer on accuracy: rows x shares of the data x budgets x seeds, small students.
 
     python -m tests.benchmarks.bench_distill_accuracy rows --out runs.jsonl [--task glyphs] [--seeds 5] [--steps 240]
     python -m tests.benchmarks.bench_distill_accuracy near --rows "task alone" "pad right" --out near.jsonl
@@ -34,7 +34,7 @@ DEPTH, WIDTH, TEACHER_WIDTH, BATCH, CHECKPOINTS = 4, 32, 48, 32, 6
 
 @dataclass
 class Setting:
-    """A trained teacher, what it says about every training image, and the scores of its neurons."""
+    """A trained teacher, its logits for every training image, and the scores of its neurons."""
 
     size: dict[str, int]
     train: Split
@@ -49,14 +49,14 @@ class Setting:
 
 @torch.no_grad()
 def accuracy(model: nn.Module, test: Split) -> float:
-    """Per cent of the test images."""
+    """Measure the accuracy on the test images, in per cent."""
     return 100 * (model(test.images).argmax(-1) == test.labels).float().mean().item()
 
 
 def fit(
     groups: list[dict[str, Any]], steps: int, batches: Iterator[Tensor], loss: Callable[[Tensor, float], Tensor]
 ) -> Iterator[int]:
-    """AdamW with a warm-up and a cosine; yields after each step."""
+    """Train by AdamW with a warm-up and a cosine; yield after each step."""
     optimizer = torch.optim.AdamW(groups, weight_decay=0.05, fused=True)
     cosine = [min(1, (i + 1) / 20) * (1 + math.cos(math.pi * i / steps)) / 2 for i in range(steps + 1)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine.__getitem__)
@@ -69,7 +69,7 @@ def fit(
 
 
 def draw(count: int, size: int, seed: int) -> Iterator[Tensor]:
-    """Random batches of indices."""
+    """Draw random batches of indices."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         yield torch.randint(count, (size,), generator=generator)
@@ -162,7 +162,7 @@ def solve(setting: Setting, student: nn.Module, kept: tuple[int, ...], count: in
 def learner(
     recipe: Recipe, setting: Setting, seed: int, share: float = 1.0
 ) -> tuple[nn.Module, list[dict[str, Any]], Callable]:
-    """A student, its groups of parameters, and its loss of (indices, progress)."""
+    """Build a student, its groups of parameters, and its loss of (indices, progress)."""
     torch.manual_seed(seed)
     student = tm.models.VisionMamba(**setting.size, dim=WIDTH, depth=DEPTH, d_state=4)
     report = tm.subclone(setting.teacher, student, setting.importance) if recipe.inherit else None
@@ -192,7 +192,7 @@ def learner(
 
 
 def run(recipe: Recipe, setting: Setting, share: float, steps: int, seed: int) -> tuple[list[tuple[int, float]], float]:
-    """The learning curve, and the processor time of the training alone, without the teacher's forward."""
+    """Measure the learning curve, and the processor time of the training alone, without the teacher's forward."""
     student, groups, loss = learner(recipe, setting, seed, share)
     batches = draw(int(len(setting.train.labels) * share), BATCH, seed)
     marks = {round(steps * (i + 1) / CHECKPOINTS) for i in range(CHECKPOINTS)}

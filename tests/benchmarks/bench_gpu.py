@@ -63,7 +63,7 @@ def make_inputs(shape: Shape, device: str) -> dict[str, Tensor | None]:
 
 
 def make_orders(shape: Shape, device: str) -> Tensor | None:
-    """Rows, columns and both reversed, of a grid as square as the length allows."""
+    """Return rows, columns and both reversed, of a grid as square as the length allows."""
     if shape.directions == 1:
         return None
     side = max(n for n in range(1, int(shape.length**0.5) + 1) if shape.length % n == 0)
@@ -73,7 +73,7 @@ def make_orders(shape: Shape, device: str) -> Tensor | None:
 
 
 def own_step(shape: Shape, device: str, backend: str) -> Step:
-    """A backend of ours, channel-last."""
+    """Build a step of a backend of ours, channel-last."""
     from transmamba.ops import multi_scan
 
     inputs, orders = make_inputs(shape, device), make_orders(shape, device)
@@ -88,7 +88,7 @@ def own_step(shape: Shape, device: str, backend: str) -> Step:
 
 
 def drop_in_step(shape: Shape, device: str, scan: Callable[..., Tensor]) -> Step:
-    """A scan with the signature of mamba-ssm's, in (batch, dim, length), permuted there and back if need be."""
+    """Build a step of a scan with mamba-ssm's signature, (batch, dim, length), permuted there and back if need be."""
     inputs, orders = make_inputs(shape, device), make_orders(shape, device)
     names = ("u", "dt", "B", "C")
     swapped = {name: inputs[name].detach().transpose(-1, -2).contiguous().requires_grad_() for name in names}
@@ -138,7 +138,7 @@ def contestants(shape: Shape, device: str) -> dict[str, Step]:
 
 
 def timed(step: Step, device: str) -> float:
-    """Seconds of one call."""
+    """Measure the seconds of one call."""
     if device == "cpu":
         start = time.perf_counter()
         step()
@@ -152,7 +152,7 @@ def timed(step: Step, device: str) -> float:
 
 
 def peak(step: Step, device: str) -> int:
-    """Bytes above what is allocated before the call."""
+    """Measure the bytes above those that are allocated before the call."""
     if device == "cpu":
         return 0
     torch.cuda.synchronize()
@@ -164,7 +164,7 @@ def peak(step: Step, device: str) -> int:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per second of a large copy, read and written."""
+    """Measure the bytes per second of a large copy, read and written."""
     source = torch.empty(2**28 if device != "cpu" else 2**22, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     times = [timed(lambda: target.copy_(source), device) for _ in range(20)]
@@ -172,7 +172,7 @@ def copy_bandwidth(device: str) -> float:
 
 
 def least_bytes(shape: Shape) -> int:
-    """u, dt, B, C read twice, y written, its gradient read, the four gradients written; bfloat16."""
+    """Count the least bytes: u, dt, B, C read twice, y written, its gradient read, four gradients written; bfloat16."""
     batch, length, dim, state, directions, by_step = shape
     own = 1 if by_step else directions
     moved_thrice = dim + own * dim + directions * state + own * state
@@ -180,7 +180,7 @@ def least_bytes(shape: Shape) -> int:
 
 
 def exponential_rate(device: str) -> float:
-    """Exponentials per second: 16 a cycle on each multiprocessor. On a CPU no limit."""
+    """Return exponentials per second: 16 a cycle on each multiprocessor. On a CPU there is no limit."""
     if device == "cpu":
         return float("inf")
     properties = torch.cuda.get_device_properties(device)
@@ -189,7 +189,7 @@ def exponential_rate(device: str) -> float:
 
 
 def elements(shape: Shape) -> int:
-    """Exponentials of a pass: directions that share dt and A share them."""
+    """Count the exponentials of a pass: directions that share dt and A share them."""
     own = 1 if shape.by_step else shape.directions
     return shape.batch * own * shape.length * shape.dim * shape.state
 

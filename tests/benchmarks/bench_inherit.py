@@ -1,10 +1,10 @@
-"""What inheritance is worth on glyphs: importance scores, layer maps, rescaling and the attention start.
+"""The worth of inheritance on glyphs: importance scores, layer maps, rescaling and the attention start.
 
     python -m tests.benchmarks.bench_inherit run RECORDS.jsonl [--teachers 2] [--seeds 5] [--ways WAY ...]
     python -m tests.benchmarks.bench_inherit show RECORDS.jsonl [--ways WAY ...] [--figure CURVES.svg]
 
 A ViT (6 blocks, width 96) learns 62 glyphs; a `VisionMamba` (3 blocks, width 48, two directions) inherits from it and
-trains on the same fonts. A way is `scratch` or `option=value,...` with what differs from the default. Every run adds a
+trains on the same fonts. A way is `scratch` or `option=value,...`, the differences from the default. Every run adds a
 line to RECORDS and is skipped if it is there; the teachers stay beside the file. Needs matplotlib and tqdm.
 """
 
@@ -50,13 +50,13 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def images(fonts: tuple[str, ...], copies: int, seed: int) -> Data:
-    """The letters of `glyphs` with a third of its noise: in so few steps nothing is learnt from the noisier ones."""
+    """Draw the letters of `glyphs` with a third of its noise: in so few steps nothing is learnt from noisier ones."""
     clean, classes = torch.cat([draw(font) for font in fonts]), torch.arange(len(CLASSES)).repeat(len(fonts) * copies)
     return distort(clean.repeat(copies, 1, 1), 16, torch.Generator().manual_seed(seed), noise=0.1), classes
 
 
 def train(model: nn.Module, data: Data, steps: int, rate: float, seed: int, loss: Loss | None = None) -> Iterator[int]:
-    """AdamW with a tenth of warm-up and a cosine to zero; yields the number of steps taken, from 0 on."""
+    """Train by AdamW with a tenth of warm-up and a cosine to zero; yield the number of steps taken, from 0 on."""
     loss = loss or (lambda pixels, classes: F.cross_entropy(model(pixels), classes))
     optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.05, fused=True)
     chance = torch.Generator().manual_seed(seed)
@@ -79,13 +79,13 @@ def accuracy(model: nn.Module, data: Data) -> float:
 
 @torch.no_grad()
 def pooled(model: nn.Module, pixels: Tensor) -> Tensor:
-    """The mean over the patch tokens after the final norm."""
+    """Return the mean over the patch tokens after the final norm."""
     features = torch.cat([model.forward_features(part).last for part in pixels.split(512)])  # type: ignore[operator]
     return features[:, 1 if isinstance(model, tm.models.ViT) else 0 :].mean(1)
 
 
 def fit(x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
-    """Ridge regression in closed form."""
+    """Solve a ridge regression in closed form."""
     mean, centre = x.mean(0), y.mean(0)
     gram = (x - mean).T @ (x - mean)
     weight = torch.linalg.solve(
@@ -136,7 +136,7 @@ class Teacher:
         }
 
     def student(self, way: str, seed: int) -> tuple[nn.Module, nn.Module, Loss | None]:
-        """A student, what is trained (the student and its calibrators), and the loss where it is not that of labels."""
+        """Build a student, the modules to train (student and calibrators), and the loss if it is not that of labels."""
         torch.manual_seed(100 * self.number + seed)
         student = tm.models.VisionMamba(dim=48, depth=3, **SIZE)
         if way == "scratch":
@@ -157,7 +157,7 @@ class Teacher:
         return student, nn.ModuleList((student, bridge)), self.lesson(student, bridge, options["learn"] == "layers")
 
     def lesson(self, student: tm.models.VisionMamba, bridge: nn.Module, labels: bool) -> Loss:
-        """Layers of the same relative depth, and the labels or the teacher's logits."""
+        """Return a loss on layers of the same relative depth, and on the labels or the teacher's logits."""
         distill, logits = tm.AdaptiveLayerDistill(teacher_layers="proportional"), tm.distill.LogitsDistill(2.0)
 
         def loss(pixels: Tensor, classes: Tensor) -> Tensor:
@@ -169,7 +169,7 @@ class Teacher:
         return loss
 
     def worth(self, student: nn.Module) -> dict[str, float]:
-        """What the student's features are worth, through maps fitted on training images."""
+        """Measure the worth of the student's features, through maps fitted on training images."""
         known, new = pooled(student, self.data[0][self.probe]), pooled(student, self.test[0])
         classes = fit(known, F.one_hot(self.data[1][self.probe], 62).float())(new).argmax(1)
         centre = self.features[0].mean(0)
@@ -196,9 +196,9 @@ def run(path: Path, teachers: int, seeds: int, ways: list[str]) -> None:
 
 
 def show(path: Path, ways: list[str], figure: Path | None) -> None:
-    """Mean and deviation by way, the paired difference to the default with its standard error; `ways` are drawn.
+    """Print mean and deviation by way, and the paired difference to the default with its error; draw `ways`.
 
-    The default of what learns another lesson has the same lesson.
+    A way with another lesson is compared with a default that has the same lesson.
     """
     records = [json.loads(line) for line in path.read_text().splitlines()]
     rows = {(r["way"], r["teacher"], r["seed"]): r for r in records}
@@ -230,7 +230,7 @@ def show(path: Path, ways: list[str], figure: Path | None) -> None:
 
 
 def plot(records: list[dict], figure: Path, value: str, title: str) -> None:
-    """The records' curves against steps, the mean and the range over all runs of a way."""
+    """Draw the records' curves against steps, the mean and the range over all runs of a way."""
     import matplotlib.pyplot as plt
 
     # the same file from the same records, and a small one

@@ -1,4 +1,4 @@
-"""What inheritance is worth on MiniLM: importance scores, layer maps, rescaling, and a longer run of notebook 03.
+"""The worth of inheritance on MiniLM: importance scores, layer maps, rescaling, and a longer run of notebook 03.
 
     python -m tests.benchmarks.bench_inherit_text compare RECORDS.jsonl [--seeds 5] [--steps 30]
     python -m tests.benchmarks.bench_inherit_text long RECORDS.jsonl [--seeds 3] [--steps 300]
@@ -47,7 +47,7 @@ DEPTH = {
 
 
 def notebook(steps: int, held_out: int, probe: int) -> dict[str, Any]:
-    """The names that notebook 03 has before its training loop."""
+    """Return the names that notebook 03 has before its training loop."""
     names: dict[str, Any] = {}
     for number, cell in enumerate(cell for cell in jupytext.read(NOTEBOOK).cells if cell.cell_type == "code"):
         if cell.source.startswith("trained, curves"):
@@ -60,7 +60,7 @@ def notebook(steps: int, held_out: int, probe: int) -> dict[str, Any]:
 
 
 def scores(names: dict[str, Any]) -> dict[str, Any]:
-    """Importance of MiniLM's weights; its loss is to find a sentence again under another dropout."""
+    """Compute the importance of MiniLM's weights; its loss is to find a sentence again under another dropout."""
     torch.manual_seed(0)
     t, teacher = tm.transfer, names["teacher"]
     tuned = copy.deepcopy(teacher).requires_grad_(True)
@@ -92,7 +92,7 @@ def scores(names: dict[str, Any]) -> dict[str, Any]:
 
 
 def build(names: dict[str, Any], way: dict[str, str], known: dict[str, Any], seed: int) -> nn.Module:
-    """A student and its calibrators."""
+    """Build a student and its calibrators."""
     torch.manual_seed(seed)
     dim, depth = int(way.get("dim", 384)), int(way["depth"])
     encoder = tm.models.MambaEncoder(len(names["tokenizer"]), dim, depth=depth, max_length=512, types=2)
@@ -113,13 +113,13 @@ def build(names: dict[str, Any], way: dict[str, str], known: dict[str, Any], see
 
 
 def quickly(names: dict[str, Any], student: nn.Module, texts: tuple[str, ...]) -> Tensor:
-    """A student's vectors in float32, from products in bfloat16."""
+    """Compute a student's vectors in float32, from products in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         return names["embed_student"](student, texts).float()
 
 
 def measure(names: dict[str, Any], student: nn.Module, last: bool) -> dict[str, float]:
-    """Cosine to the teacher and shared neighbours; at the end the probes too."""
+    """Measure the cosine to the teacher and shared neighbours; at the end the probes too."""
     held, wanted = names["held_text"], names["wanted"][names["held_text"]]
     # the linear map of a narrow student is solved in float32: bfloat16 is too coarse where one direction dominates
     vectors = quickly(names, student, held)
@@ -166,7 +166,7 @@ def train(
     measured: tuple[int, ...],
     drawn: tuple[int, ...],
 ) -> tuple[dict[str, dict[int, dict[str, float]]], dict[str, dict[int, float]]]:
-    """The notebook's training; what `measure` says at some steps, and at others the cosine on every few texts."""
+    """Train as the notebook does; record `measure` at some steps, and at others the cosine on every few texts."""
     points: dict[str, dict[int, dict[str, float]]] = {way: {} for way in students}
     curves: dict[str, dict[int, float]] = {way: {} for way in students}
 
@@ -195,7 +195,7 @@ def train(
 
 
 def show(path: Path, figure: Path | None) -> None:
-    """Mean and deviation by group and way; the curves of the long run are drawn."""
+    """Print mean and deviation by group and way, and draw the curves of the long run."""
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for group in dict.fromkeys(record["group"] for record in records):
         mine = [record for record in records if record["group"] == group]

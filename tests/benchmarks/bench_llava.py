@@ -1,4 +1,4 @@
-"""Glyph scenes of notebook 04: what each part of a transfer is worth, and how often training diverges.
+"""Glyph scenes of notebook 04: the worth of each part of a transfer, and how often training diverges.
 
     python -m tests.benchmarks.bench_llava parts --seeds 5
     python -m tests.benchmarks.bench_llava stability --rates 0.01 0.03 0.1 0.3 --seeds 10
@@ -32,7 +32,7 @@ BATCH = 32
 
 
 def notebook() -> dict[str, Any]:
-    """What the notebook's cells define up to the training of its students; its teacher is trained."""
+    """Return the names that the notebook's cells define up to the training of its students; its teacher is trained."""
     cells: dict[str, Any] = {}
     source = NOTEBOOK.read_text().partition("# ## Train the students")[0]
     exec(compile(source, NOTEBOOK, "exec"), cells)
@@ -40,7 +40,7 @@ def notebook() -> dict[str, Any]:
 
 
 def inherit_weights(cells: dict[str, Any], student: nn.Module, mamba: nn.Module | None = None) -> None:
-    """The notebook's inheritance, with mixers as initialised or from a Mamba."""
+    """Inherit as the notebook does, with mixers as initialised or from a Mamba."""
     teacher, importance = cells["teacher"].model, tm.transfer.magnitude_importance
     report = tm.subclone(teacher.language_model, student.language, importance, ssm_from=mamba)
     projector = teacher.multi_modal_projector
@@ -51,7 +51,7 @@ def inherit_weights(cells: dict[str, Any], student: nn.Module, mamba: nn.Module 
 
 
 def learn(cells: dict[str, Any], start: Callable[[nn.Module], Any], distil: bool, seed: int, query: str | None) -> Any:
-    """Accuracy of one student after the notebook's steps."""
+    """Measure the accuracy of one student after the notebook's steps."""
     student = cells["new_student"](seed, query)
     start(student)
     trained = [p for name, p in student.named_parameters() if not name.startswith("vision.")]
@@ -85,7 +85,7 @@ def parts(cells: dict[str, Any], seeds: int, query: str | None) -> None:
 
 
 def reader(cells: dict[str, Any]) -> nn.Module:
-    """A Mamba language model that has read questions, answers and descriptions for 300 steps, without images."""
+    """Train a Mamba language model on questions, answers and descriptions for 300 steps, without images."""
     torch.manual_seed(5)
     mamba, texts = tm.models.MambaLM(len(cells["WORDS"]), 64, depth=2), cells["teacher_data"][1].clamp_min(0)
     optimizer, generator = torch.optim.AdamW(mamba.parameters(), 2e-3), torch.Generator().manual_seed(9)
@@ -98,7 +98,7 @@ def reader(cells: dict[str, Any]) -> nn.Module:
 
 
 def losses(cells: dict[str, Any], student: nn.Module, rate: float, steps: int, seed: int) -> list[float]:
-    """Of every step, up to the first that is not finite."""
+    """Return the loss of every step, up to the first that is not finite."""
     parameters = [p for name, p in student.named_parameters() if not name.startswith("vision.")]
     optimizer, generator = torch.optim.Adam(parameters, rate), torch.Generator().manual_seed(seed)
     images, ids, labels = cells["student_data"][:3]
@@ -114,7 +114,7 @@ def losses(cells: dict[str, Any], student: nn.Module, rate: float, steps: int, s
 
 
 def stability(cells: dict[str, Any], rates: list[float], seeds: int, steps: int, query: str | None) -> None:
-    """Rate x start x seed."""
+    """Run every rate with every start and seed."""
     chance, mamba = math.log(len(cells["WORDS"])), reader(cells)
     for rate, pretrained, normal in itertools.product(rates, (False, True), (False, True)):
         ends, peaks = [], []
@@ -134,7 +134,7 @@ def stability(cells: dict[str, Any], rates: list[float], seeds: int, steps: int,
 
 
 def main() -> None:
-    """See above."""
+    """Run the benchmark that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("parts", "stability"))
     parser.add_argument("--seeds", type=int, default=3)

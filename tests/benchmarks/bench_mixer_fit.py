@@ -1,9 +1,9 @@
-"""One attention of SmolLM2-135M from the features of one Mamba mixer: what its random inside is worth.
+"""One attention of SmolLM2-135M from the features of one Mamba mixer: the worth of its random inside.
 
     python -m tests.benchmarks.bench_convert cache FOLDER
     python -m tests.benchmarks.bench_mixer_fit FOLDER [--layer 13] [--rows 80] [--steps 75] [--seeds 1]
 
-Teacher-forced: a mixer reads what the teacher's attention reads, its readout is solved on rows of topics and vim's help
+Teacher-forced: a mixer gets the teacher's attention's inputs, its readout is solved on rows of topics and vim's help
 by turns, and R2 is the share of the attention's variance that it explains, on the tokens of the fit, on the held-out
 topics and on the licence, without the first token of a row. With `--steps`, gradient steps on the whole mixer before or
 after. CPU seconds of one thread.
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from tests.benchmarks.bench_convert import Bench, read_values
+from tests.benchmarks.bench_convert import Bench
+from tests.benchmarks.hybrids import read_values
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.transfer import LeastSquares, mixer_pairs
 
@@ -56,7 +57,7 @@ MIXERS = {
 
 
 def sums(mixer, x, y):
-    """Return the least squares of what the mixer's readout reads, without the first token of a row."""
+    """Return the least squares of the inputs of the mixer's readout, without the first token of a row."""
     fit, found = LeastSquares(mixer.out_proj.in_features, y.shape[-1], products=torch.float32), []
     handle = mixer.out_proj.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
     with torch.no_grad():

@@ -42,7 +42,7 @@ SHAPES = {
     "tiny": (64, 64, 128, 16, 1),
     "small": (1, 64, 64, 16, 1),
     "plain2": (2, 196, 384, 16, 4),
-    # one direction, for what knows no more
+    # one direction, for contenders without several
     "plain1": (8, 196, 384, 16, 1),
     "vmamba1": (8, 3136, 192, 1, 1),
 } | {f"L{length}": (1, length, 384, 16, 1) for length in (256, 512, 1024, 2048, 4096, 8192, 16384)}
@@ -77,25 +77,25 @@ def ours(data: Data, **options) -> Run:
 
 
 def chunked(data: Data) -> Run:
-    """The fallback in plain torch."""
+    """Run the fallback in plain torch."""
     return ours(data, backend="chunked")
 
 
 def shared_decay(data: Data, **options) -> Run:
-    """One dt, A, C, D and bias for all directions, by step: PlainMamba's published form."""
+    """Share dt, A, C, D and bias between all directions, by step: PlainMamba's published form."""
     data.dt, data.A, data.D, data.bias = data.dt[:, :1].clone(), data.A[:1], data.D[:1], data.bias[:1]
     data.C = data.C[:, :1].clone()
     return ours(data, parameters_by_step=True, **options)
 
 
 def shared_apart(data: Data, **options) -> Run:
-    """The same dt, A, D and bias, handed over once per direction, so that no decay is shared."""
+    """Pass the same dt, A, D and bias once per direction, so that no decay is shared."""
     data.dt, data.C = data.dt[:, :1].repeat(1, data.k, 1, 1), data.C[:, :1].clone()
     return ours(data, parameters_by_step=True, **options)
 
 
 def merged_run(make: Callable[..., Run]) -> Callable[[Data], Run]:
-    """The same with the directions summed."""
+    """Run the same with the directions summed."""
 
     def merged(data: Data) -> Run:
         leaves, forward, grad = make(data, merge=True)
@@ -105,7 +105,7 @@ def merged_run(make: Callable[..., Run]) -> Callable[[Data], Run]:
 
 
 def channel_first(data: Data) -> Run:
-    """(batch, dim, length) tensors in mamba-ssm's signature; one direction."""
+    """Scan (batch, dim, length) tensors in mamba-ssm's signature; one direction."""
     flip = [x.transpose(-1, -2).contiguous() for x in (data.u, data.dt[:, 0], data.B[:, 0], data.C[:, 0])]
     leaves = [*flip[:2], data.A[0], *flip[2:], data.D[0], data.bias[0]]
     call = lambda: selective_scan(*leaves[:6], None, leaves[6], True, backend="native")  # noqa: E731
@@ -113,7 +113,7 @@ def channel_first(data: Data) -> Run:
 
 
 def per_direction(data: Data, scan: Callable[..., Tensor], axis: int) -> Run:
-    """A peer's scan over one sequence, called for every direction on permuted copies."""
+    """Call a peer's scan over one sequence for every direction on permuted copies."""
     flip = (lambda x: x.transpose(-1, -2).contiguous()) if axis == -1 else (lambda x: x)
     leaves = [flip(data.u), flip(data.dt), data.A, flip(data.B), flip(data.C), data.D, data.bias]
     back = data.orders.argsort(-1)
@@ -142,7 +142,7 @@ def mambapy(data: Data) -> Run:
 
 
 def transformers(data: Data) -> Run:
-    """The fastest CPU path of transformers: its scan on top of mambapy."""
+    """Run the fastest CPU path of transformers: its scan on top of mambapy."""
     from transformers.models.mamba import modeling_mamba
 
     def scan(u, dt, A, B, C, D, bias):
@@ -167,7 +167,7 @@ CONTENDERS = {
 
 
 def passes(run: Run) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Forward without gradients, and forward with backward."""
+    """Return a forward without gradients, and a forward with backward."""
     leaves, forward, grad = run
     leaves[:] = [x.detach().requires_grad_() for x in leaves]
 
@@ -185,7 +185,7 @@ def problem_of(data: Data, **options) -> ScanInputs:
 
 
 def variant_passes(data: Data, variant: str) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The backend called directly with another instruction set."""
+    """Call the backend directly with another instruction set."""
     p = problem_of(data)
 
     def both() -> None:
@@ -196,7 +196,7 @@ def variant_passes(data: Data, variant: str) -> tuple[Callable[[], object], Call
 
 
 def kernel_alone(p: ScanInputs) -> Callable[[], object]:
-    """The compiled forward without Python around it, writing to outputs that are there already."""
+    """Run the compiled forward without Python around it, into outputs that exist already."""
     calls: list[tuple[tuple, dict]] = []
     with mock.patch.object(native, "run", lambda *args, **options: calls.append((args, options))):
         outputs = native.forward(p, False)
@@ -215,7 +215,7 @@ def cpu_seconds(call: Callable[[], object]) -> float:
 
 
 def limits(folder: str) -> Callable[[], dict[str, float]]:
-    """Compile limits.cpp for the fastest instruction set; each call measures the machine anew."""
+    """Compile limits.cpp for the fastest instruction set; each call measures the machine again."""
     flags = [*build.FLAGS, *build.ARITHMETIC, *build.VARIANTS.get(library.variants()[0], []), "-Wno-psabi"]
     program, source = str(Path(folder, "limits")), Path(__file__).with_name("limits.cpp")
     compiler = build.compiler() or sys.exit("the limits need a C++ compiler")
@@ -259,7 +259,7 @@ def measure(shape: str, names: list[str], repeats: int, limit: Callable[[], dict
 
 
 def sharing(shape: str, repeats: int) -> None:
-    """Print what sharing decays between directions brings the compiled forward, from cold caches and again at once."""
+    """Print the gain of the compiled forward from decays that directions share, from cold caches and again at once."""
     other = torch.empty(12 << 20)
     for merge in (False, True):
         alone = []
@@ -304,9 +304,9 @@ def threads(shape: str, count: int, repeats: int) -> None:
 
 
 def peak(shape: str, name: str, both: bool) -> float:
-    """MiB above the inputs at the peak; to be called in a fresh process."""
+    """Measure MiB above the inputs at the peak; call it in a fresh process."""
     forward, training = passes(CONTENDERS[name](Data("small")))
-    forward(), training()  # libraries and thread pools are no part of it
+    forward(), training()  # libraries and thread pools do not count
     calls = passes(CONTENDERS[name](Data(shape)))
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS")
@@ -358,7 +358,7 @@ def main() -> None:
         return memory(options.shapes, options.names or ["native", "mambapy"])
     shapes = [s for s in SHAPES if s.startswith("L")] if options.what == "length" else options.shapes
     if len(shapes) > 1:
-        # what one shape's gigabytes do to the allocator would change the times of the next
+        # the gigabytes of one shape change the allocator, hence the times of the next
         for shape in shapes:
             names = ["--names", *options.names] if options.names else []
             command = [sys.executable, "-m", "tests.benchmarks.bench_native", "time", shape, *names]

@@ -47,7 +47,7 @@ def started(attention, expand=2, values=True, share=0.0, steps=LONG, gate=0.0, s
         share: of the channels that average values; they are the last ones.
         steps: largest and smallest step size of the averages.
         gate: bias of every second gate.
-        selective: factor of what the step sizes depend on.
+        selective: factor of the inputs of the step sizes.
     """
     mixer = MambaMixer(576, expand=expand, bias=gate > 0)
     width, v = mixer.out_proj.in_features, attention.qkv.weight[-attention.sizes[2] :]
@@ -96,7 +96,7 @@ def read(teacher, rows):
 
 @torch.no_grad()
 def sums(mixer, x, y):
-    """Return the least squares of what the mixer's readout reads, without the first token of a row."""
+    """Return the least squares of the inputs of the mixer's readout, without the first token of a row."""
     bias = mixer.out_proj.bias is not None
     fit, found = LeastSquares(mixer.out_proj.in_features, y.shape[-1], bias=bias, products=torch.float32), []
     handle = mixer.out_proj.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0].float()))

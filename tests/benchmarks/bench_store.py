@@ -1,4 +1,4 @@
-"""What a stored teacher costs a training step: DINOv2-S features read from disk, against a step without a teacher.
+"""The cost of a stored teacher in a training step: DINOv2-S features read from disk, against a step without a teacher.
 
     python -m tests.benchmarks.bench_store FOLDER [--size 112] [--batch 16] [--samples 64] [--rounds 5] [--threads 1]
 

@@ -25,7 +25,7 @@ DIM, HIDDEN, VOCAB = 4096, 11008, 32000
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
-    """LLaMA-7B's tensors by their names."""
+    """Return LLaMA-7B's tensors by their names."""
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCAB, DIM), "lm_head.weight": (VOCAB, DIM)}
     for i in range(layers):
         block = f"model.layers.{i}."
@@ -37,7 +37,7 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def write(path: Path, layers: int) -> int:
-    """A safetensors file of zeros; its size in bytes."""
+    """Write a safetensors file of zeros; return its size in bytes."""
     header, start = {}, 0
     for name, shape in shapes(layers).items():
         end = start + 2 * torch.Size(shape).numel()
@@ -51,7 +51,7 @@ def write(path: Path, layers: int) -> int:
 
 
 def resident() -> int:
-    """Bytes of this process in memory, mapped files included."""
+    """Count the bytes of this process in memory, mapped files included."""
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return sum(int(fields[name].split()[0]) for name in ("RssAnon", "RssFile", "RssShmem")) * 1024
 

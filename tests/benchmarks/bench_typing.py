@@ -1,4 +1,4 @@
-"""What the shape check costs: python tests/benchmarks/bench_typing.py
+"""The cost of the shape check: python tests/benchmarks/bench_typing.py
 
 Each figure is the median of repeats in fresh processes that differ in TRANSMAMBA_CHECK alone, interleaved, in CPU time.
 """
@@ -25,7 +25,7 @@ CASES = {
 
 
 def measure(setup: str, call: str, repeats: int) -> float:
-    """Microseconds of CPU time of one call."""
+    """Measure the microseconds of CPU time of one call."""
     import torch
 
     import transmamba as tm

@@ -1,7 +1,7 @@
 """DINOv2-S/14 with Mamba mixers in place of its attention, judged by frozen features on photographs of solar cells.
 
     python -m tests.benchmarks.bench_vision cache FOLDER            # once: the teacher and the pictures, `vision_data`
-    python -m tests.benchmarks.bench_vision run FOLDER [NAME ...]   # what RUNS lists; each result is a line of a file
+    python -m tests.benchmarks.bench_vision run FOLDER [NAME ...]   # the rows of RUNS; each result is a line of a file
     python -m tests.benchmarks.bench_vision tables FOLDER
 
 A run that has its line already is skipped, so that it can be stopped at any time. No label is used but by the probes:
@@ -9,7 +9,6 @@ logistic regression on class token and mean patch, 4-fold on the 1,624 photograp
 CPU seconds of one process with one thread.
 """
 
-import resource
 import sys
 import time
 from functools import partial
@@ -74,7 +73,7 @@ class Bench(Records):
         return [normalised(part) for part in getattr(self, source)[:count].split(BATCH)]
 
     def scores(self, student, probe=True):
-        """Return what frozen features are worth, and the cosines to the teacher on photographs and on other kinds."""
+        """Measure frozen features, and the cosines to the teacher on photographs and on other kinds."""
         found = self.yardsticks(student) if probe else {"probe": None}
         if student.norm.weight.shape != self.teacher.norm.weight.shape:
             return found
@@ -163,17 +162,23 @@ def forward_cost(side, mamba):
     model = ViT(side, 14, dim=384, depth=12, heads=6, **mixer).eval()
     image, times = torch.zeros(1, 3, side, side), []
     with torch.no_grad():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = memory("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; it would be the parent's
         for _ in range(3):
             begin = time.process_time()
             model(image)
             times.append(time.process_time() - begin)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return [round(min(times), 3), round((peak - before) / 1024)]
+    return [round(min(times), 3), round((memory("VmHWM") - before) / 1024)]
+
+
+def memory(kind):
+    """Return the resident memory of this process in KiB, or its peak."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
 
 
 def speed(bench):
-    """Attention and two-direction mixers by the size of the image, each in a process of its own."""
+    """Time attention and two-direction mixers by the size of the image, each in a process of its own."""
     cases = [(side, mamba) for side in (112, 224, 448, 896) for mamba in (False, True)]
     found = {}
     for side, mamba in cases:
@@ -183,13 +188,13 @@ def speed(bench):
 
 
 def base(bench):
-    """The teacher, and how common the most common class is."""
+    """Measure the teacher itself, and the share of the most common class."""
     share = 100 * (bench.labels == 0).float().mean().item()
     return {**bench.yardsticks(bench.teacher), "majority": share}
 
 
 def made(start, *stages, probe=True, **options):
-    """A start with its options, and stages after it."""
+    """Build a start with its options, and the stages after it."""
     return partial(judged, make=lambda bench: chained(bench, partial(start, **options), *stages), probe=probe)
 
 
@@ -237,7 +242,7 @@ RUNS |= {f"56: {name}": made for name, made in SMALL.items()}
 
 
 def run(folder, names):
-    """Do what is not done yet."""
+    """Run the rows that have no result yet."""
     benches = {}
     for name in names or RUNS:
         side = 56 if name.startswith("56") else 112
@@ -251,21 +256,31 @@ def run(folder, names):
 
 
 def tables(folder):
-    """Print the tables of docs/results.md: probe, share of the teacher's gain, cosines, seconds."""
-    found = Records(folder).done()
+    """Print the table of docs/results.md, runs that differ by the seed alone as mean ± standard deviation."""
+    found, rows = Records(folder).done(), {}
+    for name, line in found.items():
+        if line.get("probe") is not None or "cosines" in line:
+            rows.setdefault(name.partition(", seed ")[0], []).append(line)
     print("| | probe | of the gain | neighbours | readable | cosine, blocks 3, 6, 9, 12 | norm | other kinds | CPU s |")
     print("| --- | --: | --: | --: | --: | --- | --: | --: | --: |")
-    for name, line in found.items():
-        if line.get("probe") is None and "cosines" not in line:
-            continue
-        base, cells = found["56: teacher" if name.startswith("56") else "teacher"], [""] * 2
-        if line.get("probe") is not None:
-            gain = (line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
-            cells = [f"{line['probe']:.1f}", f"{gain:.0%}"]
-        cells += [f"{line[yardstick]:.2f}" if yardstick in line else "" for yardstick in ("neighbours", "readable")]
-        layers = [f"{line['cosines'][i]:.2f}" for i in (2, 5, 8, 11, 12)] if "cosines" in line else [""] * 5
-        cells += [" ".join(layers[:4]), layers[4], f"{line['other']:.2f}" if "other" in line else ""]
-        print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
+    for name, lines in rows.items():
+        base = found["56: teacher" if name.startswith("56") else "teacher"]
+        gain = spread([(line["probe"] - base["majority"]) / (base["probe"] - base["majority"])
+                       for line in lines if line.get("probe")], 2)  # fmt: skip
+        cells = [spread([line["probe"] for line in lines if line.get("probe")], 1), gain]
+        cells += [spread([line[key] for line in lines if key in line], 2) for key in ("neighbours", "readable")]
+        layers = [spread([line["cosines"][i] for line in lines if "cosines" in line], 2, False)
+                  for i in (2, 5, 8, 11, 12)]  # fmt: skip
+        other = spread([line["other"] for line in lines if "other" in line], 2, False)
+        seconds = spread([line.get("seconds", 0.0) for line in lines], 0, False)
+        print(f"| {name} | {' | '.join([*cells, ' '.join(layers[:4]), layers[4], other, seconds])} |")
+
+
+def spread(values, digits, deviation=True):
+    """Return the mean, and the standard deviation if there are several values; nothing for none."""
+    x = torch.tensor(values)
+    text = f"{x.mean():.{digits}f}" if values else ""
+    return f"{text} ± {x.std():.{digits}f}" if deviation and len(values) > 1 else text
 
 
 if __name__ == "__main__":

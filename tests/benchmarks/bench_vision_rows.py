@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_vision_rows cache FOLDER
     python -m tests.benchmarks.bench_vision_rows run FOLDER --seeds 3 --steps 60 240 --shares 1 0.5 [--rows NAME ...]
-    python -m tests.benchmarks.bench_vision_rows tables FOLDER
+    python -m tests.benchmarks.bench_vision_rows tables FOLDER      # mean ± standard deviation
+    python -m tests.benchmarks.bench_vision_rows claims FOLDER      # differences at equal seeds, 95 % t-intervals
 
 Photographs of 56 x 56 pixels, 16 patches; 1,500 with labels to train on, 1,124 to test. The teacher's
 features of the four mirror images are computed once. A run that has its line already is skipped.
@@ -26,7 +27,7 @@ from transmamba import distill, transfer
 SIDE, DIM, DEPTH, BATCH, TRAIN, RATE = 56, 96, 6, 32, 1500, 1e-3
 SLOWER = {"slow": 1e-1, "gentle": 1e-2}  # factors of the learning rate
 MIRRORS = ((), (-1,), (-2,), (-1, -2))
-# start, and what is added to the labels; "head": solved as well
+# start, and losses beside that of the labels; "head": solved as well
 ROWS = {
     "scratch": ("scratch",),
     "scratch, last feature": ("scratch", "last"),
@@ -51,6 +52,11 @@ ROWS = {
     "closed form, gentle, bidirectional": ("closed", "head", "gentle", "bidirectional"),
     "closed form, gentle, logits": ("closed", "head", "gentle", "logits"),
 }
+STARTS = ("scratch", "subclone", "closed form, gentle")
+# which is above which: among the losses, and after any start
+ORDER = [("bidirectional", "logits"), ("logits", "last feature"), ("bidirectional", "last feature"),
+         ("last feature", None), ("adaptive", None), ("bidirectional", None), ("logits", None)]  # fmt: skip
+T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile 0.975 by number of seeds
 
 
 def solved_head(features, labels, classes=4):
@@ -74,7 +80,7 @@ def solved_head(features, labels, classes=4):
 
 @torch.no_grad()
 def cache(folder):
-    """Write the small photographs and what the teacher says about them."""
+    """Write the small photographs and the teacher's outputs for them."""
     teacher = vision_data.teacher(SIDE)
     images, labels = vision_data.photographs()
     images = F.avg_pool2d(images[:, None].float(), 112 // SIDE)[:, 0].round().byte()
@@ -94,7 +100,7 @@ def cache(folder):
 
 
 class Setting:
-    """Photographs, teacher, and what it says."""
+    """Photographs, the teacher, and its outputs."""
 
     def __init__(self, folder):
         self.data = torch.load(folder / "small.pt")
@@ -130,7 +136,7 @@ class Setting:
 
     @torch.no_grad()
     def features(self, student, part):
-        """Return what the head reads."""
+        """Return the head's input."""
         return torch.cat([student.forward_features(x).last.mean(1) for x in self.images[part].split(128)])
 
     def accuracy(self, student):
@@ -203,14 +209,14 @@ def train(setting, row, seed, steps, share):
 
 
 def lines(folder):
-    """Return the results so far by what they are of."""
+    """Return the results so far by their keys."""
     path = folder / "rows.jsonl"
     found = map(json.loads, path.read_text().splitlines()) if path.exists() else ()
     return {(line["row"], line["seed"], line["steps"], line["share"]): line for line in found}
 
 
 def run(folder, args):
-    """Do what is not done yet."""
+    """Run the rows that have no result yet."""
     setting = Setting(folder)
     wanted = [(row, seed, steps, share) for seed in range(args.seeds) for share in args.shares for steps in args.steps
               for row in args.rows or ROWS]  # fmt: skip
@@ -236,14 +242,47 @@ def tables(folder, args):
         print(f"| {row} | {' | '.join(texts)} |")
 
 
+def difference(done, first, second):
+    """Return the mean difference of two cells (row, steps, share) at equal seeds, its 95 % half-width and the seeds."""
+    x, y = ({key[1]: line["after"] for key, line in done.items() if (key[0], *key[2:]) == cell}
+            for cell in (first, second))  # fmt: skip
+    both = torch.tensor([x[seed] - y[seed] for seed in x.keys() & y.keys()])
+    n = len(both)
+    return (both.mean().item(), T[n] * both.std().item() / math.sqrt(n), n) if n > 1 else None
+
+
+def claims(folder, args):
+    """Print the paper's claims as differences: the order of the losses, fewer labels, fewer steps."""
+    done = lines(folder)
+    cells = sorted({(steps, share) for _, _, steps, share in done})
+    pairs = [((row(start, more), *cell), (row(start, less), *cell))
+             for cell in cells for start in STARTS for more, less in ORDER]  # fmt: skip
+    pairs += [((name, *cell), ("scratch", *cell)) for cell in cells for name in STARTS[1:]]
+    whole = [(steps, 1.0) for steps in sorted({steps for steps, _ in cells})]
+    pairs += [((name, steps, share), ("scratch", steps, 1.0)) for steps, share in cells if share < 1 for name in ROWS]
+    pairs += [((name, *few), ("scratch", *many)) for few in whole for many in whole if few < many for name in ROWS]
+    print("| | less | difference | seeds |\n| --- | --- | --: | --: |")
+    for first, second in pairs:
+        if found := difference(done, first, second):
+            mean, half, n = found
+            texts = (f"{name}, {steps} steps, {share:.0%}" for name, steps, share in (first, second))
+            print(f"| {' | '.join(texts)} | {mean:+.1f} ± {half:.1f} | {n} |")
+
+
+def row(start, loss):
+    """Return the name of a row."""
+    return f"{start}, {loss}" if loss else start
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=("cache", "run", "tables"))
+    parser.add_argument("command", choices=("cache", "run", "tables", "claims"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 240])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0])
     parser.add_argument("--rows", nargs="+")
     given = parser.parse_args()
-    {"cache": lambda folder, _: cache(folder), "run": run, "tables": tables}[given.command](given.folder, given)
+    commands = {"cache": lambda folder, _: cache(folder), "run": run, "tables": tables, "claims": claims}
+    commands[given.command](given.folder, given)

@@ -1,7 +1,7 @@
-"""Why gradient steps after the closed form lose what it has: DINOv2-S with Mamba mixers, step by step.
+"""Find out why gradient steps after the closed form lose its gains: DINOv2-S with Mamba mixers, step by step.
 
     python -m tests.benchmarks.bench_vision cache FOLDER              # once: the teacher and the pictures
-    python -m tests.benchmarks.bench_vision_steps FOLDER [NAME ...]   # what VARIANTS lists
+    python -m tests.benchmarks.bench_vision_steps FOLDER [NAME ...]   # the rows of VARIANTS
 
 AdamW from the closed form on 1,000 photographs, or from the teacher itself, which has nothing to learn. Photographs of
 56 x 56 pixels, batch 32, forward in bfloat16. The rate rises over the first steps and falls over the second half.
@@ -20,7 +20,7 @@ from tests.benchmarks.vision_data import normalised
 from tests.benchmarks.vision_students import random_batch, solved
 
 SHOWN, MARKS = (0, 2, 5, 8, 11, 12), (1, 3, 6, 10, 20)
-# part that is trained, rate, what a step is relative to, steps, and how many of them warm up
+# part that is trained, rate, measure of a step, steps, and how many of them warm up
 VARIANTS = {
     "teacher itself": ("all", 3e-4, "", 6, 2),
     "teacher itself, 3e-5": ("all", 3e-5, "", 6, 2),
@@ -58,7 +58,7 @@ def trained(model, part):
 
 
 def size(parameter, by):
-    """Return what a step is relative to: one, or the root mean square of a tensor or of each of its rows."""
+    """Return the measure of a step: one, or the root mean square of a tensor or of each of its rows."""
     p = parameter.detach()
     whole = p.square().mean().sqrt()
     if not by:
@@ -96,7 +96,7 @@ class Steps(Bench):
         return sum(error / variance for error, variance in zip(errors, self.spread, strict=True)) / len(errors)
 
     def run(self, name):
-        """Take the steps and print what they do."""
+        """Take the steps and print their effect."""
         part, rate, by, steps, warm = VARIANTS[name]
         start = self.teacher if name.startswith("teacher") else self.closed
         model = copy.deepcopy(start).train()

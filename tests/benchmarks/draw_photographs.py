@@ -1,4 +1,4 @@
-"""The figure of the README, from what notebook 08 found.
+"""Draw the figure of the README, from the numbers of notebook 08.
 
     python -m tests.benchmarks.draw_photographs FOUND.pt docs/assets/photographs.svg
 
@@ -15,7 +15,7 @@ import torch
 
 
 def draw(found, path):
-    """Maps of teacher and student to the left, the curve to the right."""
+    """Draw maps of teacher and student on the left, the curve on the right."""
     plt.rcParams.update({"svg.hashsalt": "transmamba", "svg.fonttype": "none", "font.size": 9})
     figure = plt.figure(figsize=(10, 3.2))
     left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))

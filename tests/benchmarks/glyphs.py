@@ -28,7 +28,7 @@ LARGE = 48  # pixels at which a letter is drawn before it is moved and shrunk
 
 
 def draw(font: str) -> Tensor:
-    """All classes in one font, white on black, `[class, 48, 48]` between 0 and 1.
+    """Draw all classes in one font, white on black, `[class, 48, 48]` between 0 and 1.
 
     Raises:
         FileNotFoundError: matplotlib does not ship this font.
@@ -73,7 +73,7 @@ def distort(images: Tensor, size: int, generator: torch.Generator, noise: float 
 
 
 def glyphs(fonts: tuple[str, ...], copies: int, *, size: int = 16, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """`copies` distorted images of every class in every font, in random order, and their classes.
+    """Draw `copies` distorted images of every class in every font, in random order, with their classes.
 
     The first n are a random n of them, so a share of the data is a slice. The same seed gives the same images.
 

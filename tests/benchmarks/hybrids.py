@@ -6,16 +6,18 @@ from functools import partial
 import torch
 
 from transmamba.models import MambaLM, replace_mixers
-from transmamba.nn import AttentionCache, Mamba2Mixer, MambaMixer
+from transmamba.nn import AttentionCache, Mamba2Mixer, Mamba3Mixer, MambaMixer
+from transmamba.nn.ssm import init_step_bias
 from transmamba.transfer import AttentionInit, magnitude_importance, subclone
 
-MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer}
+MIXERS = {"mamba": MambaMixer, "mamba2": Mamba2Mixer, "mamba3": Mamba3Mixer}
 
 
 def started(bench, count, by="sensitivity", first=0, mixer="mamba", options=None, seed=0, start="random"):
     """Replace attention by mixers; return the student and its layers.
 
-    The start is "random", "values" (the first channels are the attention's values) or "attention" (AttentionInit).
+    The start is "random", "values" (the first channels are the attention's values), "large steps" (step sizes ten
+    times as large) or "attention" (AttentionInit).
     """
     layers = bench.chosen(count, by, first)
     torch.manual_seed(seed)
@@ -23,9 +25,12 @@ def started(bench, count, by="sensitivity", first=0, mixer="mamba", options=None
     student = replace_mixers(bench.teacher, dict.fromkeys(layers, build)).eval()
     if start == "attention":
         read_attention(bench.teacher, student, layers)
-    elif start == "values":
-        for layer in layers:
+    for layer in layers:
+        if start == "values":
             read_values(bench.teacher.blocks[layer].mixer, student.blocks[layer].mixer)
+        elif start == "large steps":
+            with torch.no_grad():
+                init_step_bias(student.blocks[layer].mixer.branches[0].ssm.dt_bias, 1e-2, 1.0)
     return student, layers
 
 
@@ -70,5 +75,5 @@ def filled(cache, length):
 
 
 def tensors_of(cache):
-    """Return what a cache holds."""
+    """Return the tensors of a cache."""
     return cache.last(None)[:2] if isinstance(cache, AttentionCache) else [t for t in cache if torch.is_tensor(t)]

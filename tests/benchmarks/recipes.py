@@ -50,7 +50,7 @@ class Recipe:
 
 
 def weights_at(schedule: str, progress: float) -> tuple[float, float]:
-    """Factors of the task and of distillation after a share `progress` of the run."""
+    """Return the factors of the task and of distillation after a share `progress` of the run."""
     if schedule == "decay":
         return 1.0, 1.0 - progress
     if schedule == "early":
@@ -67,7 +67,7 @@ ADAPTIVE = Recipe(features=1.0)
 BIDIRECTIONAL = Recipe(features=1.0, feature="directions")
 SUB = Recipe(inherit=True)
 
-# what the single changes point to together
+# the single changes that help, together
 TUNED: dict[str, object] = {"feature": "stream_directions", "teacher_layers": "matched", "centred": True}
 
 ROWS = {

@@ -3,7 +3,7 @@
 * photographs: 2,624 solar cells under electroluminescence, four degrees of defects (elpv-dataset, CC BY-NC-SA 4.0).
 * varied: crops of wallpapers with cut-out things of all kinds pasted in, and noise of many spectra, strongly augmented
   (Debian: mate-backgrounds, plasma-workspace-wallpapers, tuxpaint-stamps-default, under the folder PICTURES).
-* other: crops of what scikit-image and scikit-learn ship; nothing is fitted on them.
+* other: crops of pictures that scikit-image and scikit-learn ship; nothing is fitted on them.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ TABLE = "embeddings.position_embeddings"
 
 
 def teacher(side=SIDE):
-    """DINOv2 ViT-S/14 with its positions brought to the size, as DINOv2 itself does it."""
+    """Build DINOv2 ViT-S/14 with its positions resized as DINOv2 itself does it."""
     state = real.dinov2_state(real.dinov2_graph())
     table, grid = state[TABLE], side // PATCH
     square = table[:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
@@ -36,13 +36,13 @@ def teacher(side=SIDE):
 
 
 def normalised(images):
-    """Bytes, grey or of three channels, as the teacher reads them."""
+    """Normalise bytes, grey or of three channels, as the teacher reads them."""
     images = images if images.dim() == 4 else images[:, None].expand(-1, 3, -1, -1)
     return (images.float() / 255 - MEAN) / DEVIATION
 
 
 def photographs():
-    """All photographs of the package, grey, and their degree of defect."""
+    """Return all photographs of the package, grey, and their degree of defect."""
     folder = Path(importlib.util.find_spec("elpv_dataset").submodule_search_locations[0]) / "data"
     images, labels = [], []
     for line in (folder / "labels.csv").read_text().splitlines():
@@ -54,7 +54,7 @@ def photographs():
 
 
 def opened(paths, mode, side=1000):
-    """Pictures, none larger than needed."""
+    """Open pictures, none larger than needed."""
     found = []
     for path in paths:
         image = Image.open(path).convert(mode)
@@ -75,7 +75,7 @@ class Varied:
         self.things = opened(sorted((PICTURES / "tuxpaint/stamps").rglob("*.png")), "RGBA", 300)
 
     def draw(self):
-        """One picture, bytes of three channels."""
+        """Draw one picture, bytes of three channels."""
         r = self.random
         image = self.noise() if r.random() < 0.15 else self.crop(self.walls[r.integers(len(self.walls))])
         for _ in range(r.choice([0, 1, 2], p=[0.25, 0.5, 0.25])):
@@ -86,14 +86,14 @@ class Varied:
         return torch.from_numpy(np.array(self.augmented(image))).permute(2, 0, 1)
 
     def crop(self, image, smallest=0.1):
-        """A random part."""
+        """Crop a random part."""
         side = int(min(image.size) * self.random.uniform(smallest, 1))
         left, top = (int(self.random.integers(n - side + 1)) for n in image.size)
         box = (left, top, left + side, top + side)
         return image.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
 
     def noise(self):
-        """Noise whose power falls with frequency, from white to cloudy, in one direction more than in the other."""
+        """Draw noise whose power falls with frequency, from white to cloudy, more in one direction than the other."""
         r = self.random
         y, x = (np.fft.fftfreq(SIDE)[:, None], np.fft.fftfreq(SIDE)[None])
         power = (x**2 * r.uniform(0.2, 5) + y**2 + 1e-5) ** (-r.uniform(0, 1.5) / 2)
@@ -103,7 +103,7 @@ class Varied:
         return Image.fromarray((128 + 40 * mixed).clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
 
     def augmented(self, image):
-        """Mirrored, grey, inverted, blurred, of other contrast and colour."""
+        """Apply mirroring, grey, inversion, blur, other contrast and colour at random."""
         r = self.random
         image = ImageOps.mirror(image) if r.random() < 0.5 else image
         if r.random() < 0.35:
@@ -117,13 +117,13 @@ class Varied:
 
 
 def varied(count, seed=0):
-    """As many pictures to fit on."""
+    """Draw as many pictures to fit on."""
     source = Varied(seed)
     return torch.stack([source.draw() for _ in range(count)])
 
 
 def other(count, seed=1):
-    """Crops of pictures of other sources, not augmented."""
+    """Cut crops of pictures of other sources, not augmented."""
     folders = (("sklearn", "datasets/images"), ("skimage", "data"))
     specs = [(importlib.util.find_spec(package), sub) for package, sub in folders]
     paths = [

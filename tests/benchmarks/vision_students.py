@@ -88,7 +88,7 @@ def descend(parameters, loss, seconds, rate, warm=0.1):
 
 
 def forced(bench, student, seconds, source="photographs", rate=1e-3, seed=0):
-    """Let each mixer give what the teacher's attention gives on the teacher's stream."""
+    """Fit each mixer to the outputs of the teacher's attention on the teacher's stream."""
     images, generator = getattr(bench, source), torch.Generator().manual_seed(seed)
     mixers = [block.mixer for block in student.blocks]
 

@@ -1,4 +1,4 @@
-"""How much of a teacher's features another model has, whatever its width: nearest neighbours, and a linear readout."""
+"""Measure the share of a teacher's features in another model of any width: nearest neighbours, and a linear readout."""
 
 import torch
 from torch.nn.functional import normalize

@@ -1,6 +1,6 @@
 """The backbones that keep the contract, tiny; one of your own joins by one line of `BACKBONES`.
 
-`python -m tests.contracts.backbones` writes the names and shapes of their parameters anew.
+`python -m tests.contracts.backbones` writes the names and shapes of their parameters again.
 """
 
 import copy
@@ -23,7 +23,7 @@ CLASSES = 5
 
 
 class Entry(NamedTuple):
-    """How a backbone is built, and what it takes."""
+    """A builder of a backbone, and its inputs."""
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]  # of one input
@@ -65,7 +65,7 @@ SCANNING = [name for name, entry in BACKBONES.items() if entry.scans]
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The backbone in evaluation mode, its classes told apart by more than rounding, and a batch for it."""
+    """Build the backbone in evaluation mode, its classes apart by more than rounding, and a batch for it."""
     entry = BACKBONES[name]
     model = entry.build().eval()
     with torch.no_grad():
@@ -74,7 +74,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 
 
 def short(name: str) -> tuple[nn.Module, torch.Tensor]:
-    """The backbone with one block of each kind: tracing one takes seconds, and another like it shows no more."""
+    """Build the backbone with one block of each kind: tracing one takes seconds, and others like it show no more."""
     model, x = build(name)
     for stack in [module for module in model.modules() if isinstance(module, BlockStack)]:
         first = {repr(block): i for i, block in reversed(list(enumerate(stack)))}
@@ -89,12 +89,12 @@ SHORT_AND_WHOLE = [short, pytest.param(build, marks=pytest.mark.slow, id="whole"
 
 
 def mixers(model: nn.Module) -> list[nn.Module]:
-    """The mixers of all blocks, first to last."""
+    """Return the mixers of all blocks, first to last."""
     return [module.mixer for module in model.modules() if hasattr(module, "mixer")]
 
 
 def turned(mixer: nn.Module) -> nn.Module:
-    """The mixer that sees a grid with an odd number of lines turned by half a turn as `mixer` sees the grid."""
+    """Return the mixer that reads a grid with an odd number of lines as `mixer` reads it after half a turn."""
     mixer = copy.deepcopy(mixer)
     with torch.no_grad():
         if isinstance(mixer, MambaMixer):  # orders come in pairs, one the reverse of the other

@@ -1,6 +1,6 @@
-"""What others build on, frozen: public names, their signatures, and the names and shapes in state dicts.
+"""Freeze the parts that others build on: public names, their signatures, and the names and shapes in state dicts.
 
-`python -m tests.contracts.snapshot` writes all of it anew, which is how a change is made on purpose.
+`python -m tests.contracts.snapshot` writes all of it again, which is how to make a change on purpose.
 """
 
 import inspect
@@ -35,7 +35,7 @@ MODULES: dict[str, Callable[[], Any]] = {
 
 
 def signature(value: Any) -> str:
-    """Names, kinds and defaults of the arguments; annotations are the type checkers' affair."""
+    """Return names, kinds and defaults of the arguments; annotations are left to the type checkers."""
     try:
         found = inspect.signature(value)
     except (TypeError, ValueError):
@@ -60,7 +60,7 @@ class _Named:
 
 
 def methods(kind: type) -> dict[str, str]:
-    """Public methods and properties that the class itself or a base of ours defines."""
+    """Return the public methods and properties that the class itself or a base of ours defines."""
     ours = [base for base in kind.__mro__ if base.__module__.startswith("transmamba")]
     found = {name: value for base in reversed(ours) for name, value in vars(base).items() if not name.startswith("_")}
     return {
@@ -71,7 +71,7 @@ def methods(kind: type) -> dict[str, str]:
 
 
 def public() -> dict[str, Any]:
-    """Every public name: a signature for a function, with its methods for a class, the type for anything else."""
+    """Describe every public name: by a signature, for a class with its methods, for anything else by its type."""
     names: dict[str, Any] = {}
     for package in PACKAGES:
         for name, value in sorted(vars(import_module(package)).items()):

@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
 @pytest.fixture
 def page(monkeypatch):
-    """What the code of the page defines; its backbone has joined by the line at the end of the page."""
+    """Run the code of the page and return its names; the line at its end makes its backbone join."""
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)  # where torch.compile looks for the globals of its functions
     names = vars(module)

@@ -1,4 +1,4 @@
-"""What every backbone promises, checked on each."""
+"""The promises of every backbone, checked on each."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ every_scanning = pytest.mark.parametrize("name", SCANNING)
 
 
 def recorded(model, modules, x):
-    """What the modules put out, and what they were given, while the features of x are made."""
+    """Record the outputs of the modules, and their inputs, while the features of x are made."""
     calls = []
     hooks = [
         module.register_forward_hook(lambda _, given, kwargs, out: calls.append((given, kwargs, out)), with_kwargs=True)
@@ -43,7 +43,7 @@ def blocks(model):
 
 
 def natural(features, orders, i):
-    """The shares of layer i, each brought back to the natural order of the tokens."""
+    """Return the shares of layer i, each brought back to the natural order of the tokens."""
     return [part[i][:, order.inverse] for part, order in zip(features.directions, orders, strict=True)]
 
 
@@ -218,7 +218,7 @@ def test_a_model_without_stack_cannot_recompute():
 def test_a_model_from_the_meta_device_starts_like_any_other(name):
     with torch.device("meta"):
         empty = BACKBONES[name].build()
-    empty = empty.to_empty(device="cpu")  # poisoned with NaN: what is not drawn anew shows
+    empty = empty.to_empty(device="cpu")  # poisoned with NaN, so that a value that is not drawn again shows
     direct = BACKBONES[name].build()
     for model in (empty, direct):
         torch.manual_seed(3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.contracts.backbones import BACKBONES, SHORT_AND_WHOLE
+from transmamba.models import PlainMamba, Vim, VisionMamba, ViT
 
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 
@@ -22,3 +23,13 @@ def test_compiles_in_one_graph_with_its_backward(name, made):
     expected.square().sum().backward()
     for got, wanted in zip(compiled.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(got.grad, wanted.grad)
+
+
+@pytest.mark.parametrize("build", [PlainMamba, Vim, VisionMamba, ViT], ids=lambda build: build.__name__)
+def test_models_of_two_sizes_compile_one_after_the_other(build):
+    """After the first size, the compiler takes every number that has changed for one that varies."""
+    torch._dynamo.reset()
+    for side in (8, 16):
+        model, x = build(side, 4, dim=12, depth=1, num_classes=3), torch.randn(2, 3, side, side)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), model(x))

@@ -1,4 +1,4 @@
-"""Models under torch.export and in onnxruntime, for batches and texts of any size; what has no way says so."""
+"""Models under torch.export and in onnxruntime, for batches and texts of any size; those that cannot raise an error."""
 
 from functools import partial
 

@@ -36,7 +36,7 @@ A = -torch.rand(1, 4, 3)
 
 
 class Function(nn.Module):
-    """A function as what torch.export takes."""
+    """A function in the form that torch.export takes."""
 
     def __init__(self, function):
         super().__init__()

@@ -46,7 +46,7 @@ def sharded(model):
 
 @ends_process
 def work(rank: int, store: str) -> None:
-    """One of the two processes: it sees half of the batch."""
+    """Run as one of the two processes, on half of the batch."""
     from tests.contracts.backbones import BACKBONES, build
 
     faulthandler.dump_traceback_later(200, exit=True)  # if they wait for each other, say where

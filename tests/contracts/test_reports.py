@@ -1,4 +1,4 @@
-"""Public reports about peers, tried here; docs/tried_reports.md lists them all and says what was tried elsewhere."""
+"""Public reports about peers, tried here; docs/tried_reports.md lists them all, and those tried elsewhere."""
 
 import copy
 import subprocess
@@ -226,7 +226,7 @@ def test_masked_logits_give_no_nan():
         loss = LogitsDistill(2.0, divergence)(student, teacher)
         loss.backward()
         assert loss.isfinite() and student.grad.isfinite().all()
-    # what neither side can choose changes nothing
+    # a class that neither side can choose changes nothing
     both = torch.cat([student.detach(), torch.full((2, 1), -torch.inf)], 1)
     given = torch.cat([teacher, torch.full((2, 1), -torch.inf)], 1)
     torch.testing.assert_close(LogitsDistill()(both, given), LogitsDistill()(student, teacher).detach())

@@ -16,7 +16,7 @@ LOADED = {"models.VisionLanguageMamba": "vision."}
 
 
 def built(name):
-    """The module of an example, and None if it is something else; a part is drawn by the model that holds it."""
+    """Return the module of an example, and None if it is something else or a part that another model draws."""
     call = EXAMPLES[name](Sizes(0))
     if not isinstance(call.function, type) or not issubclass(call.function, nn.Module):
         return None

@@ -9,12 +9,12 @@ from tests.contracts.user_code import Student, scan
 
 REMEDY = """
 {changes}
-If that is meant, run `python -m tests.contracts.snapshot`, commit what it writes, and say in CHANGELOG.md what users
-have to change. A name that leaves is announced one minor release ahead."""
+If that is meant, run `python -m tests.contracts.snapshot`, commit the files that it writes, and tell users in
+CHANGELOG.md how to change their code. A name that leaves is announced one minor release ahead."""
 
 
 def difference(before, now):
-    """One line per name that left, came or changed."""
+    """List a line per name that left, came or changed."""
     lines = [f"gone: {name} {before[name]}" for name in before if name not in now]
     lines += [f"new: {name}" for name in now if name not in before]
     lines += [f"changed: {n}\n  {before[n]}\n  {now[n]}" for n in now if n in before and before[n] != now[n]]

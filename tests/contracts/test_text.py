@@ -1,4 +1,4 @@
-"""What the models of text promise, checked on each."""
+"""The promises of text models, checked on each."""
 
 import copy
 import json

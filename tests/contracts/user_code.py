@@ -1,4 +1,4 @@
-"""What somebody who uses the library writes, for mypy and pyright: every line must type-check as it stands."""
+"""A user's lines, for mypy and pyright: every line must type-check as it stands."""
 
 from typing import assert_type
 
@@ -22,14 +22,14 @@ class Student(nn.Module):
         self.calibrate = tm.FeatureCalibrator(dim, 2 * dim, mode="pad_mlp")
 
     def forward(self, x: Tensor) -> Tensor:
-        """Calibrated tokens."""
+        """Return calibrated tokens."""
         tokens: Tensor = self.embed(x)
         calibrated: Tensor = self.calibrate(self.block(tokens))
         return calibrated
 
 
 def transfer(teacher: tm.models.ViT, student: tm.models.VisionMamba, images: Tensor) -> Tensor:
-    """One step."""
+    """Take one step."""
     report = tm.subclone(teacher, student, tm.transfer.magnitude_importance, layer_map="early")
     assert_type(report, SubcloneReport)
     share: float = report.fraction
@@ -44,7 +44,7 @@ def transfer(teacher: tm.models.ViT, student: tm.models.VisionMamba, images: Ten
 
 
 def scan(u: Tensor) -> Tensor:
-    """The scan in mamba-ssm's layout, and an order."""
+    """Run the scan in mamba-ssm's layout, and along an order."""
     order: ScanOrder = tm.ops.scan_order("snake", (2, 3))
     y = tm.selective_scan(u, u, -torch.ones(3, 2), torch.ones(1, 2, 6), torch.ones(1, 2, 6), delta_softplus=True)
     assert isinstance(y, Tensor)

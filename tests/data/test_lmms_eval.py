@@ -20,7 +20,7 @@ class Request(NamedTuple):
 
 
 class StandIn:
-    """What lmms_eval.api.model.lmms 0.7.3 gives its subclasses."""
+    """The methods that lmms_eval.api.model.lmms 0.7.3 gives its subclasses."""
 
     def __init__(self):
         self.task_dict, self._rank, self._world_size = {}, 0, 1

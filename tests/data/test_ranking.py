@@ -5,7 +5,7 @@ from transmamba.data import retrieval_scores
 
 
 def ranks_by_sorting(similarity, own):
-    """For each row the place of its best answer, others' captions of the same row left out."""
+    """Return for each row the place of its best answer, others' captions of the same row left out."""
     ranks = []
     for row, right in zip(similarity.tolist(), own.tolist(), strict=True):
         best = max(value for value, mine in zip(row, right, strict=True) if mine)

@@ -20,5 +20,5 @@ def write_video(path, frames, *, width=32, height=24, rate=10, codec="mpeg4"):
 
 
 def brightness(clip):
-    """The number of the frame that each frame of a clip shows."""
+    """Read from each frame of a clip the number of the frame that it shows."""
     return (clip.float().mean((0, 2, 3)) / 10).round().long().tolist()

@@ -11,7 +11,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def both(monkeypatch, run):
-    """What `run` gives fused, and what it gives in plain operations."""
+    """Compute the results of `run` fused, and in plain operations."""
     used = []
     apply = fused.TokenCosine.apply
     monkeypatch.setattr(fused.TokenCosine, "apply", lambda *x: (used.append(1), apply(*x))[1])

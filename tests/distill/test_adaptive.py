@@ -20,7 +20,7 @@ def features():
 
 
 def at_cosine(value: float, teacher: torch.Tensor) -> torch.Tensor:
-    """Features whose every token has exactly this cosine with the teacher."""
+    """Return features whose every token has exactly this cosine with the teacher."""
     unit = F.normalize(teacher, dim=-1)
     other = torch.randn_like(unit)
     other = F.normalize(other - (other * unit).sum(-1, keepdim=True) * unit, dim=-1)
@@ -319,7 +319,7 @@ def test_unknown_choices_are_refused(name, choices):
 
 
 def wrong(layers=8, **changes):
-    """Eight good layers of shape (2, 5, 11), the seventh replaced."""
+    """Return eight good layers of shape (2, 5, 11), the seventh replaced."""
     good = [torch.randn(2, 5, 11) for _ in range(layers)]
     return [*good[:6], changes["layer"], *good[7:]]
 

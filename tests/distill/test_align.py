@@ -6,7 +6,7 @@ from transmamba.distill import align_tokens, drop_tokens, flatten_map, resize_to
 
 
 def numbered(*names):
-    """One sample of one channel whose tokens carry these values."""
+    """Return one sample of one channel whose tokens carry these values."""
     return torch.tensor(names, dtype=torch.float32).view(1, -1, 1)
 
 
@@ -155,7 +155,7 @@ def test_one_side_takes_the_others_grid(resize, tokens):
 
 
 def test_frames_seen_as_a_batch_are_joined():
-    # an image teacher sees 4 frames as a batch, each with a class token; the student sees one time-major sequence
+    # an image teacher gets 4 frames as a batch, each with a class token; the student gets one time-major sequence
     video = torch.randn(2, 4 * 6, 3)
     frames = rearrange(video, "b (f t) d -> (b f) t d", f=4)
     teacher = torch.cat([torch.zeros(8, 1, 3), frames], 1)

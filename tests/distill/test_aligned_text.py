@@ -5,7 +5,7 @@ from transmamba.distill import AdaptiveLayerDistill, align_text
 
 
 def padded(tokens, length, side):
-    """Samples of different lengths in one tensor, and its mask."""
+    """Pad samples of different lengths into one tensor; return it and its mask."""
     x = torch.full((len(tokens), length, tokens[0].shape[-1]), 99.0)
     mask = torch.zeros(len(tokens), length, dtype=torch.bool)
     for number, sample in enumerate(tokens):

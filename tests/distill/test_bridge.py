@@ -41,7 +41,7 @@ def teacher():
 
 
 def outputs(model, x):
-    """The outputs of the mixers, less the bias of their projections, in natural order."""
+    """Return the outputs of the mixers, less the bias of their projections, in natural order."""
     found = []
 
     def keep(mixer, _, out):
@@ -83,7 +83,7 @@ def test_tokens_keep_their_places():
     distill = MultiDirectionalDistill(order="raster")
     torch.testing.assert_close(distill(sides.student, sides.teacher), torch.tensor(0.0), atol=1e-5, rtol=0)
     wrong = BidirectionalDistill()([scan], [scan.flip(1)], target.last)
-    assert wrong > 0.1  # equal shapes hide what the layouts show
+    assert wrong > 0.1  # equal shapes hide the misalignment, the layouts show it
     with pytest.raises(ValueError, match=r"class tokens stand at \(8,\), the teacher's at \(0,\)"):
         BidirectionalDistill()([scan], [scan.flip(1)], target.last, layouts=(features, target))
     with pytest.raises(ValueError, match="grid of"):

@@ -51,7 +51,7 @@ PLACES = (6, 0, 4)
 
 
 def spread(x):
-    """Student channel j at teacher channel PLACES[j] of 7."""
+    """Place student channel j at teacher channel PLACES[j] of 7."""
     y = torch.zeros(*x.shape[:-1], 7)
     for channel, place in enumerate(PLACES):
         y[..., place] = x[..., channel]

@@ -8,7 +8,7 @@ GRIDS = {"student_grid": (2, 4), "teacher_grid": (1, 2)}
 
 
 def side(words, images, patches, length, left):
-    """Samples with their images after the first word, padded: tokens, mask, image."""
+    """Pad samples with their images after the first word: return tokens, mask, image."""
     dim = 3
     x, mask, image = torch.full((len(words), length, dim), 99.0), *torch.zeros(2, len(words), length, dtype=torch.bool)
     for sample, (count, own) in enumerate(zip(words, images, strict=True)):

@@ -19,7 +19,7 @@ def test_table_tells_widths_and_tokens():
     ]
 
 
-def test_what_does_not_fit_is_told_not_raised():
+def test_what_does_not_fit_is_listed_not_raised():
     table = dry_run([torch.empty(2, 9, 3)], [torch.empty(2, 10, 3)])
     assert not table.fits
     assert table.rows[0].tokens.startswith("do not fit: student has 9 tokens, teacher 10")

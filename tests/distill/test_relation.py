@@ -18,7 +18,7 @@ def gram(x):
 
 
 def by_hand(student, teacher):
-    """One sample: the mean over ordered pairs of different tokens."""
+    """Compute, for one sample, the mean over ordered pairs of different tokens."""
     n = len(student)
     squares = (gram(student) - gram(teacher)).square()
     return (squares.sum() - squares.diagonal().sum()) / max(n * (n - 1), 1)

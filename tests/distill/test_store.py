@@ -1,4 +1,4 @@
-"""The teacher's features on disk: what is read is what was computed, for these samples and augmentations only."""
+"""The teacher's features on disk: the features read are those computed, for these samples and augmentations only."""
 
 import json
 import pickle

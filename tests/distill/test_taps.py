@@ -66,7 +66,7 @@ def streams(net, x):
     return [x := block(x) for block in net.blocks]
 
 
-# what is recorded
+# the records
 
 
 def test_tap_on_blocks_gives_the_streams_in_order():

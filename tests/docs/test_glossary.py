@@ -11,7 +11,7 @@ WORDS, QUESTIONS = (ROOT / "docs" / "glossary.md").read_text().split("## Twenty 
 
 
 def rows(text):
-    """Cells of the rows of a table, its head left out."""
+    """Return the cells of the rows of a table, its head left out."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -28,7 +28,7 @@ def test_there_are_twenty_questions():
 
 
 def files(place):
-    """Files of a path, which may have wildcards, or the module or object of a dotted name."""
+    """List the files of a path, which may have wildcards, or those of the module or object of a dotted name."""
     if place.startswith("transmamba."):
         return [pkgutil.resolve_name(place)]
     return [path for path in ROOT.glob(place) if path.is_file()]

@@ -15,7 +15,7 @@ SIZE = {"num_classes": 5, "dim": 12, "depth": 2}
 
 
 def own_lines(code):
-    """Lines that say something: no imports, docstrings, comments or empty ones."""
+    """Count the lines that do something: no imports, docstrings, comments or empty ones."""
     tree, others = ast.parse(code), set()
     for node in ast.walk(tree):
         said = [node] if isinstance(node, ast.Import | ast.ImportFrom) else []

@@ -1,4 +1,4 @@
-"""The code on the pages of the documentation runs, and the pictures are what their code draws."""
+"""The code on the pages of the documentation runs, and the pictures are those that their code draws."""
 
 import doctest
 import importlib.util
@@ -17,7 +17,7 @@ OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def blocks(text):
-    """(first line, code) of every Python block that is not marked."""
+    """List (first line, code) of every Python block that is not marked."""
     for match in re.finditer(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if not NOT_RUN.search(text[: match.start()]):
             yield text[: match.start(1)].count("\n"), match[1]
@@ -29,7 +29,7 @@ def page_id(path):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(True for _ in blocks(page.read_text()))], ids=page_id)
 def test_code_runs(page, tmp_path, monkeypatch):
-    """The blocks of a page share their names; one with prompts must print what it says."""
+    """The blocks of a page share their names; one with prompts must print the output below them."""
     monkeypatch.chdir(tmp_path)
     # a module that can be imported, as a script is: torch.compile looks up the globals of a function by its name
     module = types.ModuleType(f"page_{page.stem}")
@@ -65,7 +65,7 @@ def test_what_is_not_run_says_why():
 
 
 def generator(name):
-    """A module of docs/mkdocs, which is no package."""
+    """Import a module of docs/mkdocs, which is not a package."""
     path = DOCS / "mkdocs" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
     module = importlib.util.module_from_spec(spec)

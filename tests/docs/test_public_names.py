@@ -16,7 +16,7 @@ FOLDERS = ("data", "distill", "models", "nn", "ops", "transfer")
 
 @pytest.fixture(scope="module")
 def words():
-    """Words of the code on all pages: `encode` in a sentence is no name."""
+    """Collect the words of the code on all pages: `encode` in a sentence is not a name."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     code = [part for page in pages for part in re.findall(r"```.*?```|`[^`\n]+`", page.read_text(), re.DOTALL)]
     return {word for part in code for word in re.findall(r"\w+", part)}

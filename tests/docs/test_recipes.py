@@ -18,7 +18,7 @@ CLASSES = ("apple", "bread", "cloud")
 
 @pytest.fixture
 def recipes(monkeypatch):
-    """The scripts as modules; who else bears one of their plain names (tests/transfer) has it back afterwards."""
+    """Import the scripts; a module whose plain name they take (tests/transfer) gets it back afterwards."""
     monkeypatch.syspath_prepend(str(RECIPES))
     names = ("images", "loop", "transfer", "finetune")
     taken = {name: sys.modules.pop(name) for name in names if name in sys.modules}
@@ -30,7 +30,7 @@ def recipes(monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Eight training and four other images of each of three classes, 20 x 24 pixels."""
+    """Write eight training and four other images of each of three classes, 20 x 24 pixels."""
     drawn = np.random.default_rng(0)
     for part, count in (("train", 8), ("val", 4)):
         for number, name in enumerate(CLASSES):
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small(recipes, monkeypatch):
-    """Models of toy size under the names of the recipes."""
+    """Register models of toy size under the names of the recipes."""
     from transmamba import models
 
     size = {"dim": 12, "depth": 2}
@@ -64,7 +64,7 @@ def command(folder, out, *more):
 
 @pytest.fixture
 def teacher(small, tmp_path):
-    """A teacher's checkpoint, and one of the same teacher before its fine-tuning, with a head of other classes."""
+    """Save a teacher, and the same teacher before its fine-tuning, with a head of other classes."""
     vit = small["transfer"].models.vit_small
     torch.save(vit(img_size=16, patch_size=4, num_classes=7).state_dict(), tmp_path / "before.pt")
     torch.save(vit(img_size=16, patch_size=4, num_classes=3).state_dict(), tmp_path / "after.pt")

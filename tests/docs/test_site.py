@@ -18,7 +18,7 @@ def site(tmp_path_factory):
     pytest.importorskip("material", reason="needs the extra docs")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", "docs/mkdocs/mkdocs.yml", "-d", str(folder)]
-    # an announcement of the theme's successor is no warning about these pages
+    # an announcement of the theme's successor is not a warning about these pages
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr
@@ -47,7 +47,7 @@ def test_equations_and_pictures_are_in_the_pages(site):
         page = path.read_text()
         assert "equation-place" not in page
         assert page.count("<math") == text.count("```math") + text.count("$`"), source
-        # what the site's own code draws stands in the page and takes its colours; curves are files
+        # drawings of the site's own code are part of the page and take its colours; curves are files
         assert page.count('<svg class="tm"') == len(re.findall(r"pictures/\w+\.svg\)", text)), source
         assert_pictures_exist(path)
 

@@ -1,4 +1,4 @@
-"""Spoil one argument of a valid call, and see what comes out. A program of its own, because a kernel may end it:
+"""Spoil one argument of a valid call, and check the outcome. A program of its own, because a kernel may end it:
 
     python -m tests.hardening.fuzz ops --rounds 3
 
@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from tests.hardening.examples import EXAMPLES, Call, Sizes
 
-# what may come out of any call; docs/errors.md
+# errors that any call may raise; docs/errors.md
 DOCUMENTED = (ValueError, TypeError, NotImplementedError)
 # torch's own words where a module's weights and its input have different homes
 TORCH = ("dtype", "scalar type", "device", "meta", "type (", "Float", "same type")
-# what the caller's own model, function or plan makes of nonsense is passed through
+# errors of the caller's own model, function or plan are passed through
 PASSED_ON = {"batches", "loss", "importance", "decay", "norm", "activation", "mixer", "select", "align"}
 LIMIT = 60  # seconds for one example; a hang ends the program with a traceback
 
@@ -76,7 +76,7 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
 
 
 def spoiled(value: Any, how: str, inside: bool) -> Any:
-    """`value` changed; a sequence or mapping is changed in its first entry if `inside`."""
+    """Change `value`; a sequence or mapping is changed in its first entry if `inside`."""
     if inside and isinstance(value, Mapping):
         first = next(iter(value))
         return {**value, first: spoiled(value[first], how, False)}
@@ -87,7 +87,7 @@ def spoiled(value: Any, how: str, inside: bool) -> Any:
 
 
 def tensors(x: Any) -> Iterator[Tensor]:
-    """All tensors inside x."""
+    """Return all tensors inside x."""
     if isinstance(x, Tensor):
         yield x
     elif isinstance(x, Mapping):
@@ -97,7 +97,7 @@ def tensors(x: Any) -> Iterator[Tensor]:
 
 
 def run(call: Call) -> Any:
-    """The result; a gradient through it must also come out."""
+    """Return the result; a gradient through it must also come out."""
     result = call.function(**call.arguments)
     if call.then is not None:
         result = result(**call.then)
@@ -108,7 +108,7 @@ def run(call: Call) -> Any:
 
 
 def refused(error: BaseException, how: str) -> bool:
-    """Whether the error is one that users are told about."""
+    """Check whether the error is a documented one."""
     if isinstance(error, DOCUMENTED):
         return bool(str(error).strip())
     words = str(error)
@@ -126,7 +126,7 @@ Make = Callable[[Sizes], Call]
 
 
 def changes(make: Make, seed: int) -> Iterator[tuple[int, str, str, bool]]:
-    """Every change of every argument: of the call or of the forward, the name, how, and whether inside."""
+    """List every change of every argument: of the call or of the forward, the name, how, and whether inside."""
     call = make(Sizes(seed))
     for part, given in enumerate((call.arguments, call.then or {})):
         for name, value in given.items():
@@ -140,7 +140,7 @@ def changes(make: Make, seed: int) -> Iterator[tuple[int, str, str, bool]]:
 
 
 def try_spoiled(make: Make, seed: int, change: tuple[int, str, str, bool]) -> str | None:
-    """What went wrong, or None for a result or a documented error."""
+    """Return the failure, or None for a result or a documented error."""
     part, name, how, inside = change
     call = make(Sizes(seed))
     given = (call.arguments, call.then)[part]
@@ -162,7 +162,7 @@ def try_spoiled(make: Make, seed: int, change: tuple[int, str, str, bool]) -> st
 
 
 def try_valid(make: Make, seed: int, layout: str, scale: float) -> str | None:
-    """Valid arguments give finite numbers, the same ones whatever the memory looks like."""
+    """Check that valid arguments give finite numbers, the same ones for any content of fresh memory."""
     results = []
     try:
         for how in (LAYOUTS["as it is"], LAYOUTS[layout]):
@@ -184,7 +184,7 @@ def _laid(given: dict[str, Any], how: Callable[[Tensor], Tensor]) -> dict[str, A
 
 
 def fuzz(name: str, rounds: int, share: float, seed: int) -> tuple[int, dict[str, str]]:
-    """Number of calls tried, and failures by kind (numbers left out)."""
+    """Count the calls tried, and failures by kind (numbers left out)."""
     make, failures, tried = EXAMPLES[name], {}, 0
     chance = random.Random(seed + zlib.crc32(name.encode()))
     for _ in range(rounds):
@@ -203,7 +203,7 @@ def fuzz(name: str, rounds: int, share: float, seed: int) -> tuple[int, dict[str
 
 
 def main() -> None:
-    """See above."""
+    """Run the command line of the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("prefix", help="ops, nn, models, distill, transfer, or one name such as ops.multi_scan")
     parser.add_argument("--rounds", type=int, default=1)
@@ -217,7 +217,7 @@ def main() -> None:
     start = time.monotonic()
     for name in EXAMPLES:
         if f"{name}.".startswith(f"{options.prefix}."):
-            print(name, file=sys.stderr, flush=True)  # the last line names what ended the program
+            print(name, file=sys.stderr, flush=True)  # the last line names the example that ended the program
             tried, failures = fuzz(name, options.rounds, options.share, options.seed)
             total, failed = total + tried, failed + len(failures)
             for problem in failures.values():

@@ -26,14 +26,14 @@ def vim():
 
 @pytest.fixture
 def files(vim, tmp_path):
-    """The same weights in both formats."""
+    """Write the same weights in both formats."""
     save_file(vim[1], tmp_path / "vim.safetensors")
     torch.save(vim[1], tmp_path / "vim.pth")
     return {suffix: tmp_path / f"vim{suffix}" for suffix in SUFFIXES}
 
 
 def header(content, size=None):
-    """The beginning of a safetensors file."""
+    """Return the beginning of a safetensors file."""
     text = json.dumps(content).encode()
     return struct.pack("<Q", len(text) if size is None else size) + text
 
@@ -42,7 +42,7 @@ HOSTILE = {
     "absurd size of the header": header({}, 2**62),
     "header of 99 MB that is not there": header({}, 99_000_000),
     "no header": b"\x00" * 3,
-    "header that is no JSON": struct.pack("<Q", 8) + b"{{{{{{{{",
+    "header that is not JSON": struct.pack("<Q", 8) + b"{{{{{{{{",
     "header that is a list": header([1, 2]),
     "numbers beyond the file": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}),
     "offsets that run backwards": header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + b"\x00" * 4,
@@ -91,7 +91,7 @@ def test_bytes_that_were_changed_end_in_documented_errors_or_in_other_numbers(su
 
 
 class Evil:
-    """What runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -127,6 +127,19 @@ def test_an_archive_that_is_no_checkpoint_is_refused(tmp_path):
     torch.save([torch.ones(2)], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"expected names and tensors, it holds a list"):
         from_official("vim", {}, tmp_path / "list.pth")
+
+
+def test_a_file_that_changes_later_leaves_the_loaded_model_alone(tmp_path):
+    models.VisionMamba(8, 4, dim=12, depth=1, num_classes=5).save_pretrained(tmp_path)
+    model = models.VisionMamba.from_pretrained(tmp_path)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "model.safetensors"
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size - 400)
+        opened.write(bytes(400))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    changed = models.VisionMamba.from_pretrained(tmp_path).state_dict()
+    assert not all(torch.equal(changed[name], value) for name, value in before.items())
 
 
 def test_links_are_followed_and_loose_ends_are_named(files, vim, tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_every_public_name_has_an_example():
-    """A new public name joins by a function in examples.py that calls it, or by a line of EXEMPT that says why not."""
+    """A new public name joins by a function in examples that calls it, or by a line of EXEMPT with the reason."""
     public = {
         f"{package}.{name}"
         for package, module in PACKAGES.items()

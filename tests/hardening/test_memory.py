@@ -1,4 +1,4 @@
-"""Kernels follow pointers: what does not fit is refused before they run, whether annotations are checked or not."""
+"""Kernels follow pointers: unfit tensors are refused before they run, whether annotations are checked or not."""
 
 import subprocess
 import sys

@@ -40,7 +40,7 @@ print(errors + [thread.name for thread in threads if thread.is_alive()])
 
 
 def in_threads(count, work):
-    """What `work(number)` returns in each of so many threads that start together."""
+    """Return the result of `work(number)` in each of so many threads that start together."""
     results, errors, start = [None] * count, [], threading.Barrier(count)
 
     def run(number):
@@ -61,7 +61,7 @@ def in_threads(count, work):
 
 
 def scan(seed=0, length=33):
-    """Two directions, convolution and scan, forward and backward, as one tensor of numbers."""
+    """Run two directions, convolution and scan, forward and backward; return one tensor of numbers."""
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(2, length, 5, generator=generator, requires_grad=True)
     orders = scan_orders(("forward", "backward"), length)

@@ -1,4 +1,4 @@
-"""Quantised models run, and say what they cannot do."""
+"""Quantised models run, and name their limits in errors."""
 
 import warnings
 

@@ -18,7 +18,7 @@ OTHERS = {"clip_vit_l14", "llava_llama_1b", "llava_llama_3b", "trans_llava_600m"
 
 @pytest.fixture(autouse=True)
 def registry():
-    """What a test registers leaves with it."""
+    """Remove the names that a test registers when it ends."""
     before = dict(BUILDERS)
     yield BUILDERS
     BUILDERS.clear()
@@ -109,10 +109,10 @@ def test_ones_own_functions_and_classes_join(registry):
 
     @models.register("own_wide")
     def wide(dim: int = 5) -> Own:
-        """A wide one."""
+        """Build a wide one."""
         return Own(dim)
 
-    assert registry["Own"] is Own and wide.__name__ == "wide" and wide.__doc__ == "A wide one."
+    assert registry["Own"] is Own and wide.__name__ == "wide" and wide.__doc__ == "Build a wide one."
     assert models.list_models("own*") == ["own_wide"]
     assert models.create("own_wide").build_config == {"build": "own_wide", "arguments": {"dim": 5}}
     assert (

@@ -100,12 +100,12 @@ def test_a_translated_teacher_and_a_state_dict_with_its_config_are_the_same():
 
 
 def test_facts_that_names_do_not_tell_are_asked_for():
-    with pytest.raises(ValueError, match=r"llama: the checkpoint does not tell heads.*: give its config=\.\.\."):
+    with pytest.raises(ValueError, match=r"llama: the checkpoint does not state heads.*: give its config=\.\.\."):
         from_transformer(llama().state_dict(), "llama")
 
 
 def family(changes=None, terms=None):
-    """LLaMA with other facts, and with further canonical tensors that are copies of its norm."""
+    """Return LLaMA with other facts, and with further canonical tensors that are copies of its norm."""
 
     def read(checkpoint):
         names = {
@@ -132,9 +132,9 @@ def family(changes=None, terms=None):
         ({}, {"blocks.{i}.attn.q_norm.weight": "norm.weight"}, "the teacher lacks blocks.0.attn.k_norm.weight"),
         ({}, {"blocks.{i}.mlp.up.bias": "norm.weight"}, "tensors do not fit together"),
         ({"causal": False}, {}, "a language model attends to earlier tokens only, this one to all"),
-        ({"unknown": ("eps",)}, {}, "the checkpoint does not tell eps"),
-        ({"heads": None}, {}, "the checkpoint does not tell the heads"),
-        ({"kind": "image"}, {}, "the checkpoint does not tell the grid of patches"),
+        ({"unknown": ("eps",)}, {}, "the checkpoint does not state eps"),
+        ({"heads": None}, {}, "the checkpoint does not state the heads"),
+        ({"kind": "image"}, {}, "the checkpoint does not state the grid of patches"),
         ({"kind": "image", "grid": (2, 2)}, {}, "the teacher lacks patch_embed.weight"),
         ({"kind": "ssm"}, {}, "a teacher of kind 'ssm' is not a Transformer: from_official and from_hf load"),
         ({"ropes": ({"rope_theta": 9.0, "rope_type": "su"},) * 3}, {}, "rope_type must be one of default, linear"),

@@ -15,20 +15,20 @@ from transmamba.nn import HeadSSM, Mamba2Mixer, Mamba3Mixer, MambaMixer, RMSNorm
 
 
 class Holder:
-    """A model that keeps what it is given."""
+    """A model that keeps its arguments."""
 
     def __init__(self, **given):
         self.given = given
 
 
 def back(**arguments):
-    """Arguments after a journey through text."""
+    """Return the arguments after a journey through text."""
     return rebuild(json.loads(json.dumps(write_call("Holder", arguments))), {}, Holder).given
 
 
 @pytest.fixture
 def own():
-    """A mixer of the user's, registered while a test runs."""
+    """Register a mixer of the user's while a test runs."""
 
     @models.register
     class LocalMixer(nn.Module):

@@ -13,7 +13,7 @@ SMALL = {"vocab_size": 23, "hidden_size": 8, "state_size": 5, "num_hidden_layers
 
 
 def wider(config):
-    """An inner width that is no multiple of the outer one."""
+    """Set an inner width that is not a multiple of the outer one."""
     config.intermediate_size = 13
     return config
 

@@ -136,7 +136,7 @@ class OwnMixer(MambaMixer):
 
 @models.register
 def grouped(d_model, *, groups=2):
-    """Mamba-2 with a part that is no plain data."""
+    """Build a Mamba-2 with a part that is not plain data."""
     return Mamba2Mixer(d_model, head_dim=4, ssm=HeadSSM(2 * d_model // 4, 4, d_state=8, groups=groups))
 
 
@@ -160,7 +160,7 @@ MIXERS = {
 
 
 def comes_back(model, folder, *inputs):
-    """The model from its folder, after a look whether it is the same."""
+    """Return the model from its folder, after a check that it is the same."""
     model.eval().save_pretrained(folder)
     again = type(model).from_pretrained(folder)
     assert again.build_config == model.build_config == json.loads((folder / "config.json").read_text())
@@ -290,7 +290,7 @@ def test_what_earlier_versions_wrote_is_read(name, tmp_path):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """A hub in a folder."""
+    """Put a folder in the place of the hub."""
     fake = types.ModuleType("huggingface_hub")
     fake.asked = []
 

@@ -13,7 +13,7 @@ HEADS = {"mean": MeanPooling, "tight": lambda: TightHead(6)} | {
 
 
 def trained(head):
-    """A head whose zero start is over."""
+    """Build a head whose zero start is over."""
     for parameter in head.parameters():
         if not parameter.any():
             nn.init.normal_(parameter, std=0.5)
@@ -22,7 +22,7 @@ def trained(head):
 
 @pytest.fixture
 def batch():
-    """Texts of up to 7 tokens, videos of up to 5 frames."""
+    """Return texts of up to 7 tokens, videos of up to 5 frames."""
     text, tokens, frames = torch.randn(3, 6), torch.randn(3, 7, 6), torch.randn(4, 5, 6)
     token_mask = torch.arange(7) < torch.tensor([[7], [4], [2]])
     frame_mask = torch.arange(5) < torch.tensor([[5], [3], [1], [5]])

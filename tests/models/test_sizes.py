@@ -44,7 +44,7 @@ VIDEO_SIZES = {
 
 
 def measure(name, shape, **options):
-    """Millions of parameters and billions of operations."""
+    """Count millions of parameters and billions of operations."""
     with torch.device("meta"):
         model, x = getattr(models, name)(**options).eval(), torch.empty(1, *shape)
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter, torch.no_grad():

@@ -37,7 +37,7 @@ def test_drop_path_rises_linearly():
 
 
 class Owner(nn.Module):
-    """Starts what it owns in its own way."""
+    """A model that initialises its own parameters in its own way."""
 
     def __init__(self):
         super().__init__()
@@ -63,7 +63,7 @@ def test_a_module_that_could_not_be_drawn_anew_is_named():
     with pytest.raises(TypeError, match="Scale owns gain and has no reset_parameters: give it one that draws them"):
         reset_children(nn.Sequential(nn.Linear(3, 3), Scale()))
     own = Scale()
-    reset_children(own)  # what the model itself owns is its own matter
+    reset_children(own)  # parameters of the model itself are its own matter
 
 
 def test_the_last_layer_of_a_branch_shrinks_with_depth():

@@ -1,4 +1,4 @@
-"""Embedding and head as one matrix: what adapters are told, how they stay one, and how they become two."""
+"""Embedding and head as one matrix: the warning to adapters, how they stay one, and how they become two."""
 
 import copy
 import pickle
@@ -16,7 +16,7 @@ IDS = torch.tensor([[1, 2, 3, 5, 8]])
 
 
 def adapted(lm, names=("head",)):
-    """The model with an adapter that does something."""
+    """Give the model an adapter that does something."""
     peft = pytest.importorskip("peft")
     model = peft.get_peft_model(lm, peft.LoraConfig(r=2, target_modules=list(names), init_lora_weights=False))
     return model.eval()

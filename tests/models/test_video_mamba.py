@@ -14,7 +14,7 @@ def test_frames_share_the_positions_and_have_one_each():
     with torch.no_grad():
         model.temporal_pos_embed.normal_()
     x = torch.randn(2, 3, 3, 8, 12)
-    tokens, patches = model._embed(x), model.patch_embed(x)
+    tokens, patches = model.embed(x), model.patch_embed(x)
     assert model.grid == (3, 2, 3) and tokens.shape == (2, 19, 12)
     torch.testing.assert_close(tokens[0, 0], (model.cls_token + model.pos_embed[:, :1])[0, 0])
     for frame in range(3):

@@ -23,7 +23,7 @@ LABELS[0, 5:], LABELS[1, 3], LABELS[2, 3:5] = torch.tensor([4, 5]), 9, torch.ten
 
 
 def build(query="image", mixer="mamba", cross_after=(0, 1), awake=True, **options):
-    """A tiny model; `awake` moves its CrossMamba blocks away from the identity."""
+    """Build a tiny model; `awake` moves its CrossMamba blocks away from the identity."""
     vision = BackbonePatches(VisionMamba((8, 12), 4, dim=7, depth=1, d_state=3), 7)
     language = MambaLM(WORDS, DIM, depth=3, mixer=MIXERS[mixer], d_intermediate=9)
     model = VisionLanguageMamba(vision, language, cross_after=cross_after, query=query, **options)

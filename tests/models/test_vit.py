@@ -16,7 +16,7 @@ def vit():
 
 
 def from_hf(hf):
-    """Our (timm's) names for the weights of a Hugging Face ViT, old or new module names."""
+    """Return our (timm's) names for the weights of a Hugging Face ViT, old or new module names."""
     state = {}
     for name, value in hf.state_dict().items():
         name = name.removeprefix("vit.").replace("encoder.layer.", "layers.")
@@ -127,7 +127,7 @@ def perturbed(**options):
     ],
 )
 def test_tokens_before_the_patches_and_their_positions(options, rows, extra):
-    """`rows` are those of the position table that the tokens before the patches take; None is no row."""
+    """`rows` are those of the position table that the tokens before the patches take; None for no row."""
     model = perturbed(**options)
     patches = F.conv2d(X, model.patch_embed.proj.weight, model.patch_embed.proj.bias, 4).flatten(2).transpose(1, 2)
     prefix = [t.expand(2, -1, -1) for t in (model.cls_token, model.dist_token, model.reg_token) if t is not None]

@@ -41,7 +41,7 @@ def tokens(*shape, dtype=torch.float64):
 
 
 def defined(module, x):
-    """The output for one sequence, pair by pair."""
+    """Compute the output for one sequence, pair by pair."""
     heads, groups, length = module.heads, module.heads // module.kv_heads, len(x)
     q, k, v = module.qkv(x).split(module.sizes, -1)
     if module.qk_norm == "full":

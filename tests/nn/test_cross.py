@@ -13,7 +13,7 @@ READOUTS = ("final", "aligned", "progress")
 
 
 def states(module, context, k=0):
-    """All states of direction k, in scan order: a list of (batch, inner, state), straight from the recurrence."""
+    """Return all states of direction k in scan order: (batch, inner, state) each, straight from the recurrence."""
     writer = module.branches[k]
     x = module.in_proj(context if k == 0 else context.flip(1))
     width = writer.conv1d.kernel_size[0]
@@ -28,7 +28,7 @@ def states(module, context, k=0):
 
 
 def read(module, query, chosen):
-    """The output when query t reads the states `chosen[t]`, one (batch, inner, state) per direction."""
+    """Compute the output if query t reads the states `chosen[t]`, one (batch, inner, state) per direction."""
     C = module.c_proj(query).unflatten(-1, (len(module.branches), -1))
     y = torch.stack([sum((h * C[:, t, k, None]).sum(-1) for k, h in enumerate(hs)) for t, hs in enumerate(chosen)], 1)
     return query + module.out_proj(y * F.silu(module.gate_proj(query)))

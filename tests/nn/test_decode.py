@@ -1,4 +1,4 @@
-"""What every mixer that decodes has in common."""
+"""Properties of every mixer that decodes."""
 
 import pytest
 import torch

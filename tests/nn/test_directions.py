@@ -34,7 +34,7 @@ def build(name, directions=2, size=0.3):
 
 
 def alone(mixer, k):
-    """The mixer of one direction with what direction k owns."""
+    """Build the mixer of one direction with the parameters of direction k."""
     one = copy.deepcopy(mixer)
     one.others = nn.ModuleList()
     own = (
@@ -49,7 +49,7 @@ def alone(mixer, k):
 
 
 def by_loop(mixer, x, orders, mask=None):
-    """Each direction as a mixer of its own on a permuted copy of its input."""
+    """Run each direction as a mixer of its own on a permuted copy of its input."""
     bias = 0.0 if mixer.out_proj.bias is None else mixer.out_proj.bias
     parts = []
     for k, order in enumerate(orders):
@@ -59,7 +59,7 @@ def by_loop(mixer, x, orders, mask=None):
 
 
 def beside(mixer, x):
-    """What the MLP beside the heads gives: the same in all directions, and counted once."""
+    """Return the output of the MLP beside the heads: the same in all directions, and counted once."""
     if not isinstance(mixer, Mamba2Mixer) or not mixer.sizes[0]:
         return 0.0
     gate, value = mixer.in_proj(x)[..., : 2 * mixer.sizes[0]].chunk(2, -1)

@@ -7,7 +7,7 @@ from transmamba.ops import permute_tokens, scan_order, scan_orders, use_backend
 
 
 def by_hand(mixer, x, k, order):
-    """Direction k of a mixer, written with a permuted copy of everything; tokens come out in natural order."""
+    """Run direction k of a mixer on a permuted copy of everything; tokens come out in natural order."""
     branch = mixer.branches[k]
     u, gate = mixer.in_proj(x[:, order.index]).chunk(2, -1)
     width = branch.conv1d.kernel_size[0]

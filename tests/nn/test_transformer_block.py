@@ -1,4 +1,4 @@
-"""A block around any mixer: what is computed where, token by token, in other dtypes."""
+"""A block around any mixer: its parts in their places, token by token, and in other dtypes."""
 
 import itertools
 from functools import partial

@@ -1,4 +1,4 @@
-"""Half-precision results are rounded once, at the end: what that means for each op, on any device and backend."""
+"""Half-precision results are rounded once, at the end: the consequence for each op, on any device and backend."""
 
 import torch
 
@@ -49,7 +49,7 @@ def _scan(draw):
 
 
 def selective_scan(draw, **options):
-    """mamba-ssm's call, gated."""
+    """Run mamba-ssm's call, gated."""
     batch, length = draw.batch, draw.length
     sequence, parameter = (batch, DIM, length), (batch, STATE, length)
     return ops.selective_scan, {
@@ -60,31 +60,31 @@ def selective_scan(draw, **options):
 
 
 def multi_scan(draw, **options):
-    """Directions apart."""
+    """Scan directions apart."""
     return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw), **options}
 
 
 def merged_scan(draw, **options):
-    """Directions summed."""
+    """Scan directions and sum them."""
     return ops.multi_scan, _scan(draw), {"softplus": True, "orders": _orders(draw), "merge": True, **options}
 
 
 def gated_scan(draw, **options):
-    """Directions summed and gated."""
+    """Scan directions, sum and gate them."""
     batch, length = draw.batch, draw.length
     scan, inputs, options = merged_scan(draw, **options)
     return scan, {**inputs, "z": draw.half(batch, length, DIM)}, options
 
 
 def apart_gated_scan(draw, **options):
-    """Directions gated apart."""
+    """Scan directions and gate each."""
     batch, length = draw.batch, draw.length
     scan, inputs, options = multi_scan(draw, **options)
     return scan, {**inputs, "z": draw.half(batch, K, length, DIM)}, options
 
 
 def cross_scan(draw, **options):
-    """Queries that read somewhere on the way."""
+    """Let queries read somewhere on the way."""
     inputs = {name: x for name, x in _scan(draw).items() if name != "D"}
     inputs["C"] = draw.half(draw.batch, K, 7, STATE)
     options = {"softplus": True, "orders": _orders(draw), "reads": _tokens(draw), **options}
@@ -92,29 +92,29 @@ def cross_scan(draw, **options):
 
 
 def merged_cross_scan(draw, **options):
-    """The same, directions summed."""
+    """Run the same, and sum the directions."""
     return cross_scan(draw, merge=True, **options)
 
 
 def last_cross_scan(draw, **options):
-    """Queries that read the last state."""
+    """Let queries read the last state."""
     return cross_scan(draw, merge=True, reads=None, **options)
 
 
 def causal_conv1d(draw, **options):
-    """Directions with float32 weights."""
+    """Convolve directions with float32 weights."""
     batch, length = draw.batch, draw.length
     inputs = {"x": draw.half(batch, length, DIM), "weight": draw.full(K, DIM, 4), "bias": draw.full(K, DIM)}
     return ops.causal_conv1d, inputs, {"orders": _orders(draw), "activation": "silu", **options}
 
 
 def packed_conv1d(draw, **options):
-    """Packed sequences, no activation."""
+    """Convolve packed sequences, without an activation."""
     return causal_conv1d(draw, activation=None, seq_idx=_packed(draw), **options)
 
 
 def continued_conv1d(draw, **options):
-    """Tokens before the first."""
+    """Continue after tokens before the first."""
     function, inputs, options = causal_conv1d(draw, **options)
     return function, {**inputs, "initial_tokens": draw.half(draw.batch, K, 3, DIM)}, options
 
@@ -135,7 +135,7 @@ BY_BACKEND = (
 
 
 def selective_step(draw):
-    """A state of half precision as well."""
+    """Step from a state of half precision as well."""
     batch = draw.batch
     return ops.selective_step, {
         "state": draw.half(batch, DIM, STATE), "u": draw.half(batch, DIM), "dt": draw.half(batch, DIM),
@@ -145,7 +145,7 @@ def selective_step(draw):
 
 
 def conv_step(draw):
-    """Float32 weights and an activation."""
+    """Step with float32 weights and an activation."""
     batch = draw.batch
     return ops.conv_step, {
         "state": draw.half(batch, DIM, 4), "x": draw.half(batch, DIM), "weight": draw.full(DIM, 4),
@@ -154,7 +154,7 @@ def conv_step(draw):
 
 
 def ssd_scan(draw):
-    """Heads of two groups."""
+    """Scan heads of two groups."""
     batch, length = draw.batch, draw.length
     return ops.ssd_scan, {
         "x": draw.half(batch, length, 4, DIM), "dt": draw.half(batch, length, 4), "A": draw.decay(4),
@@ -164,7 +164,7 @@ def ssd_scan(draw):
 
 
 def ssd_step(draw):
-    """A state of half precision as well."""
+    """Step from a state of half precision as well."""
     batch = draw.batch
     return ops.ssd_step, {
         "state": draw.half(batch, 4, DIM, STATE), "x": draw.half(batch, 4, DIM), "dt": draw.half(batch, 4),
@@ -181,13 +181,13 @@ def _heads(draw, *axes):
 
 
 def trapezoidal_scan(draw):
-    """Mamba-3, gated."""
+    """Run Mamba-3, gated."""
     batch, length = draw.batch, draw.length
     return ops.trapezoidal_scan, _heads(draw, batch, length), {"chunk_size": 8}
 
 
 def trapezoidal_step(draw):
-    """One step of it from a state of half precision."""
+    """Take one step of it from a state of half precision."""
     batch = draw.batch
     shapes = ((2,), (DIM, 5), (5,), (DIM,))
     before = ops.TrapezoidState(*(draw.half(batch, 3, *shape) for shape in shapes))
@@ -202,7 +202,7 @@ PLAIN = (selective_step, conv_step, ssd_scan, ssd_step, trapezoidal_scan, trapez
 
 
 def check(case, dtype, device="cpu", *, units=0.5, sizes=SIZES, **options):
-    """Compare outputs and gradients with float64: `units` in the last place, and what float32 sums lose."""
+    """Compare outputs and gradients with float64: `units` in the last place, and the loss of float32 sums."""
     torch.manual_seed(0)
     function, inputs, options = case(Draw(dtype, device, sizes), **options)
     exact = {name: x.detach().double().requires_grad_() for name, x in inputs.items()}

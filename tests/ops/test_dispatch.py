@@ -14,7 +14,7 @@ def problem():
 
 @pytest.fixture
 def picky(monkeypatch):
-    """A backend in front of the table that refuses everything for two reasons."""
+    """Put a backend in front of the table that refuses everything for two reasons."""
     entry = Backend("picky", TABLE["scan"][-1].run, lambda problem: ["it is Monday", "u is too small"])
     monkeypatch.setitem(TABLE, "scan", (entry, *TABLE["scan"]))
 

@@ -9,7 +9,7 @@ from transmamba.ops import multi_scan
 
 
 def derivatives(case, backend, order, dtype=torch.float64):
-    """Gradients of a functional of the gradients, `order` deep, for every input."""
+    """Compute gradients of a functional of the gradients, `order` deep, for every input."""
     torch.manual_seed(0)
     function, inputs, options = case(Draw(dtype, "cpu"), backend=backend)
     inputs = {name: x.detach().to(dtype).requires_grad_() for name, x in inputs.items()}

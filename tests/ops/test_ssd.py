@@ -27,7 +27,7 @@ def inputs(batch=2, length=11, heads=6, channels=3, groups=2, states=5, dtype=to
 
 
 def definition(x, dt, A, B, C, D, dt_bias, initial_state, limit=(0.0, math.inf)):
-    """The recurrence of the module docstring, token by token."""
+    """Compute the recurrence of the module docstring, token by token."""
     H, outputs = initial_state, []
     share = x.shape[2] // B.shape[2]
     for t in range(x.shape[1]):

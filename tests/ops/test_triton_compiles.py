@@ -48,7 +48,7 @@ def problem(name: str) -> ScanInputs:
 
 
 def launches(monkeypatch: pytest.MonkeyPatch, module, run: Callable[[], object]) -> list[tuple]:
-    """Kernels that `run` would launch, with their arguments and warps."""
+    """List the kernels that `run` would launch, with their arguments and warps."""
     seen: list[tuple] = []
     capture = lambda kernel, grid, device, arguments, warps=1: seen.append((kernel, arguments, warps))  # noqa: E731
     monkeypatch.setattr(module, "launch", capture)
@@ -57,7 +57,7 @@ def launches(monkeypatch: pytest.MonkeyPatch, module, run: Callable[[], object])
 
 
 def stack_bytes(kernel, arguments: dict, warps: int, folder: Path) -> int:
-    """Local memory of the kernel compiled for compute capability 9.0, specialised as a launch would."""
+    """Compile the kernel for compute capability 9.0, specialised as a launch would; return bytes of local memory."""
     import triton as compiler
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource

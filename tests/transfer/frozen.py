@@ -20,7 +20,7 @@ IMAGE = {"image_size": 8, "patch_size": 2}
 
 
 def filled(module):
-    """Uniform numbers by name, the same on every machine."""
+    """Return uniform numbers by name, the same on every machine."""
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -1,4 +1,4 @@
-"""What was inherited rightly stays bit for bit as it was."""
+"""A right inheritance stays bit for bit as it was."""
 
 import json
 

@@ -54,7 +54,7 @@ def test_axis_scores_go_before_element_scores(stream, plan):
 
 
 def test_scores_constant_along_an_axis_rank_nothing_on_it(stream, plan):
-    # one score per input of fc2 says nothing of the stream it writes to
+    # one score per input of fc2 is not one of the stream it writes to
     scores = {"blocks.0.fc2.weight": torch.arange(6.0)[None], "head.weight": torch.arange(7.0)[None]}
     report = subclone(stream(7, 6, 1), stream(3, 2, 1), scores, plan=plan)
     assert report.kept == {"residual": (4, 5, 6), "hidden.0": (4, 5)}

@@ -30,7 +30,7 @@ def batches():
 
 
 def inputs_of(net, batches):
-    """The rows that norm, fc1 and fc2 read, over all batches."""
+    """Record the rows that norm, fc1 and fc2 read, over all batches."""
     x = torch.cat([batch.flatten(0, -2) for batch in batches])
     h = net.norm(x)
     return {"norm.weight": x, "fc1.weight": h, "fc2.weight": F.gelu(net.fc1(h))}

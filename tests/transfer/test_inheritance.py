@@ -10,6 +10,7 @@ from torch import nn
 from transmamba.models import VisionMamba, ViT
 from transmamba.transfer import (
     SSM_PARAMETERS,
+    SubcloneReport,
     first_importance,
     magnitude_importance,
     random_importance,
@@ -17,6 +18,7 @@ from transmamba.transfer import (
     subclone,
     taylor_importance,
 )
+from transmamba.transfer.student import Student
 
 from .conftest import snapshot, unchanged
 
@@ -150,7 +152,7 @@ def test_a_grown_student_holds_the_teacher_and_its_own_initialisation_around_it(
     )
 
 
-# what is left alone
+# tensors that are left alone
 
 
 def test_ssm_parameters_keep_their_initialisation():
@@ -177,6 +179,13 @@ def test_an_rms_norm_takes_the_weight_only():
     report = subclone(vit(), student, magnitude_importance)
     assert "blocks.0.norm1.weight" in report.copied
     assert "blocks.0.norm1.bias" not in {*report.copied, *report.skipped}
+
+
+def test_kinds_of_norms_are_told_by_the_module_or_else_by_a_bias():
+    module = nn.ModuleDict({"centred": nn.LayerNorm(3, bias=False), "plain": nn.RMSNorm(3), "biased": nn.LayerNorm(3)})
+    tensors = module.state_dict()
+    for weights, kinds in ((module, ["layer", "rms", "layer"]), (tensors, ["rms", "rms", "layer"])):
+        assert [Student(weights, tensors).norm(name) for name in module] == kinds
 
 
 def test_a_head_for_other_classes_is_skipped_with_the_reason():
@@ -212,7 +221,7 @@ def test_state_dicts_do_as_well_as_modules():
     two.load_state_dict(one.state_dict())
     first = subclone(teacher, one, magnitude_importance)
     second = subclone(teacher.state_dict(), two.state_dict(), magnitude_importance)
-    # only a module tells that it is one of ours, and that the eps of its norms is another
+    # only a module shows that it is one of ours, and that the eps of its norms is another
     assert first.differs == ("eps: the teacher's norms have 1e-06, the student's 1e-05",)
     assert (first.family, second.family) == ("transmamba_transformer", "timm_vit")
     assert set(first.unused) == set(second.unused)
@@ -231,6 +240,12 @@ def test_tied_tensors_are_written_once_and_counted_once():
     del plan["head.weight"]
     report = subclone(teacher, {"embed.weight": shared, "head.weight": shared}, first_importance, plan=plan)
     assert report.skipped == {"head.weight": "tied to embed.weight, which is written"}
+
+
+def test_tensors_without_values_are_not_tied():
+    student = {"w": torch.zeros(2, 3), **{name: torch.zeros(2, 3, device="meta") for name in ("a", "b")}}
+    report = subclone({"w": torch.ones(2, 3)}, student, {}, plan={"w": ("w", "output input")})
+    assert report.fraction == 1 / 3 and report.skipped["a"] == "the plan has no entry for it"
 
 
 def test_teacher_is_not_touched_and_the_student_owns_its_memory():
@@ -293,6 +308,12 @@ def test_report_survives_json():
     assert set(loaded) == {
         "copied", "sliced", "skipped", "kept", "layers", "fraction", "family", "differs", "unused",
     }  # fmt: skip
+
+
+def test_unused_tensors_of_several_layers_share_a_line():
+    unused = ("head.weight", "blocks.0.scale", "blocks.1.scale")
+    lines = str(SubcloneReport({}, {}, {}, {}, {}, 0.0, unused=unused)).splitlines()
+    assert lines[:2] == ["unused in the teacher: head.weight", "unused in the teacher: blocks.*.scale (2)"]
 
 
 def test_report_is_frozen():

@@ -10,6 +10,7 @@ from transmamba.models import MambaLM, VisionMamba, ViT
 from transmamba.nn import Mamba2Mixer, MambaMixer
 from transmamba.nn.mamba2 import HeadSSM
 from transmamba.transfer import AttentionInit, first_importance, magnitude_importance, subclone
+from transmamba.transfer.teachers import translate
 
 transformers = pytest.importorskip("transformers")
 
@@ -35,6 +36,8 @@ def test_a_mamba_of_equal_size_is_copied_and_of_smaller_size_is_cut(mixer):
     tokens = torch.randint(11, (2, 7))
     assert report.fraction == 1.0
     assert torch.equal(twin(tokens), teacher(tokens))
+    facts = translate(teacher).architecture
+    assert (facts.kind, facts.dim, facts.depth) == ("ssm", 12, 3)
     small = MambaLM(11, 8, depth=2, mixer=mixer, d_intermediate=128)
     report = subclone(teacher, small, magnitude_importance)
     assert report.fraction == 1.0

@@ -29,7 +29,7 @@ def student(dim=12, d_state=3, orders=("forward", "backward"), depth=2):
 
 
 def scores_and_values(block, h, heads):
-    """By head: q.k / sqrt(head_dim), and what the output projection makes of the values."""
+    """Compute by head: q.k / sqrt(head_dim), and the values times the output projection."""
     q, k, v = (
         part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in block.attn.qkv(h).chunk(3, -1)
     )  # batch head token channel

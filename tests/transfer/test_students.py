@@ -26,7 +26,7 @@ IMAGE = {"image_size": 8, "patch_size": 2}
 
 
 def encoder(dim, hidden, depth, vocab=11):
-    """The names of a bidirectional Mamba text encoder, without its mixers."""
+    """Return the names of a bidirectional Mamba text encoder, without its mixers."""
     block = lambda: nn.ModuleDict(  # noqa: E731
         {
             "norm1": nn.LayerNorm(dim),
@@ -39,7 +39,7 @@ def encoder(dim, hidden, depth, vocab=11):
 
 
 def old_names(state):
-    """The names that files of ViT and DeiT on the hub keep."""
+    """Return the names that files of ViT and DeiT on the hub keep."""
     pairs = (
         (".layers.", ".encoder.layer."),
         ("attention.q_proj", "attention.attention.query"),
@@ -107,7 +107,7 @@ def test_whole_heads_go_where_the_teacher_says_how_many_it_has():
     weight = teacher.blocks[1].attn.qkv.weight
     assert torch.equal(student.blocks[1].attn.qkv.weight, weight[rows][:, residual])
     assert len(heads) == 2
-    with pytest.raises(ValueError, match=r"the shapes do not tell .*bind\(plan, head_dim=64\)"):
+    with pytest.raises(ValueError, match=r"the shapes do not show .*bind\(plan, head_dim=64\)"):
         subclone(teacher.state_dict(), student, magnitude_importance)
     known = translate(teacher.state_dict(), config={"num_heads": 3})
     assert subclone(known, student, magnitude_importance).kept == report.kept
@@ -309,7 +309,7 @@ def test_a_pyramid_has_one_stream_per_stage_and_heeds_the_layer_map():
 
 
 def hf_names(teacher):
-    """The same tensors behind a prefix."""
+    """Return the same tensors behind a prefix."""
     return {f"backbone.{name}": tensor for name, tensor in teacher.state_dict().items()}
 
 

@@ -1,6 +1,6 @@
 """The teachers that once were inherited wrongly without a word: each gives its function, or is refused by its reason.
 
-The student has the teacher's width, so its MLPs must compute what the teacher's do, up to what the report says differs.
+The student has the teacher's width, so its MLPs must compute the same, up to the differences that the report lists.
 """
 
 from copy import deepcopy
@@ -53,7 +53,7 @@ def language(**options):
 
 
 def mlp_error(teacher, student, report):
-    """Largest relative error of the student's MLPs behind their norms, each with the activation and eps it has."""
+    """Compute the largest relative error of the student's MLPs after their norms, each with its activation and eps."""
     translated = translate(teacher, kind="image" if isinstance(student, VisionMamba) else None)
     plain = Reference(translated)
     x = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def mlp_error(teacher, student, report):
 
 ACTIVATION = "activation: the teacher's MLPs have"
 EXACT = {
-    # teacher, student, and what the report says differs beside the eps of norms
+    # teacher, student, and the differences that the report lists beside the eps of norms
     "ViT": (lambda: model("vit", IMAGE), vision, ()),
     "DeiT": (lambda: model("deit", IMAGE), vision, ()),
     "I-JEPA": (lambda: model("ijepa", IMAGE), vision, ()),

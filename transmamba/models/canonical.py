@@ -27,11 +27,11 @@ def from_transformer(teacher: Weights, family: str | None = None, *, config: Any
 
     Args:
         teacher: a module, a state dict, or `open_safetensors(...)`; or a teacher that is already translated.
-        family: name of its family, where its config does not tell; see `transfer.translate`.
+        family: name of its family, where its config does not state it; see `transfer.translate`.
         config: the configuration of a bare state dict.
 
     Raises:
-        ValueError: the teacher is refused, the checkpoint alone does not tell everything about it, or it has a part
+        ValueError: the teacher is refused, the checkpoint alone does not state everything about it, or it has a part
             that our model lacks; the message names it.
 
     Example:
@@ -44,7 +44,7 @@ def from_transformer(teacher: Weights, family: str | None = None, *, config: Any
     facts = translated.architecture
     if facts.unknown:
         raise ValueError(
-            f"{translated.family}: the checkpoint does not tell {', '.join(facts.unknown)}: give its config=..., the "
+            f"{translated.family}: the checkpoint does not state {', '.join(facts.unknown)}: give its config=..., the "
             "dictionary of its config.json, or the module instead of its state dict"
         )
     if facts.kind not in BUILDERS:

@@ -52,7 +52,7 @@ class Parts:
         facts, prefix = self.facts, f"blocks.{i}.attn"
         heads, head_dim, kv_heads = facts.heads, facts.head_dim, facts.kv_heads
         if heads is None or head_dim is None:
-            raise self.refuse("the checkpoint does not tell the heads: give its config=...")
+            raise self.refuse("the checkpoint does not state the heads: give its config=...")
         options: Options = {
             "heads": heads,
             "kv_heads": None if kv_heads == heads else kv_heads,
@@ -86,7 +86,7 @@ class Parts:
     def grid(self) -> list[int]:
         """Rows and columns of patches."""
         if self.facts.grid is None:
-            raise self.refuse("the checkpoint does not tell the grid of patches: give its config=...")
+            raise self.refuse("the checkpoint does not state the grid of patches: give its config=...")
         return list(self.facts.grid)
 
     def _block(self, i: int) -> Callable[..., nn.Module]:

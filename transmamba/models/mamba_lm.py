@@ -144,7 +144,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
             mask: True marks a real token.
             seq_idx: number of the packed text each token belongs to; texts do not see each other.
         """
-        x = self._place(self._embed(ids), mask, seq_idx)
+        x = self._place(self.embed(ids), mask, seq_idx)
         return self._logits(self.norm(self.blocks(x, None, mask, seq_idx)))
 
     @typed
@@ -156,7 +156,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
         seq_idx: Int[Tensor, "batch token"] | None = None,
     ) -> Features:
         """Return the tokens of every layer, and with `directions` every mixer's output as that of the one direction."""
-        x = self._place(self._embed(ids), mask, seq_idx)
+        x = self._place(self.embed(ids), mask, seq_idx)
         streams = self.blocks.streams(x, None, mask, seq_idx, directions=directions)
         orders = (scan_order("forward", ids.shape[1], ids.device),) if directions else ()
         return Features(self.norm(streams.layers[-1]), streams.layers, (ids.shape[1],), streams.directions, orders)
@@ -188,7 +188,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
     ) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
         """Read a prompt, after `cache` if given; return the logits after its last real token, and the new cache."""
         before, seen = self._split(cache, ids)
-        x, caches = self._place(self._embed(ids), mask, seen=seen), []
+        x, caches = self._place(self.embed(ids), mask, seen=seen), []
         for block, layer in zip(self.blocks, before, strict=True):
             x, after = block.prefill(x, mask, layer)
             caches.append(after)
@@ -199,7 +199,7 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
     def step(self, ids: Int[Tensor, " batch"], cache: Cache) -> tuple[Float[Tensor, "batch vocabulary"], Cache]:
         """Return the logits after one more token per sequence, and the cache after it."""
         before, seen = self._split(cache, ids)
-        x, caches = self._place(self._embed(ids)[:, None], None, seen=seen)[:, 0], []
+        x, caches = self._place(self.embed(ids)[:, None], None, seen=seen)[:, 0], []
         for block, layer in zip(self.blocks, before, strict=True):
             x, after = block.step(x, layer)
             caches.append(after)
@@ -243,7 +243,8 @@ class MambaLM(Pretrained, FeatureMethods, TiedHead, nn.Module):
         )
         return torch.cat([ids, new], 1)
 
-    def _embed(self, ids: Tensor) -> Tensor:
+    def embed(self, ids: Tensor) -> Tensor:
+        """Return the embeddings of tokens, in at least float32, as the stream is."""
         x = self.embedding(ids)
         return x.to(torch.promote_types(x.dtype, torch.float32))
 

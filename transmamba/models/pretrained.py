@@ -64,7 +64,8 @@ class Pretrained(Recorded):
         weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
         if weights is None or not (folder / CONFIG).exists():
             raise ValueError(f"{folder} holds no model: expected {CONFIG} and {' or '.join(WEIGHTS)}")
-        state = dict(load_file(weights))
+        # copies: tensors of a file start anywhere in a cache line, and change with the file
+        state = {name: value.clone() for name, value in load_file(weights).items()}
         with torch.device("meta"):
             model = rebuild(load_json(folder / CONFIG), state, cls)
         if not isinstance(model, cls):

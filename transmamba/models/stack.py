@@ -36,7 +36,7 @@ class BlockStack(nn.ModuleList):
     def forward(self, tokens: Tensor, orders: Sequence[ScanOrder] | None, *context: Any) -> Tensor:
         """Return the stream after the last block."""
         for block in self:
-            tokens = self._run(block, tokens, orders, *context)
+            tokens = self.run(block, tokens, orders, *context)
         return tokens
 
     def streams(
@@ -46,15 +46,16 @@ class BlockStack(nn.ModuleList):
         layers, shares = [], []
         for block in self:
             if directions:
-                tokens, own = self._run(block.forward_directions, tokens, orders, *context)
+                tokens, own = self.run(block.forward_directions, tokens, orders, *context)
                 pairs = zip(own, [None] if orders is None else orders, strict=True)
                 shares.append([share if order is None else permute_tokens(share, order) for share, order in pairs])
             else:
-                tokens = self._run(block, tokens, orders, *context)
+                tokens = self.run(block, tokens, orders, *context)
             layers.append(tokens)
         return Streams(tuple(layers), tuple(zip(*shares, strict=True)))
 
-    def _run(self, block: Any, *arguments: Any) -> Any:
+    def run(self, block: Any, *arguments: Any) -> Any:
+        """Call a block, or a method of one, and recompute its inside in the backward if `recompute` is set."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)

@@ -120,7 +120,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
     @typed
     def forward(self, x: ImageOrClip) -> Float[Tensor, "batch classes"]:
         """Compute the logits."""
-        tokens = self._embed(x)
+        tokens = self.embed(x)
         tokens = self.blocks(tokens, self._orders(tokens))
         return self.head(self.head_dropout(self.norm(tokens[:, 0])))
 
@@ -131,7 +131,7 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
     @typed
     def forward_features(self, x: ImageOrClip, directions: bool = False) -> Features:
         """Return the tokens of every layer, and with `directions` each direction's share of every mixer output."""
-        tokens = self._embed(x)
+        tokens = self.embed(x)
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
         return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
@@ -152,7 +152,12 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
             shrink_output(block.mixer.out_proj, len(self.blocks))
         init_head(self.head)
 
-    def _embed(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """Return the class token and the patches of an image or clip, with their positions.
+
+        Raises:
+            ValueError: the grid of patches is not that of the position table.
+        """
         check_patch_grid(self.patch_embed, x, self.grid)
         return self.place(self.patch_embed(x), self.temporal_pos_embed)
 

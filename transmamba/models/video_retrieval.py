@@ -173,7 +173,7 @@ class MambaFrames(nn.Module):
         Raises:
             ValueError: the clips have another size than the encoder, or the mask another number of frames.
         """
-        tokens, (frames, rows, columns) = self.encoder._embed(clips), self.encoder.grid
+        tokens, (frames, rows, columns) = self.encoder.embed(clips), self.encoder.grid
         mask = None
         if frame_mask is not None:
             if frame_mask.shape[1] != frames:

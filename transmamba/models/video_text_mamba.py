@@ -86,7 +86,7 @@ class VideoTextMamba(Pretrained, nn.Module):
         if x.dim() == 4:
             tokens, frames = self.encoder.place(self.encoder.patch_embed(x[:, :, None]), None), 1
         else:
-            tokens, frames = self.encoder._embed(x), self.encoder.grid[0]
+            tokens, frames = self.encoder.embed(x), self.encoder.grid[0]
         position = sinusoids(tokens.shape[1], tokens.shape[2], like=tokens).expand_as(tokens)
         if visible is not None:
             tokens, position = _keep(tokens, visible), _keep(position, visible)

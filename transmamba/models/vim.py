@@ -202,7 +202,7 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         patches = self.patch_embed(x)
         check_patch_grid(self.patch_embed, x, self.grid)
         own = [getattr(self, name).expand(x.shape[0], -1, -1) for name in self._token_names()]
-        first = min(self.cls_positions, default=self.patches)
+        first = self.cls_positions[0] if self.cls_positions else self.patches
         tokens = torch.cat([patches[:, :first], *own[:1], patches[:, first:], *own[1:]], 1)
         tokens = tokens if self.pos_embed is None else self.dropout(tokens + self.pos_embed)
         if self.rope is not None and self.turns == "output":

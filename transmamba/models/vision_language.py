@@ -166,7 +166,7 @@ class VisionLanguageMamba(Pretrained, DecayMethods, nn.Module):
         reader, context = self._sides(spliced)
         x, layers = spliced.tokens, []
         for i, block in enumerate(self.language.blocks):
-            x = self.language.blocks._run(block, x, None, spliced.mask)
+            x = self.language.blocks.run(block, x, None, spliced.mask)
             if str(i) in self.cross:
                 read = self.cross[str(i)](reader.take(x), context.take(x), context.mask)
                 x = reader.put(x, read)
@@ -201,7 +201,7 @@ class VisionLanguageMamba(Pretrained, DecayMethods, nn.Module):
         self, ids: Int[Tensor, " batch"], cache: VisionLanguageCache
     ) -> tuple[Float[Tensor, "batch vocabulary"], VisionLanguageCache]:
         """Read one more text token per sequence; return the logits after it, and the cache after it."""
-        x, caches, contexts = self.language._embed(ids), [], iter(cache.contexts)
+        x, caches, contexts = self.language.embed(ids), [], iter(cache.contexts)
         for i, (block, before) in enumerate(zip(self.language.blocks, cache.blocks, strict=True)):
             x, after = block.step(x, before)
             caches.append(after)
@@ -253,7 +253,7 @@ class VisionLanguageMamba(Pretrained, DecayMethods, nn.Module):
         """
         mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
         check_images(ids, mask, images)
-        text = self.language._embed(ids.clamp_min(0))
+        text = self.language.embed(ids.clamp_min(0))
         if (pixels := join_images(images)) is None:
             patches, grid = text.new_zeros(0, 1, text.shape[2]), ()
         else:
@@ -286,7 +286,7 @@ class VisionLanguageMamba(Pretrained, DecayMethods, nn.Module):
         return Chosen.of(spliced.mask & ~spliced.image, words), image
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.language._logits(x)[..., : self.language.vocab_size]
+        return self.language.forward_head(x)[..., : self.language.vocab_size]
 
 
 def _check_places(cross_after: Sequence[int], query: str, depth: int) -> None:

@@ -63,6 +63,12 @@ def visit(order: ScanOrder | None, *tensors: Tensor | None) -> list[Any]:
     ]
 
 
+def with_sum(shares: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the output, which is the sum of the shares and the bias that belongs to none of them, and the shares."""
+    mixed = shares.sum(0)
+    return (mixed if bias is None else mixed + bias), shares
+
+
 def mix_along(
     mix: Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Any]],
     x: Tensor,

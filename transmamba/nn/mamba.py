@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
-from transmamba.nn.directions import check_one_direction
+from transmamba.nn.directions import check_one_direction, with_sum
 from transmamba.nn.ssm import SelectiveSSM, scan_directions, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, scan_order, selective_step
 
@@ -120,8 +120,7 @@ class MambaMixer(nn.Module):
             rearrange(scanned.y, "batch direction token inner -> direction batch token inner"),
             self.out_proj.weight,
         )
-        mixed = shares.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
+        return with_sum(shares, self.out_proj.bias)
 
     def prefill(
         self,

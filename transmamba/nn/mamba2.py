@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
 from transmamba.nn.cache import MixerCache
-from transmamba.nn.directions import check_one_direction, orders_of, visit
+from transmamba.nn.directions import check_one_direction, orders_of, visit, with_sum
 from transmamba.nn.heads import HeadSSM
 from transmamba.nn.norm import GatedRMSNorm, SiluGate
 from transmamba.ops import ScanOrder, causal_conv1d, conv_step, permute_tokens
@@ -135,8 +135,7 @@ class Mamba2Mixer(nn.Module):
         beside, parts = self._directions(x, orders, mask, seq_idx)
         shares = torch.stack([self._joined(beside / len(parts), part) for part in parts])
         shares = F.linear(shares, self.out_proj.weight)
-        mixed = shares.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
+        return with_sum(shares, self.out_proj.bias)
 
     def prefill(
         self,

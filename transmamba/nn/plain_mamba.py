@@ -1,4 +1,4 @@
-"""The mixer of PlainMamba: several orders through one state space that is told the direction of each step."""
+"""The mixer of PlainMamba: several orders through one state space, with a parameter for the direction of each step."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
+from transmamba.nn.directions import with_sum
 from transmamba.nn.position import check_grid
 from transmamba.nn.ss2d import check_odd
 from transmamba.nn.ssm import SelectiveSSM, step_rank
@@ -83,8 +84,7 @@ class PlainMambaMixer(nn.Module):
         """Return the output of `forward`, and each order's share of it without the bias, in natural token order."""
         y = self._scan(x, orders, moves, grid, merge=False)
         shares = F.linear(y.movedim(1, 0), self.out_proj.weight)
-        mixed = shares.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
+        return with_sum(shares, self.out_proj.bias)
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder], moves: Tensor, grid: Grid, *, merge: bool) -> Tensor:
         check_width(x, self.in_proj.in_features)

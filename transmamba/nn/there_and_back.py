@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, check_width, scaled_size, typed
+from transmamba.nn.directions import with_sum
 from transmamba.nn.mamba import ScanBranch
 from transmamba.nn.ssm import decay_rates, init_decay, step_rank
 from transmamba.ops import ScanOrder, causal_conv1d, multi_scan, scan_orders
@@ -90,8 +91,7 @@ class ThereAndBackMixer(nn.Module):
     ) -> tuple[Float[Tensor, "batch token dim"], Float[Tensor, "direction batch token dim"]]:
         """Return the output of `forward`, and each direction's share of it without the bias, in natural token order."""
         shares = F.linear(self._scan(x, orders, mask, merge=False).movedim(1, 0), self.out_proj.weight)
-        mixed = shares.sum(0)
-        return (mixed if self.out_proj.bias is None else mixed + self.out_proj.bias), shares
+        return with_sum(shares, self.out_proj.bias)
 
     def _scan(self, x: Tensor, orders: Sequence[ScanOrder] | None, mask: Tensor | None, *, merge: bool) -> Tensor:
         check_width(x, self.in_proj.in_features)

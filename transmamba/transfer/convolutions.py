@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from transmamba._checkpoint import Weights, named_tensors
 from transmamba._typing import typed
-from transmamba.transfer.tensors import check_target
+from transmamba.transfer.tensor_checks import check_target
 
 
 @typed

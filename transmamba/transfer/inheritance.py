@@ -21,7 +21,7 @@ from transmamba.transfer.ssm_start import plan_attention
 from transmamba.transfer.student import Student, Table
 from transmamba.transfer.students import SSM_PARAMETERS
 from transmamba.transfer.teachers import Translated, translate, translate_for
-from transmamba.transfer.tensors import check_kind, check_target
+from transmamba.transfer.tensor_checks import check_kind, check_target
 from transmamba.transfer.write import Write, plan_write
 
 # the part of a composite teacher that a student reads

@@ -112,7 +112,7 @@ def _regex(pattern: str) -> str:
     for piece in re.split(r"(\{[a-z]+(?:-1)?\})", pattern):
         if not piece.startswith("{"):
             pieces.append(re.escape(piece))
-        elif piece.isascii() and piece[1:-1].isalpha():
+        elif piece[1:-1].isalpha():
             pieces.append(f"(?P={piece[1:-1]})" if piece in seen else rf"(?P<{piece[1:-1]}>\d+)")
             seen.add(piece)
         else:

@@ -72,7 +72,7 @@ def keep_neurons(
     teacher: Source,
     importance: Importance,
     *,
-    grow: bool = False,
+    grow: bool,
 ) -> AxisSizes:
     """Keep the neurons with the highest scores, in their old order.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from transmamba._checkpoint import LazyTensors, Weights, named_tensors, shape_of
 from transmamba.transfer.teachers import Translated
-from transmamba.transfer.tensors import check_source
+from transmamba.transfer.tensor_checks import check_source
 
 Importance = Mapping[str, Tensor] | Callable[[str, Tensor], Tensor]
 

@@ -24,7 +24,7 @@ from transmamba.transfer.attention_weights import (
 from transmamba.transfer.linear_attention import build_mamba, build_mamba2, check_mamba, check_mamba2
 from transmamba.transfer.source import Source
 from transmamba.transfer.teachers import Architecture
-from transmamba.transfer.tensors import check_target
+from transmamba.transfer.tensor_checks import check_target
 from transmamba.transfer.write import Write
 
 IN, OUT = "in_proj.weight", "out_proj.weight"

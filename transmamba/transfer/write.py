@@ -131,7 +131,7 @@ def _step(
         if student == teacher * blocks and (blocks == 1 or len(set(axis.terms)) == 1):
             return Step(None, None if blocks == 1 else torch.arange(teacher) + (copy.term or 0) * teacher)
         raise ValueError(
-            f"{names[1]} has {student} entries on axis {axis.word!r}, {names[0]} {teacher}, and the shapes do not tell"
+            f"{names[1]} has {student} entries on axis {axis.word!r}, {names[0]} {teacher}, and the shapes do not show"
             " how they factor: say so in the plan, for heads bind(plan, head_dim=64)"
         )
     first = copy.term if copy.term is not None and dim == 0 else 0

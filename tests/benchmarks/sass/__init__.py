@@ -1,1 +1,1 @@
-"""Static analysis of compiled GPU kernels: what a loop costs by its machine code, and a simulation of one scheduler."""
+"""Static analysis of compiled GPU kernels: costs of a loop by its machine code, and a simulation of one scheduler."""

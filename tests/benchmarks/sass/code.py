@@ -19,7 +19,7 @@ PIPES = (
 
 
 class Instruction(NamedTuple):
-    """Text, and what the compiler told the scheduler in the control code."""
+    """Text, and the compiler's hints to the scheduler from the control code."""
 
     text: str
     stall: int  # cycles before the warp's next instruction
@@ -40,12 +40,12 @@ class Loop(NamedTuple):
     last: int
 
     def holds(self, other: "Loop") -> bool:
-        """Whether `other` is inside this one."""
+        """Check whether `other` is inside this one."""
         return self != other and self.first <= other.first and other.last <= self.last
 
 
 class Usage(NamedTuple):
-    """What a kernel takes: registers of a thread, bytes of stack (spills), bytes of static shared memory."""
+    """The resources of a kernel: registers of a thread, bytes of stack (spills), bytes of static shared memory."""
 
     registers: int
     stack: int
@@ -59,7 +59,7 @@ class Kernel(NamedTuple):
     loops: list[Loop]
 
     def count(self, loop: Loop, nested: dict[Loop, float] | None = None) -> Counter:
-        """Instructions by pipe in one pass of the loop; loops inside it count as often as `nested` says, else once."""
+        """Count instructions by pipe in one pass of the loop; loops inside it count `nested` times, once by default."""
         inner = [other for other in self.loops if loop.holds(other)]
         found: Counter = Counter()
         for i in range(loop.first, loop.last + 1):
@@ -72,7 +72,7 @@ class Kernel(NamedTuple):
 
 
 def tool(name: str) -> Path | None:
-    """A program that Triton ships, or None."""
+    """Find a program that Triton ships; None if there is none."""
     found = importlib.util.find_spec("triton")
     if found is None or found.origin is None:
         return None
@@ -81,7 +81,7 @@ def tool(name: str) -> Path | None:
 
 
 def pipe(opcode: str) -> str:
-    """The pipe that takes an instruction."""
+    """Return the pipe that takes an instruction."""
     return next((name for name, pattern in PIPES if re.match(pattern, opcode)), "integer")
 
 
@@ -95,14 +95,14 @@ def _run(name: str, binary: bytes, *options: str) -> str:
 
 
 def usage(binary: bytes) -> dict[str, Usage]:
-    """Usage by kernel."""
+    """Read the usage of each kernel."""
     text = _run("cuobjdump", binary, "--dump-resource-usage")
     found = re.findall(r"Function (\w+):\s*\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
     return {name: Usage(int(reg), int(stack) + int(local), int(shared)) for name, reg, stack, shared, local in found}
 
 
 def disassemble(binary: bytes) -> dict[str, Kernel]:
-    """Kernels of a binary by name."""
+    """Disassemble the kernels of a binary, by name."""
     text = _run("nvdisasm", binary, "-c", "-hex")
     sections = re.split(r"\.section\s+\.text\.(\w+)", text)
     return {name: _parse(body) for name, body in zip(sections[1::2], sections[2::2], strict=True)}

@@ -56,7 +56,7 @@ class Figures(NamedTuple):
 
 
 def flags(sizes: Sizes) -> tuple[str, ...]:
-    """Flags of the variant that takes these sizes."""
+    """Return the flags of the variant that takes these sizes."""
     several = ("ORDERS",) if sizes.directions > 1 else ()
     by_step = ("BY_STEP",) if sizes.directions > 1 and sizes.states > 1 else ()
     merged = ("MERGED",) if sizes.directions > 1 and sizes.states == 1 else ()
@@ -65,7 +65,7 @@ def flags(sizes: Sizes) -> tuple[str, ...]:
 
 
 def variant(sizes: Sizes, kind: str) -> Variant:
-    """The variant that takes these sizes, bfloat16."""
+    """Return the variant that takes these sizes, bfloat16."""
     if sizes.states == 1:
         shape = Shape(1, 2, min(sizes.directions, MOST_WARPS), CHUNK, CHUNK, 1)
         return Variant(f"single_{kind}", BFLOAT16, 1, shape, flags(sizes))
@@ -79,30 +79,30 @@ def variant(sizes: Sizes, kind: str) -> Variant:
 
 @functools.cache
 def compiled(chosen: Variant) -> bytes:
-    """The variant for an H100."""
+    """Compile the variant for an H100."""
     return compiler.cached_cubin(chosen.options, CAPABILITY)
 
 
 @functools.cache
 def kernels(chosen: Variant) -> dict[str, code.Kernel]:
-    """Its kernels, disassembled."""
+    """Disassemble its kernels."""
     return code.disassemble(compiled(chosen))
 
 
 def main_loop(kernel: code.Kernel) -> code.Loop:
-    """The innermost loop with the most exponentials."""
+    """Find the innermost loop with the most exponentials."""
     inner = [loop for loop in kernel.loops if not any(loop.holds(other) for other in kernel.loops)]
     return max(inner, key=lambda loop: kernel.count(loop)["exp2"])
 
 
 def sum_loop(kernel: code.Kernel) -> code.Loop:
-    """The loop that sums directions: the only one that stores `SUMMED` times and has no exponential."""
+    """Find the loop that sums directions: the only one that stores `SUMMED` times and has no exponential."""
     counts = {loop: kernel.count(loop) for loop in kernel.loops}
     return next(loop for loop, found in counts.items() if not found["exp2"] and found["global store"] == SUMMED)
 
 
 def steps_of(chosen: Variant) -> int:
-    """Steps of a pass of the main loop."""
+    """Count the steps of a pass of the main loop."""
     if chosen.single:
         return 32 if chosen.kind == "single_forward" else 2 * CHUNK
     return CHUNK if chosen.kind == "backward" else chosen.shape.steps
@@ -110,7 +110,7 @@ def steps_of(chosen: Variant) -> int:
 
 @functools.cache
 def cycles(chosen: Variant, name: str, warps: int) -> float:
-    """Simulated cycles of a pass of the main loop, and of its part of the sum over directions."""
+    """Simulate the cycles of a pass of the main loop, and of its part of the sum over directions."""
     kernel = kernels(chosen)[name]
     found = simulation.simulate(kernel, main_loop(kernel), warps).cycles
     if "MERGED" in chosen.flags:
@@ -121,7 +121,7 @@ def cycles(chosen: Variant, name: str, warps: int) -> float:
 
 
 def examine(sizes: Sizes, kind: str, name: str) -> Figures:
-    """One kernel; issue slots per warp-element, or with one state per step and warp."""
+    """Examine one kernel: issue slots per warp-element, or with one state per step and warp."""
     chosen = variant(sizes, kind)
     kernel, used = kernels(chosen)[name], code.usage(compiled(chosen))[name]
     steps = steps_of(chosen)
@@ -146,7 +146,7 @@ def examine(sizes: Sizes, kind: str, name: str) -> Figures:
 
 
 def kernels_of(sizes: Sizes, kind: str) -> list[tuple[str, str]]:
-    """Kind of variant and name of every kernel that a pass launches, but the short chain of spans."""
+    """Return kind of variant and name of every kernel that a pass launches, but the short chain of spans."""
     chosen = variant(sizes, kind)
     groups = chosen.groups(sizes.batch, sizes.directions)
     spans = spans_of(chosen, groups, sizes.length, sizes.channels, MULTIPROCESSORS)[1]
@@ -155,7 +155,7 @@ def kernels_of(sizes: Sizes, kind: str) -> list[tuple[str, str]]:
 
 
 def total_time(sizes: Sizes, kind: str) -> float:
-    """Simulated microseconds of a pass."""
+    """Add up the simulated microseconds of a pass."""
     return sum(examine(sizes, *kernel).microseconds for kernel in kernels_of(sizes, kind))
 
 

@@ -39,7 +39,7 @@ def _width(opcode: str) -> int:
 
 
 def cost(opcode: str, load: int) -> Cost:
-    """Cost of an instruction, where a load from global memory takes `load` cycles."""
+    """Return the cost of an instruction, where a load from global memory takes `load` cycles."""
     width = _width(opcode)
     table = (
         (r"MUFU|F2F(?!P)|I2F|F2I|FRND", Cost("special", 8, 22, 10)),
@@ -58,7 +58,7 @@ def cost(opcode: str, load: int) -> Cost:
 
 
 def trace(kernel: Kernel, loop: Loop, nested: dict[Loop, Sequence[int]], passes: int) -> list[int]:
-    """Instructions executed; -1 begins a pass. `nested` has trip counts of inner loops, pass by pass."""
+    """List the instructions executed; -1 begins a pass. `nested` has trip counts of inner loops, pass by pass."""
     found = []
     for number in range(passes):
         found.append(-1)
@@ -84,7 +84,7 @@ class _Warp:
 
 
 def simulate(kernel: Kernel, loop: Loop, warps: int, *, nested=None, passes: int = 6, load: int = 600) -> Result:
-    """Steady state of a loop with that many warps on a scheduler."""
+    """Simulate the steady state of a loop with that many warps on a scheduler."""
     path = trace(kernel, loop, nested or {}, passes)
     costs = [cost(instruction.opcode, load) for instruction in kernel.instructions]
     all_warps, pipes = [_Warp() for _ in range(warps)], {}

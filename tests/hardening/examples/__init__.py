@@ -1,7 +1,7 @@
 """One valid call for every public name, of random small sizes; the fuzz takes it and spoils one argument.
 
 A public name that is new joins by a function of `Sizes` of its name, in the file of its package, or by a line of
-`EXEMPT` that says why not.
+`EXEMPT` with the reason why not.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ EXAMPLES: dict[str, Callable[[Sizes], Call]] = {
     for name, function in vars(import_module(f"tests.hardening.examples.{package}")).items()
     if callable(function) and function.__module__.endswith(f"examples.{package}") and hasattr(module, name)
 }
-_records = "holds what it is given"
+_records = "a record of its arguments"
 _files = "reads a checkpoint: test_checkpoints.py"
 EXEMPT = {
     **dict.fromkeys(["ops.ScanOrder", "ops.TrapezoidState", "nn.AttentionCache", "nn.CrossCache",

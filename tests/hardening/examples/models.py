@@ -159,7 +159,7 @@ def recompute_blocks(s):
 
 
 def _encoder(s, width):
-    """A small Mamba that reads tokens."""
+    """Return a small Mamba that reads tokens."""
     return models.MambaEncoder(8, width, depth=1, max_length=5)
 
 
@@ -265,7 +265,7 @@ def VideoRetriever(s):
 
 
 def _clip():
-    """A CLIP of transformers with two layers of width 8."""
+    """Return a CLIP of transformers with two layers of width 8."""
     from transformers import CLIPConfig, CLIPModel
 
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -1,4 +1,4 @@
-"""Random small sizes and tensors, and what a call is."""
+"""Random small sizes and tensors, and the record of a call."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from transmamba import ops
 
 
 class Call(NamedTuple):
-    """What is called, and with what; `then` are the arguments of calling the result, for a module."""
+    """A callable and its arguments; `then` are the arguments of calling the result, for a module."""
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
@@ -26,30 +26,30 @@ class Sizes:
         self._generator = torch.Generator().manual_seed(seed)
 
     def __getitem__(self, name: str) -> int:
-        """A size of 1 to 5."""
+        """Draw a size of 1 to 5."""
         return self._known.setdefault(name, self._random.randint(1, 5))
 
     def normal(self, axes: str) -> Tensor:
-        """Normal numbers times the scale; `axes` are names of sizes, or numbers."""
+        """Draw normal numbers times the scale; `axes` are names of sizes, or numbers."""
         shape = [int(a) if a.isdigit() else self[a] for a in axes.split()]
         return torch.randn(shape, generator=self._generator) * self._scale
 
     def positive(self, axes: str) -> Tensor:
-        """Between 0 and 1, whatever the scale."""
+        """Draw numbers between 0 and 1, whatever the scale."""
         return torch.sigmoid(self.normal(axes))
 
     def whole(self, axes: str, below: int) -> Tensor:
-        """Integers from 0."""
+        """Draw integers from 0."""
         return (self.positive(axes) * below).long().clamp(0, below - 1)
 
     def mask(self, axes: str) -> Tensor:
-        """True for about half; the first of a row is."""
+        """Draw a mask that is True for about half, and for the first of a row."""
         mask = self.normal(axes) > 0
         mask[:, 0] = True
         return mask
 
     def choice(self, *options: Any) -> Any:
-        """One of the options."""
+        """Draw one of the options."""
         return self._random.choice(options)
 
 

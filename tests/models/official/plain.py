@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 
 
 def draw(shapes: dict[str, tuple[int, ...]]) -> State:
-    """Random numbers of a size that keeps the stream in bounds; steps and decays where training leaves them."""
+    """Draw random numbers of a size that keeps the stream in bounds; steps and decays where training leaves them."""
     state = {}
     for name, shape in shapes.items():
         x = torch.randn(shape, dtype=torch.float64)
@@ -34,20 +34,20 @@ def draw(shapes: dict[str, tuple[int, ...]]) -> State:
 
 
 def norm(p: State, at: str, x: Tensor, *, rms: bool = True, eps: float = 1e-5) -> Tensor:
-    """RMSNorm, or LayerNorm."""
+    """Apply RMSNorm, or LayerNorm."""
     centred = x if rms else x - x.mean(-1, keepdim=True)
     y = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * p[f"{at}.weight"]
     return y if rms else y + p[f"{at}.bias"]
 
 
 def linear(p: State, at: str, x: Tensor) -> Tensor:
-    """A linear layer with or without a bias."""
+    """Apply a linear layer with or without a bias."""
     y = x @ p[f"{at}.weight"].T
     return y + p[f"{at}.bias"] if f"{at}.bias" in p else y
 
 
 def causal(p: State, at: str, x: Tensor) -> Tensor:
-    """silu of a depthwise convolution over the past, tap by tap."""
+    """Compute silu of a depthwise convolution over the past, tap by tap."""
     weight = p[f"{at}.weight"][:, 0]
     width = weight.shape[1]
     seen = F.pad(x, (0, 0, width - 1, 0))
@@ -56,7 +56,7 @@ def causal(p: State, at: str, x: Tensor) -> Tensor:
 
 
 def recur(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """h = exp(dt A) h + dt B u, y = C h + D u, token by token."""
+    """Compute h = exp(dt A) h + dt B u, y = C h + D u, token by token."""
     h, outputs = u.new_zeros(len(u), u.shape[2], A.shape[1]), []
     for t in range(u.shape[1]):
         step = dt[:, t, :, None]
@@ -66,7 +66,7 @@ def recur(u: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> 
 
 
 def ssm(p: State, at: str, u: Tensor, way: str = "") -> Tensor:
-    """What x_proj, dt_proj, A and D make of u; `way` is "_b" for the parameters of the way back."""
+    """Apply x_proj, dt_proj, A and D to u; `way` is "_b" for the parameters of the way back."""
     states = p[f"{at}A{way}_log"].shape[1]
     low, B, C = linear(p, f"{at}x_proj{way}", u).split([p[f"{at}dt_proj{way}.weight"].shape[1], states, states], -1)
     dt = F.softplus(linear(p, f"{at}dt_proj{way}", low))
@@ -74,7 +74,7 @@ def ssm(p: State, at: str, u: Tensor, way: str = "") -> Tensor:
 
 
 def mamba(p: State, at: str, x: Tensor, *, kind: str = "none", halve: bool = False) -> Tensor:
-    """The mixer of mamba_ssm ("none") and of Vim ("v1", "v2")."""
+    """Run the mixer of mamba_ssm ("none") and of Vim ("v1", "v2")."""
     u, z = linear(p, f"{at}in_proj", x).chunk(2, -1)
     convolved = causal(p, f"{at}conv1d", u)
     y = ssm(p, at, convolved)
@@ -92,7 +92,7 @@ def mamba(p: State, at: str, x: Tensor, *, kind: str = "none", halve: bool = Fal
 
 
 def mamba2(p: State, at: str, x: Tensor, c: dict) -> Tensor:
-    """The mixer of Mamba-2, head by head."""
+    """Run the mixer of Mamba-2, head by head."""
     inner = p[f"{at}out_proj.weight"].shape[1]
     heads, groups, states = len(p[f"{at}A_log"]), c.get("ngroups", 1), c["d_state"]
     width = heads * c["headdim"]
@@ -120,7 +120,7 @@ def mamba2(p: State, at: str, x: Tensor, c: dict) -> Tensor:
 
 
 def _turned(x: Tensor, c: dict) -> Tensor:
-    """A head (batch, token, channel), its first channels turned in pairs; angles are those of float32."""
+    """Turn the first channels of a head (batch, token, channel) in pairs; angles are those of float32."""
     width = c.get("rotary_emb_dim", 0)
     y, apart = x.clone(), not c.get("rotary_emb_interleaved")
     for i in range(width // 2):
@@ -133,7 +133,7 @@ def _turned(x: Tensor, c: dict) -> Tensor:
 
 
 def attention(p: State, at: str, x: Tensor, c: dict) -> Tensor:
-    """The attention of mamba_ssm, head by head and token by token."""
+    """Run the attention of mamba_ssm, head by head and token by token."""
     heads, kv_heads = c["num_heads"], c.get("num_heads_kv", c["num_heads"])
     size = c.get("head_dim", x.shape[2] // heads)
     rows = linear(p, f"{at}in_proj", x)
@@ -157,7 +157,7 @@ def attention(p: State, at: str, x: Tensor, c: dict) -> Tensor:
 
 
 def patches(p: State, at: str, x: Tensor, stride: int) -> Tensor:
-    """Every patch by itself through the stem's weights."""
+    """Send every patch by itself through the stem's weights."""
     weight = p[f"{at}.weight"]
     side = weight.shape[-1]
     rows = range(0, x.shape[-2] - side + 1, stride)
@@ -167,7 +167,7 @@ def patches(p: State, at: str, x: Tensor, stride: int) -> Tensor:
 
 
 def layers(p: State, x: Tensor, mix, *, rms: bool, eps: float) -> Tensor:
-    """x + mixer(norm(x)), layer by layer, and the last norm."""
+    """Compute x + mixer(norm(x)), layer by layer, and the last norm."""
     i = 0
     while f"layers.{i}.norm.weight" in p:
         x = x + mix(p, f"layers.{i}.mixer.", norm(p, f"layers.{i}.norm", x, rms=rms, eps=eps))
@@ -176,7 +176,7 @@ def layers(p: State, x: Tensor, mix, *, rms: bool, eps: float) -> Tensor:
 
 
 def angles(side: int, width: int, trained: int) -> Tensor:
-    """Angle of every cell and channel in Vim's rotation; float32, as it is kept."""
+    """Compute the angle of every cell and channel in Vim's rotation; float32, as it is kept."""
     table = torch.zeros(side * side, width)
     for cell in range(side * side):
         for channel in range(width):
@@ -187,7 +187,7 @@ def angles(side: int, width: int, trained: int) -> Tensor:
 
 
 def _turn(p: State, x: Tensor) -> Tensor:
-    """Every token but the first of an odd number, channel by channel."""
+    """Turn every token but the first of an odd number, channel by channel."""
     cos, sin = p["rope.freqs_cos"], p["rope.freqs_sin"]
     y = x.clone()
     for t in range(len(cos)):
@@ -199,7 +199,7 @@ def _turn(p: State, x: Tensor) -> Tensor:
 
 
 def _vim_layers(p: State, x: Tensor, mix, c: dict) -> Tensor:
-    """Layers that carry output and sum of all before apart, one by one or two at a time."""
+    """Run the layers, which carry output and sum of all before apart, one by one or two at a time."""
     rms, eps = c.get("rms_norm", True), c.get("norm_epsilon", 1e-5)
 
     def layer(i: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ def _vim_layers(p: State, x: Tensor, mix, c: dict) -> Tensor:
 
 
 def vim(p: State, x: Tensor, c: dict) -> Tensor:
-    """Logits of Vim."""
+    """Compute the logits of Vim."""
     tokens = patches(p, "patch_embed.proj", x, c["stride"])
     count, batch = tokens.shape[1], len(x)
     own = [p[name].expand(batch, -1, -1) for name in ("cls_token", "cls_token_head", "cls_token_tail") if name in p]
@@ -254,7 +254,7 @@ def _head(p: State, x: Tensor) -> Tensor:
 
 
 def video_mamba(p: State, x: Tensor, c: dict) -> Tensor:
-    """Logits of VideoMamba, of images and of clips of tubelets of any length."""
+    """Compute the logits of VideoMamba, of images and of clips of tubelets of any length."""
     if x.dim() == 4:
         tokens = patches(p, "patch_embed.proj", x, c.get("stride", c["patch_size"])) + p["pos_embed"][:, 1:]
     else:
@@ -274,7 +274,7 @@ def video_mamba(p: State, x: Tensor, c: dict) -> Tensor:
 
 
 def language_model(p: State, ids: Tensor, c: dict) -> Tensor:
-    """Logits of the language models of mamba_ssm."""
+    """Compute the logits of the language models of mamba_ssm."""
     ssm_cfg = dict(c["ssm_cfg"])
     two, rms = ssm_cfg.pop("layer", "Mamba1") == "Mamba2", c.get("rms_norm", True)
     x, i = p["backbone.embedding.weight"][ids], 0
@@ -298,7 +298,7 @@ def _batch_norm(p: State, at: str, x: Tensor) -> Tensor:
 
 
 def snakes(rows: int, columns: int) -> list[list[int]]:
-    """Rows from the top and back, columns from the left and back; every other line runs backwards."""
+    """Return rows from the top and back, columns from the left and back; every other line runs backwards."""
     by_row = [[i * columns + j for j in range(columns)][:: -1 if i % 2 else 1] for i in range(rows)]
     by_column = [[i * columns + j for i in range(rows)][:: -1 if j % 2 else 1] for j in range(columns)]
     first, second = (sum(lines, []) for lines in (by_row, by_column))
@@ -314,7 +314,7 @@ def _moves(order: list[int], columns: int) -> list[int]:
 
 
 def snake_mixer(p: State, at: str, x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The mixer of PlainMamba with both of its quirks: see backbones in the notes of the official code."""
+    """Run the mixer of PlainMamba with both of its quirks: see backbones in the notes of the official code."""
     u, z = linear(p, f"{at}in_proj", x).chunk(2, -1)
     kernel = p[f"{at}conv2d.weight"]
     image = u.transpose(1, 2).unflatten(2, grid)
@@ -335,7 +335,7 @@ def snake_mixer(p: State, at: str, x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def plain_mamba(p: State, x: Tensor, c: dict) -> Tensor:
-    """Logits of PlainMamba in evaluation mode."""
+    """Compute the logits of PlainMamba in evaluation mode."""
     at = "backbone."
     side = c["patch_size"] // 2
     x = F.relu(_batch_norm(p, f"{at}patch_embed.stem.1", F.conv2d(x, p[f"{at}patch_embed.stem.0.weight"], None, 2, 3)))
@@ -382,7 +382,7 @@ def _orders(scan: str, rows: int, columns: int) -> list[list[int]]:
 
 
 def _along(p: State, at: str, k: int, seen: Tensor) -> Tensor:
-    """Direction k of VMamba's scan over tokens in its order."""
+    """Run direction k of VMamba's scan over tokens in its order."""
     inner, states, rank = seen.shape[2], p[f"{at}A_logs"].shape[1], p[f"{at}dt_projs_weight"].shape[2]
     of = slice(k * inner, (k + 1) * inner)
     low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([rank, states, states], -1)
@@ -391,7 +391,7 @@ def _along(p: State, at: str, k: int, seen: Tensor) -> Tensor:
 
 
 def _headed(p: State, at: str, k: int, seen: Tensor) -> Tensor:
-    """Direction k of the scan with the heads of Mamba-2, head by head."""
+    """Run direction k of the scan with the heads of Mamba-2, head by head."""
     heads, width = p[f"{at}Ds"].shape[1:]
     states = (p[f"{at}x_proj_weight"].shape[1] - heads) // 2
     low, B, C = (seen @ p[f"{at}x_proj_weight"][k].T).split([heads, states, states], -1)
@@ -405,7 +405,7 @@ def _headed(p: State, at: str, k: int, seen: Tensor) -> Tensor:
 
 
 def _cascade(p: State, at: str, u: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Rows, then columns; what comes back is added step by step, not token by token."""
+    """Scan rows, then columns; the results are added step by step, not token by token."""
 
     def unit(x: Tensor) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
@@ -419,7 +419,7 @@ def _cascade(p: State, at: str, u: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def scan2d(p: State, at: str, x: Tensor, grid: tuple[int, int], c: dict) -> Tensor:
-    """The mixer of VMamba."""
+    """Run the mixer of VMamba."""
     kind = c["forward_type"]
     act = "silu" if kind == "v0" else c.get("ssm_act_layer", "silu")
     gated = "_noz" not in kind or "_nozact" in kind
@@ -465,7 +465,7 @@ def _out_norm(p: State, at: str, y: Tensor, grid: tuple[int, int], kind: str) ->
 
 
 def _channel_norm(p: State, at: str, x: Tensor) -> Tensor:
-    """LayerNorm, or BatchNorm in evaluation mode, channels last."""
+    """Apply LayerNorm, or BatchNorm in evaluation mode, channels last."""
     if f"{at}.running_mean" not in p:
         return norm(p, at, x, rms=False)
     centred = x - p[f"{at}.running_mean"]
@@ -482,7 +482,7 @@ def _mlp(p: State, at: str, x: Tensor, c: dict) -> Tensor:
 
 
 def vmamba(p: State, x: Tensor, c: dict) -> Tensor:
-    """Logits of VMamba."""
+    """Compute the logits of VMamba."""
 
     def normed(at: str, x: Tensor) -> Tensor:
         return _channel_norm(p, at, x.movedim(1, -1)).movedim(-1, 1) if f"{at}.weight" in p else x

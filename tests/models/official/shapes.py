@@ -6,22 +6,22 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def prefixed(prefix: str, shapes: Shapes) -> Shapes:
-    """`shapes` under a prefix."""
+    """Put `shapes` under a prefix."""
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
 def norm(at: str, width: int, rms: bool) -> Shapes:
-    """RMSNorm, or LayerNorm."""
+    """Return the shapes of RMSNorm, or LayerNorm."""
     return {f"{at}.weight": (width,)} | ({} if rms else {f"{at}.bias": (width,)})
 
 
 def linear(at: str, rows: int, columns: int, bias: bool = True) -> Shapes:
-    """A linear layer."""
+    """Return the shapes of a linear layer."""
     return {f"{at}.weight": (rows, columns)} | ({f"{at}.bias": (rows,)} if bias else {})
 
 
 def mamba(d: int, kind: str = "none", gamma: bool = False, **c) -> Shapes:
-    """The mixer of mamba_ssm, and that of Vim and VideoMamba."""
+    """Return the shapes of the mixer of mamba_ssm, and that of Vim and VideoMamba."""
     inner, states, width = int(c.get("expand", 2) * d), c.get("d_state", 16), c.get("d_conv", 4)
     rank = c.get("dt_rank", "auto")
     rank = math.ceil(d / 16) if rank == "auto" else rank
@@ -36,7 +36,7 @@ def mamba(d: int, kind: str = "none", gamma: bool = False, **c) -> Shapes:
 
 
 def mamba2(d: int, **c) -> Shapes:
-    """The mixer of Mamba-2."""
+    """Return the shapes of the mixer of Mamba-2."""
     inner, groups = c.get("expand", 2) * d, c.get("ngroups", 1)
     width = inner if c.get("d_ssm") is None else c["d_ssm"]
     heads, conv = width // c["headdim"], width + 2 * groups * c["d_state"]
@@ -49,7 +49,7 @@ def mamba2(d: int, **c) -> Shapes:
 
 
 def attention(d: int, **c) -> Shapes:
-    """The attention of mamba_ssm."""
+    """Return the shapes of the attention of mamba_ssm."""
     head_dim, heads, hidden = (
         c.get("head_dim", d // c["num_heads"]),
         c["num_heads"],
@@ -71,7 +71,7 @@ def _layers(c: dict, mixer: Shapes) -> Shapes:
 
 
 def vim(c: dict) -> Shapes:
-    """Vim."""
+    """Return the shapes of Vim."""
     d, side, size = c["embed_dim"], c["patch_size"], c["img_size"]
     count = ((size - side) // c["stride"] + 1) ** 2
     double = c.get("use_double_cls_token")
@@ -87,7 +87,7 @@ def vim(c: dict) -> Shapes:
 
 
 def video_mamba(c: dict) -> Shapes:
-    """VideoMamba, of images and of clips."""
+    """Return the shapes of VideoMamba, of images and of clips."""
     d, side, size = c["embed_dim"], c["patch_size"], c["img_size"]
     count = ((size - side) // c.get("stride", side) + 1) ** 2
     shapes: Shapes = {"cls_token": (1, 1, d), "pos_embed": (1, count + 1, d), "patch_embed.proj.bias": (d,)}
@@ -101,7 +101,7 @@ def video_mamba(c: dict) -> Shapes:
 
 
 def language_model(c: dict) -> Shapes:
-    """The language models of mamba_ssm."""
+    """Return the shapes of the language models of mamba_ssm."""
     d, rms, ssm_cfg = c["d_model"], c.get("rms_norm", True), dict(c["ssm_cfg"])
     two = ssm_cfg.pop("layer", "Mamba1") == "Mamba2"
     multiple = c.get("pad_vocab_size_multiple", 8)
@@ -121,7 +121,7 @@ def language_model(c: dict) -> Shapes:
 
 
 def batch_norm(at: str, width: int) -> Shapes:
-    """BatchNorm with its statistics."""
+    """Return the shapes of BatchNorm with its statistics."""
     shapes: Shapes = {f"{at}.{leaf}": (width,) for leaf in ("weight", "bias", "running_mean", "running_var")}
     return shapes | {f"{at}.num_batches_tracked": ()}
 
@@ -141,7 +141,7 @@ def _snake(d: int, own: dict) -> Shapes:
 
 
 def plain_mamba(c: dict) -> Shapes:
-    """PlainMamba with its head, as mmpretrain names it."""
+    """Return the shapes of PlainMamba with its head, as mmpretrain names it."""
     d, side = c["embed_dims"], c["patch_size"] // 2
     count = math.ceil(c["img_size"] // 2 / side) ** 2
     shapes = {"patch_embed.stem.0.weight": (64, 3, 7, 7)} | batch_norm("patch_embed.stem.1", 64)
@@ -187,7 +187,7 @@ def _scan2d(d: int, c: dict) -> Shapes:
 
 
 def vmamba(c: dict) -> Shapes:
-    """VMamba of any version, names of today."""
+    """Return the shapes of VMamba of any version, names of today."""
     dims, patch, normed = c["dims"], c.get("patch_size", 4), c.get("patch_norm", True)
     shapes: Shapes = {}
 

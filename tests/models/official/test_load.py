@@ -246,7 +246,7 @@ def loaded(case, **config):
     [("vim_a", 48, {}), ("plainmamba_a", 48, {}), ("videomamba_a_video", 64, {"num_frames": 6})],
 )
 def test_a_checkpoint_of_another_size_is_recognised(case, size, other):
-    """What is said by a keyword for the model can also be said by `config` against the checkpoint."""
+    """An argument of the model by keyword can also be given in `config`, against the checkpoint."""
     data = golden(case)
     said = loaded(case, img_size=size, **other).state_dict()
     asked = from_official(data.meta["family"], data.meta["config"], data.part("param"), img_size=size, **other)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.models.official.cases import check_gradients, every_run, load, without_output_projection
+from tests.models.official.cases import computed, every_run, load, without_output_projection
 from transmamba.nn.plain_mamba import moves_between
 from transmamba.ops import use_backend
 
@@ -12,13 +12,7 @@ CASES = ("plainmamba_a", "plainmamba_b_resized")
 
 @every_run(*CASES)
 def test_logits_streams_and_gradients_are_the_official_ones(case, dtype, backend):
-    data, model, x = load(case, dtype)
-    with use_backend(backend):
-        features = model.forward_features(x, directions=True)
-        x.requires_grad_()
-        logits = model(x)
-        check_gradients(data, model, x, logits)
-    data.check("output/logits", logits)
+    data, model, x, features = computed(case, dtype, backend)
     data.check("output/tokens", features.last)
     data.check("output/pooled", features.last.mean(1))
     data.check("block/patch_embed", model.patch_embed(x).flatten(2).transpose(1, 2))

@@ -66,7 +66,7 @@ SNAKE = {
 
 
 def layer(use_rms_norm=False, **mamba_cfg):
-    """layer_cfgs of PlainMamba."""
+    """Return layer_cfgs of PlainMamba."""
     return {"layer_cfgs": {"use_rms_norm": use_rms_norm, "mamba_cfg": {"d_state": 3, "conv_size": 3, **mamba_cfg}}}
 
 
@@ -166,7 +166,7 @@ PLAIN = {
 
 
 def given(family, config):
-    """A state dict of the case, its plain derivation, and an input."""
+    """Return a state dict of the case, its plain derivation, and an input."""
     shapes_of, derive = PLAIN[family]
     state = plain.draw(shapes_of(config))
     if config.get("if_rope"):
@@ -234,7 +234,7 @@ def test_directions_add_up_to_what_the_mixers_give(case):
     for i, block in enumerate(model.blocks):
         if family == "plainmamba" and block.local is not None:
             continue
-        first = model._embed(x)
+        first = model.embed(x) if family == "videomamba" else model._embed(x)
         stream = features.layers[i - 1] if i else first[0] if isinstance(first, tuple) else first
         if config.get("if_rope_residual"):
             stream = model.rope(stream)

@@ -2,7 +2,7 @@
 
 import torch
 
-from tests.models.official.cases import check_gradients, every_run, load
+from tests.models.official.cases import computed, every_run, load
 from transmamba.models.official import from_official
 from transmamba.models.vmamba import ORDERS
 from transmamba.ops import scan_orders, use_backend
@@ -20,13 +20,7 @@ def by_block(model):
 
 @every_run(*CASES)
 def test_logits_streams_and_gradients_are_the_official_ones(case, dtype, backend):
-    data, model, x = load(case, dtype)
-    with use_backend(backend):
-        features = model.forward_features(x, directions=True)
-        x.requires_grad_()
-        logits = model(x)
-        check_gradients(data, model, x, logits)
-    data.check("output/logits", logits)
+    data, model, x, features = computed(case, dtype, backend)
     data.check("output/pooled", features.last.mean(1))
     data.check("block/patch_embed", model.patch_embed(x))
     for i, (name, _) in enumerate(by_block(model)):

@@ -12,7 +12,7 @@ OPS = golden("ops_a")
 
 
 def definition(x, weight, bias, index, before):
-    """One sequence, one direction: y[r(t)] = bias + sum_j weight[j] x[r(t - width + 1 + j)]."""
+    """Compute one sequence and direction: y[r(t)] = bias + sum_j weight[j] x[r(t - width + 1 + j)]."""
     width = weight.shape[1]
     history = torch.cat([before, x[index]])
     y = torch.zeros_like(x)

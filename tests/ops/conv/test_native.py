@@ -47,7 +47,7 @@ def cast(c, dtype, of=FLOATS):
 
 
 def check(c, dtype, variant=None):
-    """Outputs and gradients against plain torch in float64; weights keep the compute dtype."""
+    """Compare outputs and gradients with plain torch in float64; weights keep the compute dtype."""
     c = cast(cast(c, torch.promote_types(dtype, torch.float32)), dtype, ("x", "initial_tokens"))
     y = native.forward(c, variant=variant)
     grad_y = torch.randn_like(y)

@@ -13,7 +13,7 @@ def problem(
     batch=2, k=2, length=37, queries=11, dim=5, state=7, *, shared=(), without=(), time_first=False, one_token=False,
     softplus=True, merge=False, dtype=torch.float64,
 ) -> CrossInputs:  # fmt: skip
-    """`shared` names what all directions share, `without` the optional inputs left out; activations in `dtype`."""
+    """Draw inputs, activations in `dtype`; `shared` names those that all directions share, `without` those left out."""
     own = {name: 1 if name in shared else k for name in FLOATS}
     compute = torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -38,14 +38,14 @@ def problem(
 
 
 def gradients_of_outputs(p: CrossInputs) -> tuple[Tensor, Tensor]:
-    """Random, in the dtypes of the outputs."""
+    """Draw random gradients, in the dtypes of the outputs."""
     batch, k, _, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, p.C.shape[2], dim).to(p.u.dtype)
     return grad_y, torch.randn(batch, k, state, dim).to(p.A.dtype)
 
 
 def expected(p: CrossInputs, grad_y: Tensor | None, grad_last: Tensor | None) -> dict[str, Tensor]:
-    """Outputs, last states and gradients of the reference, computed in float64."""
+    """Compute outputs, last states and gradients of the reference in float64."""
     leaves = {n: getattr(p, n).double().requires_grad_() for n in FLOATS if getattr(p, n) is not None}
     y, last = reference.run(p._replace(**leaves))
     outputs = [(x, g) for x, g in ((y, grad_y), (last, grad_last)) if g is not None]
@@ -56,7 +56,7 @@ def expected(p: CrossInputs, grad_y: Tensor | None, grad_last: Tensor | None) ->
 
 
 def compare(p: CrossInputs, backend, tolerance: float, *, without_gradient: str = "", least: float = 0.0, **options):
-    """Outputs, last states and all gradients of a backend against the reference, relative in the 2-norm."""
+    """Compare outputs, last states and all gradients of a backend with the reference, relative in the 2-norm."""
     y, last, saved = backend.forward(p, True, **options)
     grad_y, grad_last = gradients_of_outputs(p)
     grad_y, grad_last = (None if n == without_gradient else g for n, g in (("y", grad_y), ("last", grad_last)))

@@ -16,7 +16,7 @@ MASK = torch.arange(LENGTH) < torch.tensor([[30], [LENGTH]])
 
 
 def inputs(batch=2, k=2, length=LENGTH, queries=QUERIES, dim=5, state=7, *, shared=(), dtype=torch.float64):
-    """Every tensor of `cross_scan`; `shared` names those that all directions share."""
+    """Draw every tensor of `cross_scan`; `shared` names those that all directions share."""
     own = {name: 1 if name in shared else k for name in ("u", "dt", "A", "B", "C", "dt_bias")}
 
     def draw(*shape):
@@ -42,7 +42,7 @@ def some_reads(batch=2, queries=QUERIES, length=LENGTH):
 
 
 def run(tensors, **options):
-    """Outputs, last states, and the gradient of a fixed random functional of both for every tensor."""
+    """Compute outputs, last states, and for every tensor the gradient of a fixed random functional of both."""
     y, last = cross_scan(**tensors, return_last_state=True, **options)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (y, last)]
@@ -57,7 +57,7 @@ def accepting():
 
 
 def definition(u, dt, A, B, C, dt_bias, index, reads):
-    """One sequence, one direction, scalar loops: y (query, dim) and the last state."""
+    """Compute y (query, dim) and the last state of one sequence and direction, by scalar loops."""
     dim, state = A.shape
     h, seen = torch.zeros(dim, state, dtype=u.dtype), {}
     for token in index.tolist():

@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def numbers(compiler: list[str], shared: Path, run: list[str], folder: Path) -> torch.Tensor:
-    """What the driver prints with that library: (scan, output, sum and norm)."""
+    """Return the numbers that the driver prints with that library: (scan, output, sum and norm)."""
     program = folder / f"{compiler[0]}.driver"
     flags = ["-std=c++17", f"-I{build.SOURCES}", f"-Wl,-rpath,{shared.parent}"]
     subprocess.run([*compiler, *flags, str(DRIVER), str(shared), "-o", str(program)], check=True)

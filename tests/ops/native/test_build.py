@@ -29,7 +29,7 @@ def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
 
 @pytest.fixture
 def hook(monkeypatch, tmp_path):
-    """The hook on a stand-in for hatchling, building into a temporary place; says what it displayed."""
+    """Run the hook on a stand-in for hatchling, building into a temporary place; return the lines that it displayed."""
     base = types.ModuleType("hatchling.builders.hooks.plugin.interface")
     base.BuildHookInterface = object
     for name in ("hatchling", "hatchling.builders", "hatchling.builders.hooks", "hatchling.builders.hooks.plugin"):

@@ -4,7 +4,7 @@ import torch
 
 
 def inputs(batch=2, k=3, length=37, dim=5, state=7, *, shared=1, own=None, dtype=torch.float64):
-    """`shared` is the direction axis of u, `own` that of dt, A, D and dt_bias."""
+    """Draw inputs; `shared` is the direction axis of u, `own` that of dt, A, D and dt_bias."""
     own = own or k
 
     def draw(*shape):
@@ -24,7 +24,7 @@ def inputs(batch=2, k=3, length=37, dim=5, state=7, *, shared=1, own=None, dtype
 
 
 def run(scan, tensors, **options):
-    """Outputs, last states, and the gradient of a fixed random functional of both for every tensor."""
+    """Compute outputs, last states, and for every tensor the gradient of a fixed random functional of both."""
     y, last = scan(**tensors, return_last_state=True, **options)
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in (y, last)]

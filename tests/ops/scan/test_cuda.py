@@ -20,7 +20,7 @@ def problem():
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """A stand-in for mamba-ssm with its signature, on top of our reference; `cuda` is appended to the table."""
+    """Put a stand-in with mamba-ssm's signature on top of our reference; append `cuda` to the table."""
 
     def selective_scan_fn(*args, return_last_state):
         out, last = selective_scan(*args, return_last_state, backend="reference")

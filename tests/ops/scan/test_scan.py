@@ -32,7 +32,7 @@ def accepting():
 
 
 def definition(u, dt, A, B, C, D, dt_bias, initial_state, index, *, softplus=True):
-    """One sequence, one direction, scalar loops straight from Eqs. 1-2; lists of rows in natural token order."""
+    """Compute one sequence and direction by scalar loops from Eqs. 1-2; lists of rows in natural token order."""
     length, dim = u.shape
     h, y = initial_state.clone(), torch.zeros(length, dim, dtype=u.dtype)
     for token in index.tolist():

@@ -1,4 +1,5 @@
 from functools import partial
+from pickle import UnpicklingError
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_one_layer_is_the_ridge_regression_of_what_is_missing():
             found.clear()
             student(ids)
             stream = teacher.forward_features(ids).layers[0]
-            # below layer 1 both streams are the same, so what is missing is the attention itself
+            # below layer 1 both streams are the same, so the attention itself is missing
             sums.update(found[0], teacher.blocks[1].mixer(teacher.blocks[1].norm1(stream)))
     wanted = sums.solve(0.01)
     torch.testing.assert_close(student.blocks[1].mixer.out_proj.weight.double(), wanted.weight, atol=1e-5, rtol=1e-4)
@@ -179,7 +180,8 @@ def test_fewer_layers_follow_the_map():
         ValueError, match=r"would follow teacher layers \[3, 1\] of 4: expected one each, and increasing"
     ):
         quiet(teacher, student, texts(), layer_map={0: 3, 1: 1})
-    with pytest.raises(ValueError, match="a student deeper than its teacher cannot be fitted"):
+    message = r"would follow teacher layers \[0, 1, -1, -1\] of 2: .*a student deeper than its teacher cannot be fitted"
+    with pytest.raises(ValueError, match=message):
         quiet(student, teacher, texts(), layer_map={0: 0, 1: 1})
 
 
@@ -303,6 +305,9 @@ def test_a_fit_goes_on_where_it_was_stopped(tmp_path):
         quiet(teacher, students[1], batches, checkpoint=tmp_path, ridge=0.1)
     with pytest.raises(ValueError, match="which the student lacks: wrong folder"):
         quiet(teacher, language_model(), batches, checkpoint=tmp_path)
+    torch.save(torch.load(tmp_path / "layer_0000.pt") | {"row": nn.Linear}, tmp_path / "layer_0000.pt")
+    with pytest.raises(UnpicklingError, match="Weights only load failed"):
+        quiet(teacher, students[1], batches, checkpoint=tmp_path)
 
 
 def test_the_loop_can_be_opened():
@@ -351,3 +356,33 @@ def test_the_report_is_a_table():
         "error",
     ]
     assert text.splitlines()[1].split()[:3] == ["1", "1", "768"]
+
+
+def solve_all(teacher, student, batches, folder):
+    quiet(teacher, student, batches)
+
+
+def solve_resumed(teacher, student, batches, folder):
+    quiet(teacher, replace_mixers(student, {}), batches, checkpoint=folder)
+    quiet(teacher, student, batches, checkpoint=folder)
+
+
+def solve_each(teacher, student, batches, folder):
+    transfer.fit_mixers(teacher, {i: block.mixer for i, block in enumerate(student.blocks)}, batches)
+
+
+@pytest.mark.parametrize("solve", [solve_all, solve_resumed, solve_each])
+def test_a_solution_counts_within_an_autocast_that_has_run_the_student_before(solve, tmp_path):
+    teacher, batches = language_model(), texts()
+    student, never_run = (replace_mixers(teacher, dict.fromkeys(range(3), MambaMixer)).eval() for _ in range(2))
+    never_run.load_state_dict(student.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = student(batches[0])
+        solve(teacher, student, batches, tmp_path / "first")
+        after = student(batches[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        solve(teacher, never_run, batches, tmp_path / "second")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = never_run(batches[0])
+    assert not torch.equal(before, after)
+    assert torch.equal(after, expected)

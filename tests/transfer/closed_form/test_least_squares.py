@@ -158,7 +158,7 @@ def _reduced(rank, folder):
 
 
 def _same_student(rank):
-    """A fit by two processes is that of one with all batches, and so are its measures."""
+    """Check that two processes find the fit of one with all batches, and the same measures."""
     teacher = MambaLM(11, 8, depth=2, mixer=partial(Attention, heads=2, causal=True)).eval()
     students = [replace_mixers(teacher, {1: MambaMixer}) for _ in range(2)]
     students[1].load_state_dict(students[0].state_dict())

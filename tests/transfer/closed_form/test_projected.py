@@ -36,7 +36,7 @@ def patches(x):
 
 
 def error(student, teacher, projection, images):
-    """Squared error of the last stream to the projected teacher's, relative to its variance."""
+    """Compute the squared error of the last stream to the projected teacher's, relative to its variance."""
     with torch.no_grad():
         pairs = [
             (student.forward_features(x).layers[-1], patches(teacher.forward_features(x).layers[-1]) @ projection.T)
@@ -86,7 +86,7 @@ def test_a_vision_mamba_of_half_the_width_and_depth_is_solved(teacher, images, k
     before = error(student.eval(), teacher, projection, images[4:])
     rows = fit_layers(teacher, student, images[:4], projection=projection, tokens=patches, progress=False).rows
     assert [row.teacher_layer for row in rows] == [0, 3] and all(row.mlp_r2 is not None for row in rows)
-    # an untrained teacher on noise: what 24 random features explain of it is little, but less is wrong than before
+    # an untrained teacher on noise: 24 random features explain little of it, but less is wrong than before
     assert rows[-1].stream_error < 0.75
     assert error(student, teacher, projection, images[4:]) < before / 2
 

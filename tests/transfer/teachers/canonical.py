@@ -3,6 +3,7 @@
 Slow and readable on purpose; `Reference` shares no code with the library.
 """
 
+import importlib
 import math
 
 import torch
@@ -20,8 +21,11 @@ ACTIVATIONS = {
 }
 
 
+IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
 def perturb(model, scale=0.1, seed=0):
-    """Move every parameter, so that no gain is one, no bias zero, and what is dropped shows."""
+    """Move every parameter, so that no gain is one, no bias zero, and a dropped tensor shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -29,8 +33,15 @@ def perturb(model, scale=0.1, seed=0):
     return model.eval()
 
 
+def image_model(sizes, name, kind="Model", **facts):
+    """Build a perturbed image model of transformers; facts are those that differ from `sizes`."""
+    transformers = importlib.import_module("transformers")
+    config = getattr(transformers, f"{name}Config")(**sizes | facts)
+    return perturb(getattr(transformers, f"{name}{kind}")(config))
+
+
 def error(got, wanted):
-    """Largest difference relative to the largest number wanted."""
+    """Compute the largest difference relative to the largest number wanted."""
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
@@ -191,7 +202,7 @@ class Canonical(Reference):
         return self._twice(super().logits(ids, mask), lambda model: model(ids, mask))
 
     def _twice(self, wanted, run, where=...):
-        """`wanted`, once our own model of the teacher gives it too; a checkpoint that hides facts makes none."""
+        """Return `wanted` once our own model of the teacher gives it too; a checkpoint that hides facts makes none."""
         if self.facts.unknown or self.facts is not self._teacher.architecture:
             return wanted
         if self._model is None:
@@ -202,7 +213,7 @@ class Canonical(Reference):
 
 
 def frequencies(rope, dims):
-    """Angle per position of each rotated pair, and the factor of cosine and sine (yarn)."""
+    """Return the angle per position of each rotated pair, and the factor of cosine and sine (yarn)."""
     theta, kind = rope["rope_theta"], rope["rope_type"]
     inverse = theta ** (-torch.arange(0, dims, 2, dtype=torch.float64) / dims)
     if kind == "linear":
@@ -238,7 +249,7 @@ def angles(rope, length, head_dim):
 
 
 def axial(rope, grid, head_dim):
-    """DINOv3: coordinates of patch centres in -1 to 1, a quarter of the head's channels for each axis, twice."""
+    """Return DINOv3's coordinates of patch centres in -1 to 1, a quarter of a head's channels for each axis, twice."""
     rows, columns = ((torch.arange(0.5, n) / n) * 2 - 1 for n in grid)
     inverse = rope["rope_theta"] ** -torch.arange(0, 1, 4 / head_dim)
     coordinates = torch.cartesian_prod(rows, columns)
@@ -255,7 +266,7 @@ def turn(x, cos, sin):
 
 
 def relative_bias(table, grid):
-    """BEiT's bias (head, token, token) of a class token and a grid."""
+    """Return BEiT's bias (head, token, token) of a class token and a grid."""
     rows, columns = grid
     cells = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     offset = cells[:, None] - cells[None] + torch.tensor([rows - 1, columns - 1])

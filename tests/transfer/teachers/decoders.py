@@ -1,4 +1,4 @@
-"""What the tests of decoder families share: tiny models of a type, and the proof on each."""
+"""Shared parts of the tests of decoder families: tiny models of a type, and the proof on each."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ IDS = torch.arange(1, 23).view(2, 11)
 
 
 def without(*names):
-    """The sizes without those that a configuration class has other names for, or derives."""
+    """Drop the sizes that a configuration class has other names for, or derives."""
     return {name: size for name, size in SIZES.items() if name not in names}
 
 
@@ -27,14 +27,14 @@ def config(kind, sizes=SIZES, **facts):
 
 
 def build(kind, sizes=SIZES, auto="AutoModelForCausalLM", **facts):
-    """A tiny random model, every parameter perturbed. Softcaps count in the plain attention alone."""
+    """Build a tiny random model, every parameter perturbed. Softcaps count in the plain attention alone."""
     transformers = pytest.importorskip("transformers")
     made = getattr(transformers, auto).from_config(config(kind, sizes, **facts), attn_implementation="eager")
     return perturb(made)
 
 
 def prove(teacher, translated=None):
-    """The translated tensors in a plain Transformer give the teacher's logits."""
+    """Check that the translated tensors in a plain Transformer give the teacher's logits."""
     translated = translate(teacher) if translated is None else translated
     with torch.no_grad():
         assert error(Canonical(translated).logits(IDS), teacher(IDS).logits) < 1e-5
@@ -44,7 +44,7 @@ def prove(teacher, translated=None):
 
 
 def older_config(teacher, facts):
-    """The configuration as a sparse config.json before transformers 5: rotary facts apart, derived facts left out.
+    """Write the configuration sparsely, as before transformers 5: rotary facts apart, derived facts left out.
 
     Keys that hold the default of the configuration class are left out as well: families have to know the defaults.
     """
@@ -70,7 +70,7 @@ def older_config(teacher, facts):
 
 
 def prove_older_config(teacher, facts):
-    """The same facts follow from a state dict and a sparse, older config.json."""
+    """Check that the same facts follow from a state dict and a sparse, older config.json."""
     weights = teacher.state_dict()
     older, today = translate(weights, config=older_config(teacher, facts)), translate(teacher)
     assert older.architecture == today.architecture
@@ -79,7 +79,7 @@ def prove_older_config(teacher, facts):
 
 
 def refuse(kind, message, sizes=SIZES, **facts):
-    """A teacher of this configuration is refused, and the message names the part."""
+    """Check that a teacher of this configuration is refused, and that the message names the part."""
     teacher = build(kind, sizes, **facts)
     with pytest.raises(ValueError, match=message):
         translate(teacher)

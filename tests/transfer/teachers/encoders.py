@@ -21,25 +21,25 @@ SIZES = {
 
 
 def encode(translated, ids, mask=None, types=None):
-    """The stream of a translated encoder."""
+    """Compute the stream of a translated encoder."""
     return Canonical(translated).text(ids, mask, types)
 
 
 def task_models(name, config):
-    """Every model of a family with a head that transformers has (but for ESMFold, which is more than a head)."""
+    """List every model of a family with a head that transformers has (but for ESMFold, which is more than a head)."""
     pattern = rf"{name}(For(?!ProteinFolding)\w+|LMHeadModel)"
     return [getattr(transformers, kind)(config) for kind in dir(transformers) if re.fullmatch(pattern, kind)]
 
 
 def worst_error(teacher, types=None, base=None, short=False, keep=(), pad=PAD, **options):
-    """Largest relative error of the translation without padding, with padding on the right and on the left.
+    """Compute the largest relative error of the translation without padding, and with padding on either side.
 
     Args:
         teacher: a transformers model; its parameters are moved first.
         types: token types, if the model reads any.
         base: the encoder inside the model; the model itself by default.
         short: with padding on the right only, and without our own model.
-        keep: parameters that are no free numbers, with their values.
+        keep: parameters that are not free, with their values.
         pad: the padding token.
         options: of `translate`.
     """

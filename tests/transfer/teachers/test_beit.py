@@ -1,18 +1,20 @@
 """BEiT and Data2VecVision: the translated tensors in a plain Transformer give the teacher's tokens and logits."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from tests.transfer.teachers.canonical import Canonical, error, perturb
+from tests.transfer.teachers.canonical import IMAGES, Canonical, error, image_model
 from tests.transfer.teachers.test_vit import older
 from transmamba.transfer.teachers import translate
 
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 SIZES = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "num_channels": 2,
     "image_size": 12, "patch_size": 4, "num_labels": 5, "layer_scale_init_value": 0.3, "vocab_size": 9,
 }  # fmt: skip
-IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
+build = partial(image_model, SIZES)
 ABSOLUTE, EACH, SHARED = (
     {f"use_{what}": True}
     for what in ("absolute_position_embeddings", "relative_position_bias", "shared_relative_position_bias")
@@ -27,12 +29,6 @@ FACTS = {
     "no LayerScale": EACH | {"layer_scale_init_value": 0.0, "use_mask_token": True},
     "other facts": SHARED | {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new", "num_attention_heads": 2},
 }
-
-
-def build(name, kind="Model", **facts):
-    """A perturbed model; facts are those that differ from SIZES."""
-    config = getattr(transformers, f"{name}Config")(**SIZES | facts)
-    return perturb(getattr(transformers, f"{name}{kind}")(config))
 
 
 @pytest.mark.parametrize("facts", FACTS)
@@ -64,7 +60,7 @@ def test_heads_of_segmentation_are_ignored(name):
 
 
 def names_of_before(state):
-    """Names as transformers before version 5 wrote them."""
+    """Return the names as transformers before version 5 wrote them."""
     found = {}
     for name, tensor in state.items():
         name = older(name).replace("shared_position_bias", "encoder.relative_position_bias")

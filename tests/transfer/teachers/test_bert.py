@@ -15,7 +15,7 @@ TYPES = (IDS > 20).long()
 
 
 def build(name, kind="Model", **options):
-    """A model of a family with the sizes of these tests and some facts changed."""
+    """Build a model of a family with the sizes of these tests and some facts changed."""
     config = getattr(transformers, f"{name}Config")(**(SIZES | options))
     return getattr(transformers, f"{name}{kind}")(config)
 
@@ -102,7 +102,7 @@ def test_albert_repeats_its_layers(name):
 
 
 def test_albert_without_a_configuration_is_refused():
-    with pytest.raises(ValueError, match="do not tell how many layers"):
+    with pytest.raises(ValueError, match="do not show how many layers"):
         translate(build("Albert").state_dict(), family="albert")
 
 

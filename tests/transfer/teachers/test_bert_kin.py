@@ -16,7 +16,7 @@ ESM = SIZES | {"mask_token_id": 59}
 
 
 def build(name, kind="Model", sizes=SIZES, **options):
-    """A tiny model of a family."""
+    """Build a tiny model of a family."""
     return getattr(transformers, f"{name}{kind}")(getattr(transformers, f"{name}Config")(**(sizes | options)))
 
 

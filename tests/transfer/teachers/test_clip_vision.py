@@ -21,20 +21,20 @@ CLIPS = ("CLIP", "AltCLIP", "ChineseCLIP", "CLIPSeg", "MetaClip2")
 
 
 def build(name, kind="VisionModel", **facts):
-    """A perturbed tower; facts are those that differ from SIZES."""
+    """Build a perturbed tower; facts are those that differ from SIZES."""
     config = getattr(transformers, f"{name}VisionConfig")(**SIZES | facts)
     return perturb(getattr(transformers, f"{name}{kind}")(config))
 
 
 def compose(name, kind="Model", vision=None, **facts):
-    """A perturbed model with a text tower beside."""
+    """Return a perturbed model with a text tower beside."""
     configs = {"vision_config": SIZES | (vision or {}), "text_config": WORDS}
     config = getattr(transformers, f"{name}Config")(**configs, **facts)
     return perturb(getattr(transformers, f"{name}{kind}")(config))
 
 
 def patches(images):
-    """SigLIP 2's input: every patch pixel by pixel, its channels innermost."""
+    """Return SigLIP 2's input: every patch pixel by pixel, its channels innermost."""
     cut = images.unflatten(3, (3, 4)).unflatten(2, (3, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     return {
         "pixel_values": cut.flatten(2),

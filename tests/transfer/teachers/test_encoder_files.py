@@ -25,7 +25,7 @@ HEADS = ("num_attention_heads", "encoder_attention_heads", "num_encoder_attentio
 
 
 def small_facts(full):
-    """The full configuration with small sizes, and the keys that were changed."""
+    """Return the full configuration with small sizes, and the keys that were changed."""
     heads = next(full[key] for key in HEADS if full.get(key) is not None)
     changed = dict.fromkeys(WIDTHS, 2 * heads) | dict.fromkeys(ONES, 1) | dict.fromkeys(SMALL, 6)
     changed |= {"vocab_size": 70, "max_position_embeddings": 9, "max_source_positions": 9, "num_mel_bins": 2}
@@ -38,7 +38,7 @@ def small_facts(full):
 
 
 def model_class(config):
-    """The base model of a configuration class."""
+    """Return the base model of a configuration class."""
     module = importlib.import_module(type(config).__module__.replace("configuration_", "modeling_"))
     found = [
         value for name, value in vars(module).items()

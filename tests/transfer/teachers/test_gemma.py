@@ -50,6 +50,13 @@ def test_the_translated_teacher_is_the_teacher(name):
     prove_older_config(teacher, facts)
 
 
+def test_an_older_configuration_may_leave_out_the_base_of_layers_with_a_window():
+    teacher = build("gemma3_text", layer_types=ALTERNATING)
+    config = {key: value for key, value in teacher.config.to_dict().items() if key != "rope_parameters"}
+    ropes = translate(teacher.state_dict(), config=config | {"rope_theta": 700.0}).architecture.ropes
+    assert [rope["rope_theta"] for rope in ropes] == [1e4, 700.0, 1e4, 700.0]
+
+
 def test_gelu_means_its_tanh_approximation_in_the_first_gemma():
     teacher = build("gemma", hidden_act="gelu")
     older = translate(teacher.state_dict(), config={**teacher.config.to_dict(), "hidden_act": "gelu"})

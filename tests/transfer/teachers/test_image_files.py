@@ -1,4 +1,4 @@
-"""What save_pretrained writes: names and fused matrices of older versions, and a config.json without defaults."""
+"""Files that save_pretrained writes: names and fused matrices of older versions, and a config.json without defaults."""
 
 import pytest
 import torch
@@ -23,6 +23,25 @@ TEACHERS = {
     "BLIP": lambda: test_image_towers.build("Blip"),
     "InternVL": lambda: test_image_towers.build("InternVL"),
 }
+
+
+OWN = {
+    **dict.fromkeys(("ViT", "DeiT", "IJepa", "ViTMSN"), test_vit),
+    **dict.fromkeys(("Dinov2", "Dinov2WithRegisters", "DINOv3ViT"), test_dino),
+    **dict.fromkeys(("Beit", "Data2VecVision"), test_beit),
+}
+
+
+@pytest.mark.parametrize("name", [*OWN, *test_image_towers.TOWERS])
+def test_facts_that_a_file_leaves_out_are_those_of_the_configuration_class(name):
+    tests = OWN.get(name, test_image_towers)
+    heads = tests.build(name).config.__class__().num_attention_heads
+    teacher = tests.build(name, hidden_size=4 * heads, num_attention_heads=heads)
+    default, values = type(teacher.config)().to_dict(), teacher.config.to_dict()
+    left_out = [key for key in ("layer_norm_eps", "hidden_act", "num_attention_heads") if values[key] == default[key]]
+    config = {key: value for key, value in values.items() if key not in left_out}
+    wanted, got = translate(teacher), translate(teacher.state_dict(), config=config)
+    assert len(left_out) > 1 and got.architecture == wanted.architecture and not got.architecture.unknown
 
 
 @pytest.mark.parametrize("name", TEACHERS)

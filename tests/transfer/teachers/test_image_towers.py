@@ -38,7 +38,7 @@ FOLDERS = {"Blip2": "blip_2", "QianfanOCR": "qianfan_ocr"}
 
 
 def build(name, **facts):
-    """A perturbed tower; facts are those that differ from SIZES."""
+    """Build a perturbed tower; facts are those that differ from SIZES."""
     _, config, model = TOWERS[name]
     module = transformers if hasattr(transformers, model) else submodule(name)
     return perturb(getattr(module, model)(getattr(submodule(name), config)(**SIZES | facts)))

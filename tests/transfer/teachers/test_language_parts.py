@@ -142,7 +142,7 @@ DECODERS = [
 
 @pytest.mark.parametrize("family", DECODERS)
 def test_defaults_are_those_of_the_configuration_class(family):
-    """Text parts of composite models hold what differs from the class alone: LLaVA's says nothing of heads."""
+    """Text parts of composite models hold differences from the class alone: LLaVA's has no entry for heads."""
     (kind,) = family.model_types
     need(kind)
     default = transformers.AutoConfig.for_model(kind).to_dict()
@@ -150,7 +150,7 @@ def test_defaults_are_those_of_the_configuration_class(family):
     default = {**rope.get("full_attention", rope), **default}
     (heads,) = {default[key] for key in ("num_attention_heads", "n_head", "num_heads") if default.get(key)} or {16}
     assert family.defaults["num_attention_heads"] == heads
-    # Qwen's class sets the window aside while it is not used, and 4096 is what it would be
+    # Qwen's class sets the window aside while it is not used, and it would be 4096
     known = {key: value for key, value in family.defaults.items() if key in default and not kind.startswith("qwen")}
     assert {key: default[key] for key in known} == known
 

@@ -1,10 +1,11 @@
-"""OPT and what bears fairseq's names: positions that start at row 2, or that no tensor stores."""
+"""OPT and others with fairseq's names: positions that start at row 2, or that no tensor stores."""
 
 import pytest
 import torch
 
 from tests.transfer.teachers.decoders import build, prove, prove_older_config, refuse, without
 from transmamba.transfer.teachers import translate
+from transmamba.transfer.teachers.opt import sines
 
 OPT = {**without("head_dim", "num_key_value_heads", "intermediate_size"), "ffn_dim": 40}
 BIO = without("head_dim", "num_key_value_heads")
@@ -54,6 +55,15 @@ def test_a_pre_norm_opt_without_its_last_norm_is_refused():
     weights = {name: x for name, x in teacher.state_dict().items() if ".decoder.final_layer_norm" not in name}
     with pytest.raises(ValueError, match="opt: the teacher lacks final_layer_norm.weight"):
         translate(weights, config=teacher.config)
+
+
+@pytest.mark.parametrize("dim", [8, 9])
+def test_computed_positions_are_those_of_the_teacher(dim):
+    # the row of a padding token is zero: LayerNorm would hide any other constant from the logits
+    modeling = pytest.importorskip("transformers.models.xglm.modeling_xglm")
+    wanted = modeling.XGLMSinusoidalPositionalEmbedding.get_embedding(12, dim, 7)
+    torch.testing.assert_close(sines(12, dim, 7), wanted)
+    torch.testing.assert_close(sines(7, dim, 7), wanted[:7])
 
 
 def test_positions_start_at_row_two():

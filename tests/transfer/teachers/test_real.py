@@ -13,7 +13,7 @@ TABLE = "embeddings.position_embeddings"
 
 
 def resized(table, side):
-    """The position table for side x side patches, as DINOv2 resizes it: bicubic, without antialias."""
+    """Resize the position table for side x side patches as DINOv2 does: bicubic, without antialias."""
     square = table[:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
     square = F.interpolate(square, (side, side), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], square.flatten(2).transpose(1, 2)], 1)
@@ -53,7 +53,7 @@ def distance(got, wanted):
 
 
 def names_of_today(state):
-    """Names of transformers 5."""
+    """Return the names of transformers 5."""
     words = {"attention.attention.query": "attention.q_proj", "attention.attention.key": "attention.k_proj"}
     words |= {"attention.attention.value": "attention.v_proj", "attention.output.dense": "attention.o_proj"}
     renamed = {}

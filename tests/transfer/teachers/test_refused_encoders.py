@@ -17,7 +17,7 @@ ELSEWHERE = {
 
 
 def kinds_of_encoders():
-    """Model types to which transformers gives a task of encoders of text or of sound."""
+    """List the model types to which transformers gives a task of encoders of text or of sound."""
     tables = ("MASKED_LM", "TEXT_ENCODING", "CTC", "AUDIO_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM")
     return sorted({kind for table in tables for kind in getattr(auto, f"MODEL_FOR_{table}_MAPPING_NAMES")} - ELSEWHERE)
 

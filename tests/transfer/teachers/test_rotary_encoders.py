@@ -9,11 +9,12 @@ from transmamba.transfer.teachers import translate
 transformers = pytest.importorskip("transformers")
 TYPES = (IDS > 20).long()
 LINEAR = {"rope_type": "linear", "factor": 3.0, "rope_theta": 500.0}
+NAMES = ("ModernBert", "NomicBert", "Gte", "JinaEmbeddingsV3", "EuroBert", "Ultrabert", "Esmc")
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 500.0, "original_max_position_embeddings": 8}
 
 
 def build(name, kind="Model", **options):
-    """A model of a family with the sizes of these tests and some facts changed."""
+    """Build a model of a family with the sizes of these tests and some facts changed."""
     config = getattr(transformers, f"{name}Config")(**(SIZES | {"norm_eps": 1e-2, "rms_norm_eps": 1e-2} | options))
     return getattr(transformers, f"{name}{kind}")(config)
 
@@ -50,9 +51,7 @@ def test_the_translated_encoder_without_token_types_is_the_teacher(name):
     assert worst_error(build(family, **options)) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "name", ["ModernBert", "NomicBert", "Gte", "JinaEmbeddingsV3", "EuroBert", "Ultrabert", "Esmc"]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_models_with_heads_hold_the_same_encoder(name):
     models = task_models(name, getattr(transformers, f"{name}Config")(**(SIZES | {"num_hidden_layers": 1})))
     assert len(models) >= 2
@@ -77,11 +76,15 @@ def test_modernbert_by_names_alone_leaves_positions_unknown():
     assert set(facts.unknown) == {"heads", "eps", "activation", "ropes", "windows"}
 
 
-def test_part_of_a_head_is_refused():
-    config = build("NomicBert").config.to_dict()
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+@pytest.mark.parametrize("name", NAMES)
+def test_part_of_a_head_is_refused(name):
+    teacher = build(name)
+    half = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    kinds = {"full_attention": half, "sliding_attention": half}
+    by_kind = set(kinds) <= set(teacher.config.rope_parameters)
+    config = teacher.config.to_dict() | {"rope_parameters": kinds if by_kind else half}
     with pytest.raises(ValueError, match="models of this type rotate whole heads"):
-        translate(build("NomicBert").state_dict(), config=config)
+        translate(teacher.state_dict(), config=config)
 
 
 def test_frequencies_that_follow_the_length_are_refused():

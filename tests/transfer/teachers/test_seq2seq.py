@@ -22,7 +22,7 @@ FAMILIES = {
 
 
 def build(name, kind="Model", **options):
-    """A tiny model of a family."""
+    """Build a tiny model of a family."""
     options |= {"langs": ["a", "b"], "src_vocab_size": 61, "tgt_vocab_size": 61} if name == "FSMT" else {}
     return getattr(transformers, f"{name}{kind}")(getattr(transformers, f"{name}Config")(**(SIZES | options)))
 

@@ -14,7 +14,7 @@ TEXT = SIZES | {"projection_dim": 5}
 
 
 def tower(module, name, **options):
-    """A text encoder by the name of its class."""
+    """Return a text encoder by the name of its class."""
     models = importlib.import_module(f"transformers.models.{module}.modeling_{module}")
     model = getattr(models, name)
     return model(model.config_class(**(TEXT | options)))

@@ -71,7 +71,7 @@ def test_our_own_vit():
         assert error(Canonical(translate(teacher)).classify(IMAGES), teacher(IMAGES)) < 1e-5
 
 
-# what is unknown of a bare state dict beside the heads, whose number is given
+# facts that a bare state dict lacks beside the heads, whose number is given
 BARE = {
     "ViT": {"pool"},
     "ViT, mean": set(),

@@ -1,4 +1,4 @@
-"""Which family a teacher is, and that every tensor of it is used or ignored by name."""
+"""Teachers find their family, and every tensor of theirs is used or ignored by name."""
 
 import re
 
@@ -151,6 +151,15 @@ def test_a_part_of_another_kind_is_not_given_in_its_place():
         translate(clip, kind="decoder")
 
 
+def test_a_part_that_cannot_be_read_does_not_stand_in_the_way_of_another():
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 40}
+    parts = {"text_config": sizes, "vision_config": sizes | {"image_size": 8, "patch_size": 2}}
+    clip = transformers.CLIPModel(transformers.CLIPConfig(**parts))
+    config = clip.config.to_dict()
+    config["text_config"]["hidden_act"] = "unheard of"
+    assert translate(clip.state_dict(), config=config, kind="image").family == "clip_vision"
+
+
 def test_every_type_is_covered_once_or_refused():
     kinds = [kind for family in families().values() for kind in family.model_types]
     assert not set(kinds) & set(refused())
@@ -182,6 +191,11 @@ def test_a_family_of_ones_own_needs_no_library():
     assert torch.equal(translated["blocks.1.mlp.down.weight"], state["net.1.down.weight"] * gamma)
     assert translated.ignored == {"net.mask": "a buffer"}
     assert (translated.architecture.head_dim, translated.family) == (2, "own")
+    # facts that a family leaves out are those of a plain encoder
+    facts = translated.architecture
+    assert (facts.eps, facts.placement, facts.parallel, facts.activation, facts.causal, facts.tied) == (
+        1e-6, "pre", False, "gelu", False, False,
+    )  # fmt: skip
 
 
 def test_a_mamba_is_its_own_canonical_form():

@@ -1,11 +1,12 @@
 """Plain ViTs of transformers: the translated tensors in a plain Transformer give the teacher's tokens and logits."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 
-from tests.transfer.teachers.canonical import Canonical, error, perturb
+from tests.transfer.teachers.canonical import IMAGES, Canonical, error, image_model, perturb
 from transmamba.transfer.teachers import translate
 
 transformers = pytest.importorskip("transformers")
@@ -13,14 +14,7 @@ SIZES = {
     "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 40, "num_channels": 2,
     "image_size": 12, "patch_size": 4, "num_labels": 5,
 }  # fmt: skip
-IMAGES = torch.randn(2, 2, 12, 12, generator=torch.Generator().manual_seed(1))
-
-
-def build(name, kind="Model", **facts):
-    """A perturbed model; facts are those that differ from SIZES."""
-    config = getattr(transformers, f"{name}Config")(**SIZES | facts)
-    return perturb(getattr(transformers, f"{name}{kind}")(config))
-
+build = partial(image_model, SIZES)
 
 MODELS = {
     "ViT": {},
@@ -93,7 +87,7 @@ def test_the_encoder_of_a_pair_of_encoder_and_decoder():
 
 
 def older(name):
-    """A name as transformers before version 5 wrote it."""
+    """Return a name as transformers before version 5 wrote it."""
     name = re.sub(r"attention\.(q|k|v)_proj", lambda hit: f"attention.attention.{WORDS[hit[1]]}", name)
     name = name.replace("attention.o_proj", "attention.output.dense").replace("layers.", "encoder.layer.")
     return name.replace("mlp.fc1", "intermediate.dense").replace("mlp.fc2", "output.dense")

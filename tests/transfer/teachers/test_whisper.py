@@ -17,12 +17,12 @@ SIZES = {
 
 
 def build(kind="Model", **options):
-    """A tiny Whisper with every parameter moved."""
+    """Build a tiny Whisper with every parameter moved."""
     return perturb(getattr(transformers, f"Whisper{kind}")(transformers.WhisperConfig(**(SIZES | options))))
 
 
 def encode(teacher, mel=MEL):
-    """The stream of the translated encoder."""
+    """Compute the stream of the translated encoder."""
     return Canonical(translate(teacher)).audio(mel)
 
 

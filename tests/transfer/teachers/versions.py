@@ -1,4 +1,4 @@
-"""Which transformers the lists of types are complete for; other versions know more types, or fewer."""
+"""Mark tests for the transformers whose types the lists hold; other versions know more types, or fewer."""
 
 import pytest
 

@@ -1,6 +1,6 @@
 """Description of an official implementation: the rules by which its checkpoints are read and written."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Size, Tensor, nn
@@ -37,6 +37,16 @@ class Family(NamedTuple):
     def shape(self, name: str, ours: Size) -> tuple[int, ...]:
         """Return the official shape of our tensor `name`."""
         return tuple(ours) if self.official_shape is None else self.official_shape(name, ours)
+
+
+def check_argument(name: str, value: object, choices: Iterable[str], fault: str = "is unknown") -> None:
+    """Refuse the value of an official argument that is none of `choices`.
+
+    Raises:
+        ValueError: it is another one.
+    """
+    if value not in (known := list(choices)):
+        raise ValueError(f"{name}={value!r} {fault}: expected one of {', '.join(known)}")
 
 
 def read_config(

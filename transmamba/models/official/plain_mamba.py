@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.family import Family, check_argument, read_config
 from transmamba.models.official.resize import fresh_head, infer_grid_side, infer_num_classes
 from transmamba.models.plain_mamba import PlainMamba
 from transmamba.nn import PlainMambaMixer, RMSNorm, ScaledMixer
@@ -71,8 +71,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     """
     args = read_config(config, _DEFAULTS, ignored=_IGNORED)
     if args["arch"] is not None:
-        if args["arch"] not in _ARCHITECTURES:
-            raise ValueError(f"arch={args['arch']!r} is unknown: expected one of {', '.join(_ARCHITECTURES)}")
+        check_argument("arch", args["arch"], _ARCHITECTURES)
         single = isinstance(args["layer_cfgs"], Mapping)  # a list of layers counts besides an architecture
         args |= {**_ARCHITECTURES[args["arch"]], "patch_size": 16} | ({"layer_cfgs": {}} if single else {})
     mixer, norm = _layers(args["layer_cfgs"], args["num_layers"])

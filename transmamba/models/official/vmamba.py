@@ -8,7 +8,7 @@ from typing import Any
 from torch import Size, Tensor, nn
 
 from transmamba._checkpoint import State
-from transmamba.models.official.family import Family, read_config
+from transmamba.models.official.family import Family, check_argument, read_config
 from transmamba.models.official.resize import fresh_head, infer_num_classes
 from transmamba.models.vmamba import ORDERS, VMamba
 from transmamba.models.vmamba_block import VMambaBlock
@@ -124,8 +124,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
         ("ssm_act_layer", _ACTIVATIONS),
         ("mlp_act_layer", _ACTIVATIONS),
     ):
-        if args[name] not in known:
-            raise ValueError(f"{name}={args[name]!r} is not built here: expected one of {', '.join(known)}")
+        check_argument(name, args[name], known, "is not built here")
     depths, dims = args["depths"], args["dims"]
     dims = tuple(dims * 2**i for i in range(len(depths))) if isinstance(dims, int) else tuple(dims)
     mixer, orders = _mixer(args)
@@ -157,8 +156,7 @@ def build(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
 def _norm(args: Mapping[str, Any], state: Mapping[str, Tensor]) -> Callable[[int], nn.Module]:
     """Return a builder of norms from a width."""
     kind, scan = args["norm_layer"].lower(), args["forward_type"]
-    if kind not in _NORM_LAYERS:
-        raise ValueError(f"norm_layer={kind!r} is unknown: expected one of {', '.join(_NORM_LAYERS)}")
+    check_argument("norm_layer", kind, _NORM_LAYERS)
     if kind != "bn" and any(name.endswith("running_mean") for name in state):
         raise ValueError(f"the checkpoint has batch norms, which norm_layer={kind!r} has not: expected 'bn'")
     first = scan.startswith(("m0", "v0")) and not scan.startswith(("v01", "v02", "v03", "v04", "v05"))

@@ -1,21 +1,21 @@
 // Depthwise causal convolution along orders: a few steps of all channels of a unit at a time, in the order's sequence.
-// Taps, their gradients and what is due to earlier tokens stay in registers while a vector of channels walks the steps.
+// Taps, their gradients and the gradients due to earlier tokens stay in registers while a vector of channels walks the steps.
 #pragma once
 #include "scan/native/unit.h"
 
 constexpr int64_t CONV_STEPS = 16;
 constexpr int WIDEST = 32;
 
-// What one batch element and part of the channels keeps; T is the element type of activations.
+// The data of one batch element and part of the channels; T is the element type of activations.
 template <class F, class T> struct ConvUnit {
   const Conv &c;
-  const int64_t b, past;  // past: tokens before its own that an output looks at
+  const int64_t b, past;  // past: tokens before its own that an output reads
   const Range range;
   int64_t k = 0, steps = 0;
   F *dweight, *dbias, *pending;  // (tap, channel), (channel), (past, channel): due to tokens before the tile
   T *zeros;
   const T **seen;                // rows of x at the steps of the tile, after those at the `past` steps before it
-  int64_t *token, *reach;        // of each step: the token visited, and how many steps back it may look
+  int64_t *token, *reach;        // of each step: the token visited, and the number of steps back that it may read
 
   ConvUnit(const Conv &conv, int64_t batch, int64_t part, Arena &arena)
       : c(conv), b(batch), past(conv.width - 1), range{part * conv.part, smaller(conv.channels, (part + 1) * conv.part)} {
@@ -37,7 +37,7 @@ template <class F, class T> struct ConvUnit {
     if (step >= 0) return place<T>(c.x, b, k, range.begin) + visited(step) * c.x.row;
     return c.before.data ? place<T>(c.before, b, k, range.begin) + (step + past) * c.before.row : zeros;
   }
-  // Steps back from `step` until the sequence changes; what precedes the first token belongs to its sequence.
+  // Steps back from `step` until the sequence changes; tokens before the first one belong to its sequence.
   int64_t within_sequence(int64_t step) const {
     const int64_t *segment = c.segments + b * c.length;
     for (int64_t back = 0; back < past; ++back) {

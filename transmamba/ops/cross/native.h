@@ -14,7 +14,7 @@ struct Due {
 };
 
 template <class F> struct CrossTiles {
-  F *dt, *slope, *u, *dx, *da;  // (step, lane); forward: u is dt * u, and the others are not there
+  F *dt, *slope, *u, *dx, *da;  // (step, lane); forward: u is dt * u, and the others do not exist
   F *e, *h;                     // decays (step, state, lane), states (step + 1, state, lane) of a few states
   F *dB, *sums;                 // (step, state, lane of one vector), summed over blocks of channels
   F *dA, *dbias;
@@ -85,7 +85,7 @@ template <class F, int U> struct CrossForward : CrossBlock<F, U> {
 
   template <int S> void run(int64_t n) const { bounded ? advance<S, true>(n) : advance<S, ANY_EXPONENT>(n); }
 
-  // The recurrence of states [n, n + S), and their part of the outputs.
+  // Runs the recurrence of states [n, n + S), and adds their part of the outputs.
   template <int S, bool BOUNDED> void advance(int64_t n) const {
     const int64_t pad = group.pad, states = x.state, steps = group.steps, columns = this->columns(), row = x.y.row;
     const Due due(x, group.b, group.first, chunk * x.chunk);
@@ -93,7 +93,7 @@ template <class F, int U> struct CrossForward : CrossBlock<F, U> {
     const F *B = group.B + n, *dt_at = tiles.dt, *xu_at = tiles.u;
     const F *C = place<F>(x.readout, group.b, group.first, n);
     F *y = place<F>(x.y, group.b, group.first, this->channel()), *state = group.state + n * pad + column;
-    // the first states bring the next block closer: theirs is the loop with time to spare for it
+    // the first states prefetch the next block, because their loop has time to spare
     const auto dt_ahead = this->ahead(x.dt, group.parameter_line(0)), u_ahead = this->ahead(x.u, group.token_line(0));
     V h[S][U], A[S][U];
     for (int j = 0; j < S; ++j)
@@ -136,7 +136,7 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
     sweep<S>(n);
   }
 
-  // Decays and states of the chunk from the states before it.
+  // Computes decays and states of the chunk from the states before it.
   template <int S, bool BOUNDED> void recompute(int64_t n) const {
     const int64_t steps = group.steps, states = x.state, columns = this->columns(), far = n == 0 ? steps : 0;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
@@ -171,7 +171,7 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
     }
   }
 
-  // What the queries of one step hand to the adjoints, and their dC.
+  // Adds the gradients of one step's queries to the adjoints, and computes their dC.
   template <int S>
   __attribute__((always_inline)) void ask(V (&dh)[S][U], const Due &due, int64_t t, const F *after, const F *C, const F *dy, F *dC) const {
     const int64_t columns = this->columns();
@@ -249,7 +249,7 @@ template <class F, int U> struct CrossBackward : CrossBlock<F, U> {
       }
   }
 
-  // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da; then written.
+  // Turns the gradients of dt * u and of the decays into those of u and dt, in place of dx and da, and writes them.
   void finish() const {
     const int64_t steps = group.steps, wide = smaller(this->columns(), WIDTH);
     for (int i = 0; i < U; ++i) {

@@ -1,4 +1,4 @@
-"""The cross scan in Triton: one program per batch entry, direction and block of channels; see `triton_steps`.
+"""The cross scan in Triton: one program per batch entry, direction and block of channels; see `scan/triton/steps.py`.
 
 A query is met right after the step whose state it reads: its C is loaded, and its y written, while the state stands
 in registers. `queue` (b, k, q) and `first` (b, k, l + 1) are those of `queue_of`.

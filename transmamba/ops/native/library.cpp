@@ -1,4 +1,4 @@
-// The library's C interface: which instruction sets this machine can run, and how units of work meet threads.
+// The library's C interface: the instruction sets that this machine runs, and the distribution of units of work over threads.
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,12 +24,12 @@ extern "C" const Variant variant_baseline;
 extern "C" const Variant variant_avx2, variant_avx512;
 #endif
 
-// Variants this machine runs, the fastest first.
+// Lists the variants that this machine runs, the fastest first.
 static std::vector<const Variant *> runnable() {
   std::vector<const Variant *> found;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  unsigned a, b, c, d;  // clang does not know "f16c" as a feature to ask for
+  unsigned a, b, c, d;  // clang has no feature name "f16c" for __builtin_cpu_supports
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c;
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
@@ -47,7 +47,7 @@ EXPORT const char *variant_name(int64_t i) {
 }
 EXPORT int64_t scan_size() { return sizeof(Scan); }
 
-// Whether each row of `orders` visits every token once: the kernels trust it with memory.
+// Checks that each row of `orders` visits every token once, because the kernels address memory by it.
 EXPORT int64_t orders_are_permutations(const int64_t *orders, int64_t directions, int64_t length) {
   std::vector<char> seen(length);
   for (int64_t k = 0; k < directions; ++k) {
@@ -61,7 +61,7 @@ EXPORT int64_t orders_are_permutations(const int64_t *orders, int64_t directions
   return 1;
 }
 
-// Asks for 2 MiB pages inside fresh memory, where the system grants them on request: the kernels write outputs for the
+// Asks for 2 MiB pages inside fresh memory, where the system grants them on request, because the kernels write outputs for the
 // first time, and 4 KiB at a time those page faults cost as much as a scan with one state.
 EXPORT void ask_for_large_pages(void *memory, int64_t bytes) {
 #if defined(MADV_HUGEPAGE)
@@ -108,7 +108,7 @@ template <class What> int64_t run(Job<What> &job, int64_t threads, Team team) {
     try {
       for (int64_t i = 1; i < threads; ++i) started.emplace_back(work<What>, &job);
     } catch (const std::exception &) {
-      // no more threads can be started: the ones that run take all units
+      // no more threads can be started, so the running ones take all units
     }
     work<What>(&job);
     for (auto &thread : started) thread.join();

@@ -12,7 +12,7 @@ namespace {
 #include "scan/native/run.h"
 
 #if defined(__SSE2__)
-// Numbers below 1e-38 count as zero while a unit runs: a decaying state would otherwise slow every step after it.
+// Treats numbers below 1e-38 as zero while a unit runs, because a decaying state would otherwise slow every later step.
 struct FlushToZero {
   const unsigned before = _mm_getcsr();
   FlushToZero() { _mm_setcsr(before | 0x8040); }

@@ -41,7 +41,7 @@ INLINE void store(float *p, Vf v) { memcpy(p, &v, BYTES); }
 INLINE void store(double *p, Vd v) { memcpy(p, &v, BYTES); }
 template <class F> INLINE Vec<F> splat(F x) { return x - Vec<F>{}; }
 
-// The larger, lane by lane; NaN in b survives.
+// Takes the larger number lane by lane; NaN in b survives.
 INLINE Vf larger(Vf a, Vf b) {
 #if defined(__AVX512F__)
   return _mm512_max_ps(a, b);
@@ -74,7 +74,7 @@ INLINE Vf exp2_fraction(Vf f) {
   return p * f + splat(1.0f);
 }
 
-// 2^(a * b). BOUNDED promises |a * b| < 126; otherwise 0 and infinity come out exactly where they are due.
+// 2^(a * b). BOUNDED promises |a * b| < 126; otherwise the result is 0 or infinity exactly where it should be.
 template <bool BOUNDED> INLINE Vf exp2_product(Vf a, Vf b) {
 #if defined(__AVX512F__)
   Vf x = a * b, f = _mm512_reduce_ps(x, 8);
@@ -198,8 +198,8 @@ INLINE void store_as(Half *p, Vf v) {
   memcpy(p, &h, sizeof h);
 }
 
-// Past the caches, for outputs too large to stay there: their lines need not be read before they are written.
-// p is aligned to BYTES; `flush_streams` makes other threads see it.
+// Stores past the caches, for outputs too large to stay there: their lines need not be read before they are written.
+// p is aligned to BYTES; `flush_streams` makes the writes visible to other threads.
 template <class F> INLINE void stream(F *p, Vec<F> v) {
 #if defined(__AVX512F__)
   _mm512_stream_si512((__m512i *)p, (__m512i)v);

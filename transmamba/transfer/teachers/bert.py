@@ -137,7 +137,7 @@ def read_albert(checkpoint: Checkpoint) -> Canonical:
     steps = config("num_hidden_layers", default=12 if config.model_type == "albert" else None)
     if steps is None:
         raise ValueError(
-            "ALBERT's layers share their tensors, which do not tell how many layers there are: give config="
+            "ALBERT's layers share their tensors, which do not show how many layers there are: give config="
         )
     names = {f"attn.{part[0]}": f"attention.{part}" for part in ("query", "key", "value")}
     names |= {"attn.out": "attention.dense", "mlp.up": "ffn", "mlp.down": "ffn_output"}

@@ -34,7 +34,15 @@ def read_activation(config: Config, *keys: str, default: str) -> Activation:
     Raises:
         ValueError: it has no canonical form.
     """
-    name = config(*(keys or ("hidden_act",)), default=default, fact="activation")
+    return canonical_activation(config(*(keys or ("hidden_act",)), default=default, fact="activation"))
+
+
+def canonical_activation(name: str) -> Activation:
+    """Return the canonical name of an activation.
+
+    Raises:
+        ValueError: it has no canonical form.
+    """
     if name not in ACTIVATIONS:
         raise ValueError(f"activation {name!r} has no canonical form: expected one of {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]

@@ -36,7 +36,7 @@ def read_mamba(checkpoint: Checkpoint) -> Canonical:
     depth = checkpoint.depth("layers.{i}.mixer.A_log")
     facts = Architecture("ssm", _width(checkpoint, "layers.0.norm.weight"), depth, kv_heads=groups)
     # FalconMamba's norms of step sizes, B and C have no parameters, so its names are those of Mamba
-    doubt = "names do not tell a Mamba from a FalconMamba, which normalises step sizes, B and C: taken for a Mamba"
+    doubt = "taken for a Mamba; a FalconMamba, which has the same names, also normalises step sizes, B and C"
     return Canonical(terms, facts, differs=() if checkpoint.config.known else (doubt,))
 
 

@@ -48,7 +48,7 @@ def describe_module(module: nn.Module) -> dict[str, Any] | None:
         "eps": eps,
         "norm": "rms" if type(block.norm1).__name__ in RMS_NORMS else "layer",
         "act": _activation(getattr(getattr(block, "mlp", None), "act", None)),
-        "gate_last": getattr(getattr(block, "mlp", None), "gate_last", False),
+        "gate_last": getattr(getattr(block, "mlp", None), "gate_last", None),
         "global_pool": _pool(module),
         "grid": tuple(grid) if grid is not None and not callable(grid) else None,
         "rope": _rope(module, attention),

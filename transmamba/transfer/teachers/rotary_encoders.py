@@ -178,7 +178,7 @@ def read_ultrabert(checkpoint: Checkpoint) -> Canonical:
 def read_esmc(checkpoint: Checkpoint) -> Canonical:
     """Read ESM C: norms over all heads of queries and keys; a constant of the depth divides both branches."""
     if "layers.0.input_layernorm.bias" not in checkpoint:
-        raise ValueError("the teacher lacks layers.0.input_layernorm.bias, by which ESM C is told from decoders")
+        raise ValueError("the teacher lacks layers.0.input_layernorm.bias, which distinguishes ESM C from decoders")
     canonical = _pre_norm(checkpoint, 1e-5)
     scale = 1 / math.sqrt(canonical.architecture.depth / 36)
     terms = canonical.terms | affine("blocks.{i}.attn.out", LAYER + "self_attn.o_proj", lambda term: term * scale)

@@ -48,7 +48,7 @@ def read_clip_text(checkpoint: Checkpoint) -> Canonical:
 def read_siglip_text(checkpoint: Checkpoint) -> Canonical:
     """Read CLIP's names, but tokens attend to all."""
     if "head.weight" not in checkpoint:
-        raise ValueError("the teacher lacks head.weight, by which SigLIP's text encoder is told from CLIP's")
+        raise ValueError("the teacher lacks head.weight, which distinguishes SigLIP's text encoder from CLIP's")
     canonical = _read(checkpoint, False, "gelu_pytorch_tanh", 1e-6)
     return Canonical(
         canonical.terms,

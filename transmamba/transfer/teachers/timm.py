@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from transmamba.transfer.teachers.architecture import Architecture, Rope
 from transmamba.transfer.teachers.checkpoint import Checkpoint
-from transmamba.transfer.teachers.facts import ACTIVATIONS
+from transmamba.transfer.teachers.facts import canonical_activation
 from transmamba.transfer.teachers.family import Canonical, Family
 from transmamba.transfer.teachers.images import square_patch
 from transmamba.transfer.teachers.terms import Term, Terms, affine, optional, src
@@ -16,7 +16,7 @@ TABLE = "attn.relative_position_bias_table"
 SHARED = "rel_pos_bias.relative_position_bias_table"
 TOKENS = ("cls_token", "dist_token", "reg_token")
 POOLS: dict[str, Literal["token", "mean"]] = {"avg": "mean", "token": "token"}
-NO_MODULE = "tensors do not tell which: give the module instead of its state dict"
+NO_MODULE = "tensors do not show which: give the module instead of its state dict"
 IGNORED = {
     "mask_token": "token of masked training",
     r"decoder_.*|lm_head\..*": "head of masked training",
@@ -101,12 +101,9 @@ def _numbers(checkpoint: Checkpoint) -> dict[str, Any]:
         unknown.append("activation")
     if norm is None and FIRST + "norm1.bias" not in checkpoint:
         raise ValueError("norms without a bias: give config={'norm': 'rms'} or {'norm': 'layer'}, among other facts")
-    act = act or ("silu" if gated else "quick_gelu" if quick else "gelu")
-    if act not in ACTIVATIONS:
-        raise ValueError(f"activation {act!r} has no canonical form: expected one of {', '.join(ACTIVATIONS)}")
     return {
         "eps": eps or (1e-5 if clip or rotary else 1e-6),
-        "activation": ACTIVATIONS[act],
+        "activation": canonical_activation(act or ("silu" if gated else "quick_gelu" if quick else "gelu")),
         "norm": norm or "layer",
         "unknown": unknown,
     }

@@ -13,7 +13,7 @@ from transmamba.transfer.teachers.architecture import Architecture
 from transmamba.transfer.teachers.checkpoint import BUFFERS, Checkpoint
 from transmamba.transfer.teachers.family import Canonical
 from transmamba.transfer.teachers.terms import Term
-from transmamba.transfer.tensors import check_source
+from transmamba.transfer.tensor_checks import check_source
 
 # stored names that show that a teacher is not a plain Transformer
 OBSTACLES = (

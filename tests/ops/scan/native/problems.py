@@ -7,12 +7,12 @@ from transmamba.ops.scan import native, reference
 from transmamba.ops.scan.inputs import ScanInputs
 
 FLOATS = ("u", "dt", "A", "B", "C", "D", "dt_bias", "initial_state")
-# relative, in the 2-norm; half types pay one rounding of what they return
+# relative, in the 2-norm; half types pay one rounding of their results
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 
 
 def problem(batch=2, k=3, length=37, dim=5, state=7, *, shared=(), own_u=False, without=(), time_first=False, **flags):
-    """`shared` names the parameters that all directions share, `without` the optional inputs left out."""
+    """Draw the inputs; `shared` names parameters that all directions share, `without` optional inputs left out."""
 
     def draw(*shape):
         return torch.randn(*shape, dtype=torch.float64)
@@ -39,14 +39,14 @@ def problem(batch=2, k=3, length=37, dim=5, state=7, *, shared=(), own_u=False, 
 
 
 def cast(p: ScanInputs, dtype: torch.dtype) -> ScanInputs:
-    """Activations in `dtype`, parameters in its compute dtype; layouts are kept."""
+    """Cast activations to `dtype`, parameters to its compute dtype; layouts are kept."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32
     to = {n: getattr(p, n) for n in FLOATS if getattr(p, n) is not None}
     return p._replace(**{n: x.to(dtype if n in ("u", "dt", "B", "C") else compute) for n, x in to.items()})
 
 
 def expected(p: ScanInputs, grad_y: Tensor, grad_last: Tensor) -> dict[str, Tensor]:
-    """Outputs, last states and gradients of the reference, computed in float64."""
+    """Compute outputs, last states and gradients of the reference in float64."""
     wide = cast(p, torch.float64)
     leaves = {n: getattr(wide, n).detach().clone().requires_grad_() for n in FLOATS if getattr(p, n) is not None}
     y, last = reference.run(wide._replace(**leaves))
@@ -57,14 +57,14 @@ def expected(p: ScanInputs, grad_y: Tensor, grad_last: Tensor) -> dict[str, Tens
 
 
 def computed(p: ScanInputs, grad_y: Tensor, grad_last: Tensor | None, variant: str | None = None) -> dict[str, Tensor]:
-    """The same by the native backend."""
+    """Compute the same by the native backend."""
     y, last, saved = native.forward(p, True, variant=variant)
     found = native.backward(p, saved, grad_y, grad_last, variant=variant)._asdict()
     return {"y": y, "last": last, **{n: x for n, x in found.items() if x is not None}}
 
 
 def gradients_of_outputs(p: ScanInputs) -> tuple[Tensor, Tensor]:
-    """Random, in the dtypes of the outputs; that of y lies in memory as u does."""
+    """Draw random gradients, in the dtypes of the outputs; that of y lies in memory as u does."""
     batch, k, length, dim, state = p.sizes
     grad_y = torch.randn(batch, 1 if p.merge else k, length, dim).to(p.u.dtype)
     if p.u.stride(-2) == 1 and p.u.stride(-1) != 1:
@@ -73,7 +73,7 @@ def gradients_of_outputs(p: ScanInputs) -> tuple[Tensor, Tensor]:
 
 
 def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float, least: float = 0.0) -> None:
-    """Relative error of each entry in the 2-norm; entries below `least` may be what is left of larger terms."""
+    """Check the relative error of each entry in the 2-norm; entries below `least` may be rests of larger terms."""
     assert got.keys() == want.keys()
     for name, value in want.items():
         assert got[name].shape == value.shape, name
@@ -84,7 +84,7 @@ def assert_close(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: flo
 
 
 def check(p: ScanInputs, dtype: torch.dtype = torch.float64, variant: str | None = None, *, least: float = 0.0) -> None:
-    """Outputs, last states and all gradients of the native backend against the reference."""
+    """Compare outputs, last states and all gradients of the native backend with the reference."""
     p = cast(p, dtype)
     grads = gradients_of_outputs(p)
     got = computed(p, *grads, variant)

@@ -9,7 +9,7 @@ from transmamba.ops.scan import native, reference
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the package was built without the native library")
 
-EVERYTHING_STEPPED = ("dt", "A", "dt_bias")  # what directions must share to share their exponentials
+EVERYTHING_STEPPED = ("dt", "A", "dt_bias")  # fields that directions must share to share their exponentials
 FEATURES = {
     "plain": dict(k=1, without=("orders", "segments", "initial_state")),
     "orders": dict(without=("segments", "initial_state")),

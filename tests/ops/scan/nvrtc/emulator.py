@@ -22,7 +22,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ 
 
 @functools.cache
 def folder() -> Path:
-    """Compiled files, kept between runs until a source changes."""
+    """Return the folder of compiled files, kept between runs until a source changes."""
     texts = [*compiler.sources().values(), (HERE / "emulate.cpp").read_text()]
     digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"transmamba-emulator-{digest}"
@@ -43,7 +43,7 @@ def library(options: tuple[str, ...]) -> ctypes.CDLL:
 
 
 def launch(variant: Variant, name: str, what, arguments, device, *, seed: int = 0) -> None:
-    """In the place of `nvrtc.launch`; with a seed, threads run in a random order between barriers."""
+    """Stand in for `nvrtc.launch`; with a seed, threads run in a random order between barriers."""
     assert device.type == "cpu" and arguments.flags == variant.bits
     # flags are looked up at run time, so variants that differ in them share a library
     options = tuple(option for option in variant.options if option[2:].split("=")[0] not in FLAGS)

@@ -51,7 +51,7 @@ class FakeDriver:
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A fake driver under torch's own calls replaced, and a compiler that gives a few bytes."""
+    """Put a fake driver under torch's own calls, and a compiler that returns a few bytes."""
     fake = FakeDriver()
     monkeypatch.setattr(driver, "library", lambda: (fake, ""))
     monkeypatch.setattr(driver, "capability", lambda device: "90")
@@ -73,7 +73,7 @@ def gpu(monkeypatch):
 
 
 def run(p, gpu, monkeypatch):
-    """Forward and backward of a problem with CPU tensors, launched on the fake driver."""
+    """Run forward and backward of a problem with CPU tensors on the fake driver."""
     monkeypatch.setattr(nvrtc, "multiprocessors", lambda device: 1)
     y, last, saved = nvrtc.forward(p, True)
     nvrtc.backward(p, saved, torch.ones_like(y), None)
@@ -160,7 +160,7 @@ def test_errors_of_the_compiler_show_its_log(monkeypatch):
 
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
-    """An empty cache, and a compiler that counts its calls."""
+    """Set up an empty cache, and a compiler that counts its calls."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     calls = []
 

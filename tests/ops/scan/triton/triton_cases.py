@@ -1,7 +1,7 @@
 """The Triton kernels against the reference; collected by test_triton.py, in a process of its own.
 
 On a machine with an NVIDIA GPU the kernels are compiled, elsewhere they run in Triton's interpreter, which that process
-is told by its environment.
+is set by its environment.
 """
 
 import pytest
@@ -87,12 +87,12 @@ def problem(
 
 
 def small(**options) -> ScanInputs:
-    """A problem that the interpreter gets through sooner: two directions, a whole part and one more step."""
+    """Return a problem that the interpreter finishes sooner: two directions, a whole part and one more step."""
     return problem(**{"k": 2, "length": triton.PART + 1} | options)
 
 
 def exact(p: ScanInputs, grad_y, grad_last) -> tuple:
-    """Outputs and gradients of the reference in float64."""
+    """Compute outputs and gradients of the reference in float64."""
     floats = [x is not None and x.is_floating_point() for x in p[:10]]
     inputs = [x.double().requires_grad_() if f else x for x, f in zip(p[:10], floats, strict=True)]
     y, last = reference.run(ScanInputs(*inputs, *p[10:]))
@@ -217,7 +217,7 @@ def test_saved_holds_the_state_before_each_chunk():
 
 
 def _first_steps(p: ScanInputs, steps: int) -> ScanInputs:
-    """The same scan stopped early: tokens put in scan order, then cut."""
+    """Stop the same scan early: put tokens in scan order, then cut."""
     along = lambda x: torch.stack([x.expand(-1, 3, -1, -1)[:, k, p.orders[k, :steps]] for k in range(3)], 1)  # noqa: E731
     return p._replace(u=along(p.u), dt=along(p.dt), B=along(p.B), C=along(p.C), orders=None)
 

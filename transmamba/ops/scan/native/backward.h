@@ -18,7 +18,7 @@ template <class F, int G, int U> struct BackwardBlock {
 
   // Bias and softplus; the tiles that gather sums start at zero.
   void prepare() {
-    // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
+    // the inputs of loops are copied to locals here and below, because stores to tiles might alias the members
     const Scan &s = group.s;
     const bool smooth = s.softplus;
     const int64_t steps = group.steps;
@@ -44,7 +44,7 @@ template <class F, int G, int U> struct BackwardBlock {
   template <int S> void run(int64_t n) const {
     bounded ? recompute<S, true>(n) : recompute<S, ANY_EXPONENT>(n);
     for (int g = 0; g < G; ++g) {
-      // states of one direction at a time: those of all would not stay in the first cache
+      // states of one direction at a time, because those of all would not fit the first cache
       if (G > 1) states_of<S>(n, g);
       sweep<S>(n, g);
     }
@@ -56,7 +56,7 @@ template <class F, int G, int U> struct BackwardBlock {
     const uint8_t *reset = s.segments ? group.reset : nullptr;
     const F *B = group.B + n, *dt_at = tiles.dt, *u_at = tiles.u;
     F *e_at = tiles.e, *h_at = tiles.h;
-    // the first states bring the next block's inputs closer, the last ones its outputs: a core has few misses under way at once
+    // the first states prefetch the next block's inputs, the last ones its outputs, because a core has few misses in flight
     const int64_t parameters = group.parameter_line(0);
     const bool inputs = n == 0, outputs = n + S == states;
     const Touch dt_ahead = ahead(s.dt, 0, parameters), ddt_ahead = ahead(s.ddt, 0, parameters);
@@ -92,7 +92,7 @@ template <class F, int G, int U> struct BackwardBlock {
     }
   }
 
-  // Brings the states before the chunk closer.
+  // Prefetches the states before the chunk.
   __attribute__((always_inline)) void touch_states() const {
     const Scan &s = group.s;
     for (int g = 0; g < G; ++g) {
@@ -102,7 +102,7 @@ template <class F, int G, int U> struct BackwardBlock {
     }
   }
 
-  // The states before the chunk.
+  // Loads the states before the chunk.
   template <int S> void first_states(int64_t n, int g, V (&h)[S][U]) const {
     const Scan &s = group.s;
     const F *from = place<F>(s.saved, group.b, group.first + g, group.range.begin + column) + chunk * s.saved.row;
@@ -113,7 +113,7 @@ template <class F, int G, int U> struct BackwardBlock {
       }
   }
 
-  // The states of one direction from decays that are there.
+  // Computes the states of one direction from decays computed before.
   template <int S> void states_of(int64_t n, int g) const {
     const int64_t steps = group.steps, states = group.s.state;
     const F *B = group.B + g * group.s.chunk * states + n, *dt_at = tiles.dt, *u_at = tiles.u + tile(g), *e = tiles.e;
@@ -192,7 +192,7 @@ template <class F, int G, int U> struct BackwardBlock {
       }
   }
 
-  // From the gradients of dt * u and of the decays to those of u and dt, in place of dx and da.
+  // Turns the gradients of dt * u and of the decays into those of u and dt, in place of dx and da.
   void finish() {
     const int64_t steps = group.steps, next = tile(1);
     const F *dt_tile = tiles.dt, *slope_tile = tiles.slope, *u_tile = tiles.u, *dy_tile = tiles.dy;
@@ -249,7 +249,7 @@ static void backward_block(const Group<F> &group, const BackwardTiles<F> &tiles,
   for (int g = 0; g < G; ++g) unstage(tiles.dx + block.tile(g), WIDTH, s.du, b, k + g, channel, group.tokens(g), columns, add_u);
 }
 
-// What one direction with one state can do on rows of the tensors; returns how many channels that were.
+// Runs one direction with one state on rows of the tensors, as far as possible; returns the number of channels done.
 template <class F> static int64_t backward_rows(const Group<F> &group, const BackwardTiles<F> &tiles, int64_t chunk) {
   const Scan &s = group.s;
   constexpr int W = lanes<F>();

@@ -2,18 +2,18 @@
 #pragma once
 #include "scan/native/single.h"
 
-// Writes rows of channels past the caches although they start anywhere in a cache line: what a chunk leaves of a row's last
-// line waits for the next chunk. A chunk is no shorter than a line.
+// Writes rows of channels past the caches although they start anywhere in a cache line: the part of a row's last line that
+// a chunk leaves waits for the next chunk. A chunk is at least as long as a line.
 template <class F> struct Lines {
   static constexpr int W = lanes<F>(), LINE = 64 / sizeof(F);
-  F *rows, *waiting;  // of W channels, with room for what waited before them; a line per channel
+  F *rows, *waiting;  // of W channels, with room for the waiting numbers before them; a line per channel
   int64_t pitch;
   Lines(const Scan &s, Arena &arena) : pitch(LINE + s.chunk) {
     rows = arena.take<F>(W * pitch);
     waiting = arena.take<F>(padded_part(s) * LINE);
   }
 
-  // Steps of a tile to where they lie in memory, those of one channel `stride` from those of the next.
+  // Writes the steps of a tile to memory, those of one channel `stride` from those of the next.
   void write(const F *tile, int64_t width, F *to, int64_t stride, int64_t count, int64_t column, int64_t columns, bool first, bool last) const {
     for (int64_t c = 0; c < columns; c += W) {
       scatter_transposed(tile + c, width, rows + LINE, pitch, count, W, PUT);
@@ -49,7 +49,7 @@ template <class F> struct ForwardTiles {
   }
 };
 
-// From (direction, step, state).
+// Copies B or C from (direction, step, state).
 template <class F> static void by_fours(F *to, const F *from, const Scan &s, int64_t steps, int64_t directions) {
   for (int64_t g = 0; g < directions; ++g)
     for (int64_t t = 0; t < steps; ++t) {
@@ -76,16 +76,16 @@ template <class F, int G, int U> struct ForwardBlock {
 
   int64_t tile(int g) const { return g * group.s.chunk * WIDTH; }
 
-  // Of several directions, inputs and outputs to come would crowd the first cache.
+  // Inputs and outputs of several directions are prefetched into the second cache, because they would crowd the first.
   static constexpr int CACHE = G == 1 ? 1 : 2;
   typedef Ahead<LINES, CACHE> Touch;
   Touch ahead(const Array &a, int g, int64_t line) const {
     return group.template to_come<LINES, CACHE>(a, g, line, column + WIDTH);
   }
 
-  // Bias, softplus, and what does not depend on the state.
+  // Computes bias, softplus, and all else that does not depend on the state.
   template <class T> void prepare(Rows<T> dt_rows, const Rows<T> (&u_rows)[G]) {
-    // what the loops read is copied to locals here and below: stores to tiles could change the members they come from
+    // the inputs of loops are copied to locals here and below, because stores to tiles might alias the members
     const Scan &s = group.s;
     const bool smooth = s.softplus;
     const int64_t steps = group.steps, next = tile(1);
@@ -116,8 +116,8 @@ template <class F, int G, int U> struct ForwardBlock {
     bounded = ANY_EXPONENT || !any(beyond);
   }
 
-  // Whether the last pass writes y where it lies. Adding is left to `unstage`, one direction after the other: loads of one
-  // direction's rows right behind stores to another's took longer.
+  // Checks whether the last pass writes y in its final place. Adding is left to `unstage`, one direction after the other,
+  // because loads of one direction's rows right behind stores to another's took longer.
   bool direct() const {
     const Array &y = group.s.y;
     const bool fours = G == GROUP && group.s.state > 4 && group.s.state % 4 == 0, same = y.dtype == group.s.A.dtype;
@@ -138,7 +138,7 @@ template <class F, int G, int U> struct ForwardBlock {
     advance<S, BOUNDED, ONE_READOUT, ANY>(n);
   }
 
-  // The recurrence of states [n, n + S).
+  // Runs the recurrence of states [n, n + S).
   template <int S, bool BOUNDED, bool ONE_READOUT, Pass PASS> void advance(int64_t n) const {
     const int64_t pad = group.pad, states = group.s.state, every = states * pad;
     const int64_t steps = group.steps, next = tile(1);
@@ -148,7 +148,7 @@ template <class F, int G, int U> struct ForwardBlock {
     const F *C = G > 1 ? tiles.C + four * C_step + n % 4 : group.C + n;
     const F *dt_at = tiles.dt, *xu_at = tiles.xu;
     F *y_at = tiles.y, *state = group.state + n * pad + column;
-    // the first states bring the next block's inputs closer, the last ones its outputs: a core has few misses under way at once
+    // the first states prefetch the next block's inputs, the last ones its outputs, because a core has few misses in flight
     const bool inputs = PASS == FIRST || (PASS == ANY && n == 0), outputs = PASS == ANY && n + S == states && how < STREAM;
     const Touch dt_ahead = ahead(group.s.dt, 0, group.parameter_line(0));
     Touch u_ahead[G], y_ahead[G];
@@ -246,7 +246,7 @@ template <class F, int G, int U> static void forward_block(const Group<F> &group
   }
 }
 
-// What one direction with one state can do on whole rows of the tensors; returns how many channels that were.
+// Runs one direction with one state on whole rows of the tensors, as far as possible; returns the number of channels done.
 template <class F> static int64_t forward_rows(const Group<F> &group) {
   const Scan &s = group.s;
   const int64_t b = group.b, k = group.first, channel = group.range.begin, wide = group.range.size() / lanes<F>() * lanes<F>();

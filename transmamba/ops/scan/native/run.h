@@ -1,4 +1,4 @@
-// Runs a unit: each group of directions the way that fits it.
+// Runs a unit, each group of directions by the function that fits it.
 #pragma once
 #include "scan/native/timewise.h"
 

@@ -1,4 +1,4 @@
-// What Python hands to the library: a scan, as `Problem` in ../inputs.py describes it, by pointers and strides.
+// The arguments from Python: a scan, as `ScanInputs` in ../inputs.py describes it, by pointers and strides.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@ struct Array {
 
 struct Scan {
   int64_t batch, directions, length, channels, state, chunk;
-  int64_t part;                // channels per unit of work; a multiple of 32. The gradients of B and C depend on it, nothing else
+  int64_t part;                // channels per unit of work; a multiple of 32. Only the gradients of B and C depend on it
   int64_t wide;                // arithmetic in double
   int64_t softplus, by_step;   // by_step: dt, B, C are indexed by step
   int64_t together;            // dt, A and dt_bias serve all directions at the same step
@@ -29,16 +29,16 @@ struct Scan {
   int64_t dB_part, dC_part;
 };
 
-// A cross scan, as `CrossProblem` in ../../cross/inputs.py describes it: the context, without C, D, segments, initial
+// A cross scan, as `CrossInputs` in ../../cross/inputs.py describes it: the context, without C, D, segments, initial
 // states and `together`; y, grad_y and dC have a row per query, in the compute dtype. y is added to, dC zero at entry.
 struct Cross : Scan {
   int64_t queries;
   const int64_t *queue;        // (batch, direction, query): numbers of queries in the order of the steps they read
-  const int64_t *first;        // (batch, direction, length + 1): how many come before each step
+  const int64_t *first;        // (batch, direction, length + 1): number of queries before each step
   Array readout;               // C of the queries in the compute dtype, column stride 1
 };
 
-// A depthwise causal convolution, as `Convolution` in ../../conv/inputs.py describes it.
+// A depthwise causal convolution, as `ConvInputs` in ../../conv/inputs.py describes it.
 struct Conv {
   int64_t batch, directions, length, channels, width;
   int64_t part;                // channels per unit of work; no result depends on it

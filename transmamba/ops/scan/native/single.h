@@ -1,5 +1,5 @@
-// One state and one direction: so little work per number that nothing is worth a tile. Both passes walk along whole rows of
-// channels, where possible the tensors' own: memory likes to be read that way. The number of channels is a multiple of W.
+// One state and one direction: a tile would cost more than the work per number. Both passes walk along whole rows of
+// channels, where possible the tensors' own, because memory is read fastest so. The number of channels is a multiple of W.
 #pragma once
 #include "scan/native/unit.h"
 

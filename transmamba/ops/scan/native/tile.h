@@ -1,5 +1,5 @@
 // Tiles: a few steps of a few channels, gathered along the order into the cache in the compute dtype, and back.
-// Layout, element type and order of the tensors end here; the recurrence sees dense rows of lanes.
+// Layout, element type and order of the tensors end here; the recurrence works on dense rows of lanes.
 #pragma once
 #include "scan/native/scan.h"
 #include "native/vector.h"
@@ -20,8 +20,8 @@ template <class T> struct Rows {
 };
 template <class T> INLINE Rows<T> rows_of(T *base, const int64_t *rows, int64_t stride) { return {base, rows, stride}; }
 
-// What a number does to the one it meets. STREAM overwrites it, past the caches; STREAM_LINES does where rows of channels
-// start anywhere in a cache line, for one direction at a time.
+// How a number is combined with the one in memory. STREAM overwrites it, past the caches; STREAM_LINES does so where rows
+// of channels start anywhere in a cache line, for one direction at a time.
 enum Write { PUT, ADD, STREAM, STREAM_LINES };
 
 INLINE int64_t element_size(const Array &a) { return a.dtype == DOUBLE ? 8 : a.dtype == FLOAT ? 4 : 2; }
@@ -43,12 +43,12 @@ template <class F, class G> INLINE void with_type(const Array &a, int64_t b, int
   what(place<F>(a, b, k, column));
 }
 
-// Brings lanes of steps to come towards the cache; rows in a foreign order defeat the hardware, and so do many short
-// pieces of channels. Where time is innermost, a touch brings steps of one channel instead of one step.
+// Prefetches lanes of later steps, because the hardware prefetcher fails on rows in another order and on many short
+// pieces of channels. Where time is innermost, a touch fetches steps of one channel instead of one step.
 template <int LINES, int CACHE> struct Ahead {
   const char *base;
   const int64_t *rows;
-  int64_t stride;  // bytes; 0 for layouts of neither kind, then it does nothing of use
+  int64_t stride;  // bytes; 0 for layouts of neither kind, for which it has no effect
   bool slanted;    // time is innermost: rows start anywhere in a cache line
   Ahead() = default;
   Ahead(const Array &a, int64_t b, int64_t k, int64_t column, const int64_t *to_come, const int64_t *iota) {

@@ -35,7 +35,7 @@ template <int BY, class F> INLINE Vec<F> shifted(Vec<F> v, F fill) {
     if (i - BY >= 0 && i - BY < W) out[i] = v[i - BY];
   return out;
 }
-// Every lane is lane FROM of v.
+// Copies lane FROM of v to every lane.
 template <int FROM, class F> INLINE Vec<F> spread(Vec<F> v) {
 #if !defined(__clang__)
   if constexpr (sizeof(F) == sizeof(float)) return __builtin_shuffle(v, Vi{} + FROM);
@@ -50,7 +50,7 @@ template <int BY, class F> INLINE void solve(Vec<F> &e, Vec<F> &x) {
   if constexpr (BY * BY * 4 < lanes<F>() * lanes<F>()) solve<2 * BY, F>(e, x);
 }
 
-// The steps of a span in one channel; `next` is where the row read after it starts.
+// The steps of a span in one channel; `next` is the start of the row that is read after it.
 template <class F> struct Row {
   char *at;
   const char *next;
@@ -83,7 +83,7 @@ template <class F> struct Row {
   }
 };
 
-// Whether the group can be run this way. Steps are positive by softplus; rates must not be, or products of decays might overflow.
+// Checks whether the group can run so. Steps are positive by softplus; rates must not be, or products of decays may overflow.
 template <class F> static bool fits_timewise(const Group<F> &group) {
   const Scan &s = group.s;
   const Array *const arrays[] = {&s.u, &s.dt, &s.y, &s.grad_y, &s.du, &s.ddt};

@@ -20,11 +20,11 @@ constexpr bool ANY_EXPONENT = true;
 #else
 constexpr bool ANY_EXPONENT = false;
 #endif
-// Bytes of an output that no cache close to a core would keep until somebody reads it.
+// Bytes of an output that is too large for the caches close to a core to keep until it is read.
 constexpr int64_t LARGE = 2 << 20;
 constexpr double LARGEST_EXPONENT = 120, LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
 
-// Hands out aligned pieces of one allocation; from a null base it only measures.
+// Hands out aligned pieces of one allocation; with a null base it only adds up their size.
 struct Arena {
   char *base;
   size_t used = 0;
@@ -51,7 +51,7 @@ static inline int64_t group_size(const Scan &s, int64_t first) {
   return left >= GROUP ? GROUP : left >= 2 ? 2 : 1;
 }
 
-// What forward and backward keep of a group while they walk along its steps.
+// The data of a group that forward and backward keep while they walk along its steps.
 template <class F> struct Group {
   const Scan &s;
   const int64_t b, pad;
@@ -93,7 +93,7 @@ template <class F> struct Group {
     copy_vector(bias, s.bias, first);
     for (int64_t g = 0; g < size; ++g) copy_vector(D + g * pad, s.D, first + g);
   }
-  // From all channels, not the part's alone: no result depends on how channels are dealt out.
+  // Computed from all channels, not the part's alone, so that no result depends on the parts.
   F largest_step() const {
     Vec<F> largest = splat((F)1e-30);
     for (int64_t n = 0; n < s.state; ++n) {
@@ -135,13 +135,13 @@ template <class F> struct Group {
   Steps tokens(int64_t g) const { return {visited + token_line(g), steps, !s.orders}; }
   Steps parameters(int64_t g) const { return {visited + parameter_line(g), steps, s.by_step || !s.orders}; }
 
-  // What is visited after the columns before `column`: those next to them, or the next chunk. `line` is that of the rows.
+  // The rows visited after the columns before `column`: those next to them, or the next chunk. `line` is that of the rows.
   template <int LINES, int CACHE = 2> Ahead<LINES, CACHE> to_come(const Array &a, int g, int64_t line, int64_t column) const {
     if (column < range.size()) return {a, b, first + g, range.begin + column, visited + line, iota};
     return {a, coming.b, coming.first + g, coming.channel, ahead + line, iota};
   }
 
-  // How to write those columns of an output: where directions are summed, the first one overwrites; a group finds zeros.
+  // The way to write those columns of an output: where directions are summed, the first one overwrites; a group finds zeros.
   Write writing(const Array &a, int64_t column, int64_t columns) const {
     if (a.direction == 0 && (first > 0 || size > 1)) return ADD;
     const bool summed = a.direction == 0 && s.directions > 1;  // and soon read again
@@ -159,7 +159,7 @@ template <class F> struct Group {
       if (g >= size && g < GROUP) continue;
       const int64_t *visit = s.orders && g < GROUP ? s.orders + (from + g) * s.length : nullptr;
       for (int64_t i = 0; i < s.chunk; ++i) {
-        // beyond the end, the last step again: only prefetches look there
+        // beyond the end, the last step again, because only prefetches go there
         const int64_t step = smaller(t + i, s.length - 1);
         to[g * s.chunk + i] = visit ? visit[step] : step;
       }
@@ -230,7 +230,7 @@ template <class F> struct BackwardTiles {
     dD = arena.take<F>(GROUP * pad);
     dbias = arena.take<F>(pad);
   }
-  // The sums over a group's steps start at zero.
+  // Sets the sums over a group's steps to zero.
   void clear(const Scan &s, int64_t pad) const {
     memset(dA, 0, s.state * pad * sizeof(F));
     memset(dD, 0, GROUP * pad * sizeof(F));
@@ -238,7 +238,7 @@ template <class F> struct BackwardTiles {
   }
 };
 
-// Whether the lanes of a block can be read or written where they lie.
+// Checks whether the lanes of a block can be read or written in place.
 template <class F, int WIDTH> static bool in_place(const Array &a, int64_t columns) {
   return a.column == 1 && columns == WIDTH;
 }

@@ -1,0 +1,214 @@
+"""The runs of `bench_convert`: the attentions to replace, their replacements, and the fits."""
+
+import time
+from functools import partial
+
+import torch
+
+from tests.benchmarks.hybrids import decode, started
+from tests.benchmarks.stages import divergence, forced, gradient_steps, layer_steps
+from transmamba import transfer
+from transmamba.nn import MambaMixer
+
+ALL = range(30)
+
+
+def base(bench):
+    """Measure the teacher."""
+    return {**bench.scores(bench.teacher), "text": bench.text(bench.teacher)}
+
+
+def delete_each(bench):
+    """Delete one attention at a time, on text that is neither held out nor of the other domain."""
+    rows = torch.cat([bench.fit["topics"][-2:], bench.fit["vim"][-2:]])
+    found = transfer.sensitivity(bench.teacher, lambda model: bench.nats(model, rows), progress=False)
+    return {"base": found.base, "losses": found.losses}
+
+
+def solve_each(bench, fit, rows):
+    """Solve a mixer for each attention, put in one at a time; loss on rows of the ends of texts, which no fit has."""
+    torch.manual_seed(0)
+    mixers = {layer: MambaMixer(576).eval() for layer in ALL}
+    begin = time.process_time()
+    r2 = transfer.fit_mixers(bench.teacher, mixers, bench.batches(*fit), ridge=1e-2)
+    rows = torch.cat([bench.fit[text][-count:] for text, count in rows.items()])
+    evaluate = partial(bench.nats, rows=rows)
+    found = transfer.sensitivity(bench.teacher, evaluate, replace=mixers, progress=False)
+    return {"base": found.base, "losses": found.losses, "r2": r2, "seconds": time.process_time() - begin}
+
+
+def delete(bench, count, by="sensitivity"):
+    """Delete several at once."""
+    layers = bench.chosen(count, by)
+    mixers = [bench.teacher.blocks[layer].mixer for layer in layers]
+    hooks = [mixer.register_forward_hook(lambda module, args, output: torch.zeros_like(output)) for mixer in mixers]
+    scores = bench.scores(bench.teacher)
+    for hook in hooks:
+        hook.remove()
+    return {**scores, "layers": layers}
+
+
+def solve(bench, student, layers, topics=24, vim=24, varied=0, **fit):
+    """Solve the readouts."""
+    return transfer.fit_layers(
+        bench.teacher, student, bench.batches(topics, vim, varied), layers=layers, progress=False, **fit
+    )
+
+
+def closed_form(bench, count, fit=None, keep=None, speak=False, **start):
+    """Replace attention by mixers of random start, solve their readouts; write the student to a file, or let it write.
+
+    Args:
+        bench: the teacher and the texts.
+        count: number of attentions.
+        fit: arguments of `solve`.
+        keep: name of a file for `stages` to begin from.
+        speak: add some text of the student to the results.
+        start: arguments of `started`.
+    """
+    student, layers = started(bench, count, **start)
+    begin = time.process_time()
+    report = solve(bench, student, layers, **(fit or {}))
+    seconds = time.process_time() - begin
+    if keep:
+        mixers = {layer: student.blocks[layer].mixer.state_dict() for layer in layers}
+        torch.save({"mixers": mixers, "seconds": seconds}, bench.folder / keep)
+    errors = {row.layer: [round(x, 4) for x in (row.r2, row.stream_error, row.token_error)] for row in report.rows}
+    text = {"text": bench.text(student)} if speak else {}
+    return {**bench.scores(student), "seconds": seconds, "layers": layers, "errors": errors, **text}
+
+
+def unsolved(bench, count, **start):
+    """Replace attention by mixers and leave them at their start."""
+    student, layers = started(bench, count, **start)
+    return {**bench.scores(student), "layers": layers}
+
+
+def stages(bench, count, plan, steps, rate=1e-3, texts=(256, 256, 0), fit=None, rounds=40, every=1, kept="", **start):
+    """Follow a plan, a letter for each stage.
+
+    s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; o takes the solved student of
+    the file `kept`; f takes teacher-forced steps, k steps on the end-to-end divergence, once through rows of `texts` by
+    turns, four at a time.
+    """
+    student, layers = started(bench, count, **start)
+    student.requires_grad_(False)
+    losses = {
+        "k": partial(divergence, bench.teacher, student, every=every),
+        "f": partial(forced, bench.teacher, student, layers),
+    }
+    found, seconds, at, fit = [], 0.0, 0, fit or {}
+    batches = bench.batches(*texts, size=4)
+    for stage in plan:
+        begin = time.process_time()
+        if stage == "s":
+            solve(bench, student, layers, **fit)
+        elif stage == "l":
+            rows = bench.batches(*(fit.get(name, 0) for name in ("topics", "vim", "varied")))
+            layer_steps(bench.teacher, student, layers, rows, rounds, rate, ridge=fit["ridge"])
+        elif stage == "o":
+            seconds += read_kept(student, bench.folder / kept)
+        else:
+            gradient_steps(student, layers, batches[at : at + steps], losses[stage], rate)
+            at += steps
+        seconds += time.process_time() - begin
+        found.append({"stage": stage, "seconds": seconds, **bench.scores(student)})
+        print(found[-1], flush=True)
+    return {**found[-1], "layers": layers, "stages": found, "text": bench.text(student.eval())}
+
+
+def read_kept(student, file):
+    """Load the mixers that `closed_form` wrote; return the seconds that it took."""
+    kept = torch.load(file)
+    for layer, state in kept["mixers"].items():
+        student.blocks[layer].mixer.load_state_dict(state)
+    return kept["seconds"]
+
+
+HALF, ALL_OF_THEM = partial(closed_form, count=15), partial(closed_form, count=30)
+COUNTS = (1, 2, 4, 8, 15, 22, 26, 30)
+CHOICES = [(count, by) for by in ("last", "uniform") for count in (4, 8, 15, 22)]
+WIDE = {"options": {"expand": 4}, "start": "values"}
+MIX = {"topics": 64, "vim": 64, "varied": 64, "ridge": 1e-2}
+BROAD = {"topics": 16, "vim": 16, "varied": 64, "ridge": 1e-2}
+COST = {"by": "each solved"}
+FROM_3 = {**COST, "first": 3}  # the first three attentions stay
+LONG = {"steps": 24, "rate": 3e-4, "texts": (170, 170, 170), "every": 4}
+RIDGE = {"ridge": 1e-2}
+CURVES = {
+    **{f"delete {n}": partial(delete, count=n) for n in COUNTS},
+    **{f"delete {n} {by}": partial(delete, count=n, by=by) for n, by in CHOICES},
+    **{f"delete {n} by its cost from 3 on": partial(delete, count=n, **FROM_3) for n in (4, 8, 15, 22)},
+    **{f"closed {n}": partial(closed_form, count=n) for n in COUNTS},
+    **{f"closed {n} {by}": partial(closed_form, count=n, by=by) for n, by in CHOICES},
+    **{f"closed {n} seed {seed}": partial(closed_form, count=n, seed=seed) for n in (15, 30) for seed in (1, 2)},
+    **{
+        f"closed {n} by its cost from 3 on, wide": partial(closed_form, count=n, **FROM_3, **WIDE, fit=RIDGE)
+        for n in (1, 2, 4, 8, 15, 22, 26)
+    },
+}
+LARGE = {
+    "closed 15, wide": partial(HALF, **WIDE, fit=RIDGE),
+    "closed 30, wide": partial(ALL_OF_THEM, **WIDE, fit=RIDGE),
+    "closed 15, wide, 49k tokens": partial(HALF, **WIDE, fit=MIX),
+    "closed 30, wide, 49k tokens": partial(ALL_OF_THEM, **WIDE, fit=MIX, keep="all.pt", speak=True),
+    "closed 15 by its cost from 3 on, wide, 49k tokens": partial(
+        HALF, **FROM_3, **WIDE, fit=MIX, keep="half.pt", speak=True
+    ),
+    **{
+        f"closed 15 by its cost from 3 on, wide, seed {seed}": partial(HALF, **FROM_3, **WIDE, fit=RIDGE, seed=seed)
+        for seed in (1, 2)
+    },
+    **{f"closed 30, wide, seed {seed}": partial(ALL_OF_THEM, **WIDE, fit=RIDGE, seed=seed) for seed in (1, 2)},
+    "closed 15, wide, no values": partial(HALF, options={"expand": 4}, fit=RIDGE),
+    "closed 15 by its cost": partial(HALF, **COST, fit=RIDGE),
+    "closed 15 by its cost from 3 on": partial(HALF, **FROM_3, fit=RIDGE),
+    "closed 15 by its cost, wide": partial(HALF, **COST, **WIDE, fit=RIDGE),
+    "closed 15 by its cost elsewhere, wide": partial(HALF, by="each solved, elsewhere", **WIDE, fit=RIDGE),
+    "closed 15 by its cost from 3 on, wide, varied": partial(HALF, **FROM_3, **WIDE, fit=BROAD),
+}
+OPTIONS = {
+    "closed 15 relative": partial(HALF, fit={"weighting": "relative"}),
+    "closed 15 own": partial(HALF, fit={"target": "own"}),
+    "closed 15 ridge 1e-2": partial(HALF, fit=RIDGE),
+    "closed 15 ridge 1e-1": partial(HALF, fit={"ridge": 1e-1}),
+    "closed 15 ridge 1e-4": partial(HALF, fit={"ridge": 1e-4}),
+    "closed 30 ridge 1e-2": partial(ALL_OF_THEM, fit=RIDGE, speak=True),
+    "closed 15, 64 states": partial(HALF, options={"d_state": 64}),
+    "closed 15, expand 1": partial(HALF, options={"expand": 1}),
+    "closed 15, steps of 1e-2 to 1": partial(HALF, start="large steps"),
+    "closed 15 mamba2": partial(HALF, mixer="mamba2", options={"d_state": 64}),
+    "closed 15 mamba3": partial(HALF, mixer="mamba3", options={"d_state": 64}),
+    "closed 15, 6k tokens": partial(HALF, fit={"topics": 12, "vim": 12}),
+    "closed 15, 25k tokens": partial(HALF, fit={"topics": 48, "vim": 48}),
+    "closed 15, 12k tokens of varied text": partial(HALF, fit={"topics": 16, "vim": 0, "varied": 32}),
+    "closed 15, 49k tokens of varied text": partial(HALF, fit={"topics": 64, "vim": 0, "varied": 128}),
+    "closed 15, values in the channels": partial(HALF, start="values"),
+    **{f"{n} attention start": partial(unsolved, count=n, start="attention") for n in (15, 30)},
+    **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in (15, 30)},
+}
+STEPS = {
+    "15: solve, 24 end-to-end steps": partial(stages, count=15, plan="sk", steps=24, rate=3e-4, every=4),
+    "15: 32 end-to-end steps": partial(stages, count=15, plan="k", steps=32, every=4),
+    "15: 24 forced steps, solve": partial(stages, count=15, plan="fs", steps=24),
+    "15: 24 forced steps, solve, 24 end-to-end steps": partial(stages, count=15, plan="fsk", steps=24, every=4),
+    "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps=24, rate=3e-4, every=4),
+    "15 by its cost from 3 on, wide, 49k tokens: 24 end-to-end steps": partial(
+        stages, count=15, plan="ok", kept="half.pt", **FROM_3, **WIDE, **LONG
+    ),
+    "30, wide, 49k tokens: 24 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
+    "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
+        stages, count=15, plan="lk", **FROM_3, **WIDE, fit=BROAD, **{**LONG, "steps": 30}
+    ),
+}
+RUNS = {
+    "teacher": base,
+    "sensitivity": delete_each,
+    "each solved": partial(solve_each, fit=(16, 16, 16), rows={"topics": 2, "vim": 2, "prose": 4}),
+    "each solved, elsewhere": partial(solve_each, fit=(24, 24, 0), rows={"prose": 12}),
+    **CURVES,
+    **LARGE,
+    **OPTIONS,
+    **STEPS,
+    "decode": decode,
+}

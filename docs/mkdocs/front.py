@@ -6,7 +6,8 @@ from pathlib import Path
 from svg import BLUE, GREEN, GREY, ORANGE, PURPLE, Chart, Svg
 
 RECORDS = Path(__file__).parents[1] / "results.md"
-ROW = re.compile(r"^\| (\d+) \| \+([\d.]+) \(\+[\d.]+\) \| \+([\d.]+) \(\+[\d.]+\) \| \d+ \|$", re.MULTILINE)
+CELL = r"([-+][\d.]+|-)(?: \([-+][\d.]+\))?"
+ROW = re.compile(rf"^\| (\d+) \| {CELL} \| {CELL} \| \d+ \| {CELL} \| (?:\d+|-) \|$", re.MULTILINE)
 
 
 def moves() -> Svg:
@@ -31,26 +32,26 @@ def moves() -> Svg:
     return svg
 
 
-def rises() -> list[tuple[int, float, float]]:
-    """Read the number of replaced layers, and the rise by deletion and by the closed form, from the records."""
-    return [(int(count), float(deleted), float(closed)) for count, deleted, closed in ROW.findall(RECORDS.read_text())]
+def rises() -> list[list[tuple[float, float]]]:
+    """Read curves from the records: the rise by number of layers; deleted, closed form, wide ones by solved cost."""
+    rows = ROW.findall(RECORDS.read_text())
+    curves = [[(float(row[0]), float(row[column])) for row in rows if row[column] != "-"] for column in (1, 2, 3)]
+    return [[(0.0, 0.0), *curve] for curve in curves]
 
 
 def language_model() -> Svg:
     """Draw the rise of the loss of SmolLM2-135M against the number of attentions that are gone."""
-    svg = Svg(700, 290, "Rise of the loss of SmolLM2-135M against the number of attentions replaced by Mamba mixers")
+    svg = Svg(740, 290, "Rise of the loss of SmolLM2-135M against the number of attentions replaced by Mamba mixers")
     frame = (56, 34, 400, 196)
     chart = Chart(
         svg, frame, (0, 5, 10, 15, 20, 25, 30), (0, 2, 4, 6, 8), ("attentions replaced, of 30", "nats per token")
     )
-    found = rises()
-    for row, (name, column, colour) in enumerate((("deleted", 1, GREY), ("closed form", 2, GREEN))):
-        points = [(0.0, 0.0), *((float(line[0]), float(line[column])) for line in found)]
+    names = (("deleted", GREY), ("closed form", BLUE), ("closed form, wide, layers by cost", GREEN))
+    for row, ((name, colour), points) in enumerate(zip(names, rises(), strict=True)):
         chart.curve(points, colour, name, row)
         for x, y in points:
             left, top = chart.at(x, y)
             svg.add("circle", cx=left, cy=top, r=3, fill=colour)
-    svg.text(472, 90, "on text of a kind that", anchor="start", font_size=12)
-    svg.text(472, 107, "nothing was fitted on,", anchor="start", font_size=12)
-    svg.text(472, 124, "one seed", anchor="start", font_size=12)
+    for line, text in enumerate(("on text of a kind that", "nothing was fitted on,", "12k tokens, one seed")):
+        svg.text(472, 110 + 17 * line, text, anchor="start", font_size=12)
     return svg

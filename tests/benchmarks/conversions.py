@@ -133,7 +133,7 @@ MIX = {"topics": 64, "vim": 64, "varied": 64, "ridge": 1e-2}
 BROAD = {"topics": 16, "vim": 16, "varied": 64, "ridge": 1e-2}
 COST = {"by": "each solved"}
 FROM_3 = {**COST, "first": 3}  # the first three attentions stay
-LONG = {"steps": 100, "texts": (170, 170, 170), "every": 4}
+LONG = {"steps": 24, "rate": 3e-4, "texts": (170, 170, 170), "every": 4}
 RIDGE = {"ridge": 1e-2}
 CURVES = {
     **{f"delete {n}": partial(delete, count=n) for n in COUNTS},
@@ -173,7 +173,7 @@ OPTIONS = {
     "closed 15 ridge 1e-2": partial(HALF, fit=RIDGE),
     "closed 15 ridge 1e-1": partial(HALF, fit={"ridge": 1e-1}),
     "closed 15 ridge 1e-4": partial(HALF, fit={"ridge": 1e-4}),
-    "closed 30 ridge 1e-2": partial(ALL_OF_THEM, fit=RIDGE),
+    "closed 30 ridge 1e-2": partial(ALL_OF_THEM, fit=RIDGE, speak=True),
     "closed 15, 64 states": partial(HALF, options={"d_state": 64}),
     "closed 15, expand 1": partial(HALF, options={"expand": 1}),
     "closed 15, steps of 1e-2 to 1": partial(HALF, start="large steps"),
@@ -188,14 +188,15 @@ OPTIONS = {
     **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in (15, 30)},
 }
 STEPS = {
-    "15: solve, 40 end-to-end steps": partial(stages, count=15, plan="sk", steps=40),
-    "15: 45 end-to-end steps": partial(stages, count=15, plan="k", steps=45),
-    "15: 40 forced steps, solve, 40 end-to-end steps": partial(stages, count=15, plan="fsk", steps=40),
-    "30: solve, 40 end-to-end steps": partial(stages, count=30, plan="sk", steps=40),
-    "15 by its cost from 3 on, wide, 49k tokens: 100 end-to-end steps": partial(
+    "15: solve, 24 end-to-end steps": partial(stages, count=15, plan="sk", steps=24, rate=3e-4, every=4),
+    "15: 32 end-to-end steps": partial(stages, count=15, plan="k", steps=32, every=4),
+    "15: 24 forced steps, solve": partial(stages, count=15, plan="fs", steps=24),
+    "15: 24 forced steps, solve, 24 end-to-end steps": partial(stages, count=15, plan="fsk", steps=24, every=4),
+    "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps=24, rate=3e-4, every=4),
+    "15 by its cost from 3 on, wide, 49k tokens: 24 end-to-end steps": partial(
         stages, count=15, plan="ok", kept="half.pt", **FROM_3, **WIDE, **LONG
     ),
-    "30, wide, 49k tokens: 100 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
+    "30, wide, 49k tokens: 24 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
     "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
         stages, count=15, plan="lk", **FROM_3, **WIDE, fit=BROAD, **{**LONG, "steps": 30}
     ),

@@ -3,7 +3,8 @@
 # every line written as it comes. A part that fails or runs out of time does not stop the next.
 #
 #   bash tests/benchmarks/first_card.sh [FOLDER]          results in FOLDER/first_card.txt
-#   DRY=1 bash tests/benchmarks/first_card.sh [FOLDER]    tries the script itself on a CPU, on tiny sizes
+#
+# Where there is no card, or with DRY=1, it tries itself on a CPU, on tiny sizes.
 set -u
 cd "$(dirname "$0")/../.."
 folder=${1:-.}
@@ -23,6 +24,10 @@ part() {  # seconds, title, command
   echo "--- ended with $code after $((SECONDS - start)) s" | tee -a "$out"
 }
 
+if [ -z "${DRY:-}" ] && ! python -c "import sys, torch; sys.exit(not torch.cuda.is_available())"; then
+  echo "no CUDA device here: a dry run on a CPU" | tee -a "$out"
+  DRY=1
+fi
 if [ -n "${DRY:-}" ]; then
   bench="--device cpu --tiny --repeat 1 --shapes vim vmamba" step="--device cpu --repeat 1 --batch 2" scope="-k token" wide="--dim 16 --batch 1"
   tests="tests/ops/scan/nvrtc/test_emulated.py"

@@ -20,6 +20,7 @@ def gradient_steps(student, layers, batches, loss, rate):
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
+        torch.clear_autocast_cache()  # it keeps the rounded weights of before the step, as long as one autocast lasts
 
 
 def divergence(teacher, student, batch, every=1):

@@ -24,7 +24,7 @@ from transmamba.ops.scan.nvrtc.variants import (
     spans_of,
 )
 
-SUMMED = 8  # tokens of a pass of `sum_directions`
+SUMMED = 16  # tokens of a pass of `sum_directions`
 BFLOAT16, CAPABILITY, MULTIPROCESSORS = 1, "90", 132
 
 

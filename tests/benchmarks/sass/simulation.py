@@ -1,9 +1,10 @@
 """One of the four schedulers of a multiprocessor, simulated in order from the control codes.
 
-Simulated: one instruction a cycle, stall counts, scoreboards, the rates of the pipes (those that a multiprocessor
-shares serve a quarter each), latencies; resident warps, the oldest ready one first. Left out: bandwidth of HBM and L2,
-the instruction cache, bank conflicts, waiting for other warps at barriers, gaps between launches. The figures of
-latencies are from the literature and were never checked against a card: trust ratios of like kernels, not times.
+Simulated: one instruction a cycle, stall counts, scoreboards, groups of copies to shared memory, the rates of the
+pipes (those that a multiprocessor shares serve a quarter each), latencies; resident warps, the oldest ready one first.
+Left out: bandwidth of HBM and L2, the instruction cache, bank conflicts, waiting for other warps at barriers, gaps
+between launches. The figures of latencies are from the literature and were never checked against a card: trust ratios
+of like kernels, not times.
 """
 
 import re
@@ -77,6 +78,9 @@ class _Warp:
     def __init__(self) -> None:
         self.at, self.ready, self.scoreboards = 0, 0, [0] * 6
         self.marks: list[int] = []
+        # when copies to shared memory land: the last one, and each group
+        self.copied = 0
+        self.groups: list[int] = []
 
 
 def simulate(kernel: Kernel, loop: Loop, warps: int, *, nested=None, passes: int = 6, load: int = 600) -> Result:
@@ -116,6 +120,8 @@ def simulate(kernel: Kernel, loop: Loop, warps: int, *, nested=None, passes: int
 
 def _ready(warp: _Warp, instruction: Instruction, price: Cost, pipes: dict[str, int]) -> int:
     waited = [time for bit, time in enumerate(warp.scoreboards) if instruction.wait >> bit & 1]
+    if allowed := re.match(r"DEPBAR\.LE \w+, (\w+)", instruction.text):
+        waited += warp.groups[: len(warp.groups) - int(allowed.group(1), 16)]
     # a short queue stands before the slow pipes
     queue = pipes.get(price.pipe, 0) - (0 if price.pipe in QUICK else 4 * price.cycles)
     return max([warp.ready, queue, *waited])
@@ -127,6 +133,10 @@ def _issue(warp: _Warp, instruction: Instruction, price: Cost, pipes: dict[str, 
     for barrier, latency in ((instruction.write_barrier, price.result), (instruction.read_barrier, price.operands)):
         if barrier < 6:
             warp.scoreboards[barrier] = max(warp.scoreboards[barrier], start + latency)
+    if instruction.opcode.startswith("LDGSTS"):
+        warp.copied = start + price.result
+    if instruction.opcode.startswith("LDGDEPBAR"):
+        warp.groups.append(warp.copied)
     warp.ready = time + max(1, instruction.stall)
     warp.at += 1
 

@@ -295,6 +295,7 @@ def test_a_fit_goes_on_where_it_was_stopped(tmp_path):
     for _ in range(2):
         torch.manual_seed(1)
         students.append(replace_mixers(teacher, dict.fromkeys(range(3), MambaMixer)))
+    tmp_path = tmp_path / "new" / "folder"
     whole = quiet(teacher, students[0], batches, checkpoint=tmp_path)
     (tmp_path / "layer_0002.pt").unlink()
     again = quiet(teacher, students[1], batches, checkpoint=tmp_path)
@@ -319,6 +320,14 @@ def test_the_loop_can_be_opened():
     before = fit.solve().r2
     assert fit.solve().r2 == pytest.approx(before)
     assert fit.layer == 0 and len(fit.advance()) == 2 and fit.layer == 1
+
+
+def test_the_bar_counts_layers_and_leaves_no_line(capsys):
+    pytest.importorskip("tqdm")
+    teacher = language_model(depth=2)
+    fit_layers(teacher, replace_mixers(teacher, {1: MambaMixer}), texts(), layers=[1])
+    shown = capsys.readouterr().err
+    assert "layers: " in shown and "\n" not in shown
 
 
 def test_clear_errors():
@@ -356,3 +365,33 @@ def test_the_report_is_a_table():
         "error",
     ]
     assert text.splitlines()[1].split()[:3] == ["1", "1", "768"]
+
+
+def solve_all(teacher, student, batches, folder):
+    quiet(teacher, student, batches)
+
+
+def solve_resumed(teacher, student, batches, folder):
+    quiet(teacher, replace_mixers(student, {}), batches, checkpoint=folder)
+    quiet(teacher, student, batches, checkpoint=folder)
+
+
+def solve_each(teacher, student, batches, folder):
+    transfer.fit_mixers(teacher, {i: block.mixer for i, block in enumerate(student.blocks)}, batches)
+
+
+@pytest.mark.parametrize("solve", [solve_all, solve_resumed, solve_each])
+def test_a_solution_counts_within_an_autocast_that_has_run_the_student_before(solve, tmp_path):
+    teacher, batches = language_model(), texts()
+    student, never_run = (replace_mixers(teacher, dict.fromkeys(range(3), MambaMixer)).eval() for _ in range(2))
+    never_run.load_state_dict(student.state_dict())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        before = student(batches[0])
+        solve(teacher, student, batches, tmp_path / "first")
+        after = student(batches[0])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        solve(teacher, never_run, batches, tmp_path / "second")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = never_run(batches[0])
+    assert not torch.equal(before, after)
+    assert torch.equal(after, expected)

@@ -79,6 +79,7 @@ class Saved:
                 raise ValueError(f"{path} holds {name} {tuple(tensor.shape)}, which the student lacks: wrong folder?")
             with torch.no_grad():
                 parameters[name].copy_(tensor)
+        torch.clear_autocast_cache()  # see `write_readout`
         return FitRow(*stored["row"])
 
     def write(self, row: FitRow, readouts: list[nn.Linear], student: nn.Module) -> None:

@@ -10,7 +10,7 @@ from torch.distributed import ProcessGroup, all_reduce
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
 from transmamba.transfer.closed_form.fit_report import FitRow
-from transmamba.transfer.closed_form.least_squares import LeastSquares
+from transmamba.transfer.closed_form.least_squares import LeastSquares, write_readout
 from transmamba.transfer.closed_form.lockstep import Lockstep, Step
 from transmamba.transfer.closed_form.streams import (
     Batch,
@@ -176,10 +176,8 @@ class LayerFit:
                 f"block {self.layer} of the student normalises after its mixer, so that its stream is not linear in"
                 " the readout: use target='own', or a student with placement='pre'"
             )
-        weight, bias = readout.weight, readout.bias
-        sums = LeastSquares(
-            readout.in_features, readout.out_features, bias=bias is not None, products=products, device=weight.device
-        )
+        sizes, bias = (readout.in_features, readout.out_features), readout.bias is not None
+        sums = LeastSquares(*sizes, bias=bias, products=products, device=readout.weight.device)
         for step in self._streams.steps():
             features, targets = rows(step, readout)
             mask = step.place.mask(self._block)
@@ -187,9 +185,7 @@ class LayerFit:
         if self.group is not None:
             sums.all_reduce(self.group)
         solved = sums.solve(ridge, min_tokens=min_tokens)
-        weight.copy_(solved.weight)
-        if solved.bias is not None:
-            bias.copy_(solved.bias)
+        write_readout(readout, solved)
         return sums.tokens, sums.r2(solved.weight, solved.bias)
 
     def _mixer_rows(self, step: Step, readout: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from transmamba._typing import check_sizes, typed
 
@@ -174,3 +174,13 @@ class LeastSquares:
         if self.bias:
             moments = moments - torch.outer(self._sums[: self.features], self._sums) / self._totals[0]
         return moments[:, : self.features].clone(), moments[:, self.features :].clone()
+
+
+@torch.no_grad()
+def write_readout(layer: nn.Linear, solved: Readout) -> None:
+    """Copy a solved map into a linear layer, in place."""
+    layer.weight.copy_(solved.weight)
+    if solved.bias is not None:
+        layer.bias.copy_(solved.bias)
+    # as long as an autocast lasts, it keeps the rounded weights of the layer's last call, whatever becomes of them
+    torch.clear_autocast_cache()

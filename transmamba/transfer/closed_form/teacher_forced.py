@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._typing import typed
-from transmamba.transfer.closed_form.least_squares import LeastSquares
+from transmamba.transfer.closed_form.least_squares import LeastSquares, write_readout
 from transmamba.transfer.closed_form.streams import (
     Batch,
     Place,
@@ -186,9 +186,6 @@ def fit_mixers(
 
 def _write(mixer: nn.Module, sums: LeastSquares, ridge: float, min_tokens: int | None) -> float:
     """Solve one readout, and return its R2."""
-    readout = readout_of(mixer)
     solved = sums.solve(ridge, min_tokens=min_tokens)
-    readout.weight.copy_(solved.weight)
-    if solved.bias is not None:
-        readout.bias.copy_(solved.bias)
+    write_readout(readout_of(mixer), solved)
     return sums.r2(solved.weight, solved.bias)

@@ -33,8 +33,8 @@ static int flags;
 
 namespace fibers {
 enum State { READY, WARP, BLOCK, DONE };
-struct Copy { void* to; const void* from; int bytes; };
-struct Fiber { jmp_buf at; ucontext_t context; State state; int turn; float slot[2]; std::vector<Copy> copies; };
+struct Copy { void* to; const void* from; int bytes, group; };
+struct Fiber { jmp_buf at; ucontext_t context; State state; int turn, group; float slot[2]; std::vector<Copy> copies; };
 constexpr int MOST = 1024;
 static Fiber all[MOST];
 static jmp_buf host;
@@ -93,7 +93,7 @@ static bool run(int threads, std::mt19937* random, std::function<void(int)> what
   body = what;
   make(threads);
   std::vector<int> order(threads), warps(threads / 32);
-  for (int i = 0; i < threads; i++) { order[i] = i; all[i].state = READY; all[i].turn = 0; all[i].copies.clear(); }
+  for (int i = 0; i < threads; i++) { order[i] = i; all[i].state = READY; all[i].turn = all[i].group = 0; all[i].copies.clear(); }
   for (size_t w = 0; w < warps.size(); w++) warps[w] = w;
   while (release(threads)) {
     bool moved = false;
@@ -129,12 +129,20 @@ static inline u64 wide(u32 a, u32 b) { return (u64)a * b; }
 static inline char* settled(char* x) { return x; }
 static inline void SYNC() { fibers::leave(fibers::BLOCK); }
 static inline void SYNC_WARP() { fibers::leave(fibers::WARP); }
-template <int BYTES> inline void copy(void* to, const void* from) { fibers::all[fibers::self].copies.push_back({to, from, BYTES}); }
-static inline void landed() {
-  auto& copies = fibers::all[fibers::self].copies;
-  for (auto& c : copies) memcpy(c.to, c.from, c.bytes);
-  copies.clear();
+template <int BYTES> inline void copy(void* to, const void* from) {
+  auto& me = fibers::all[fibers::self];
+  me.copies.push_back({to, from, BYTES, me.group});
 }
+static inline void commit() { fibers::all[fibers::self].group++; }
+// nothing has landed before someone waits for it
+template <int GROUPS> inline void landed_but() {
+  auto& me = fibers::all[fibers::self];
+  auto& copies = me.copies;
+  auto rest = std::find_if(copies.begin(), copies.end(), [&](const fibers::Copy& c) { return c.group >= me.group - GROUPS; });
+  for (auto c = copies.begin(); c != rest; c++) memcpy(c->to, c->from, c->bytes);
+  copies.erase(copies.begin(), rest);
+}
+static inline void landed() { commit(); landed_but<0>(); }
 #if DTYPE == 1
 static inline float low(u32 x) { u32 y = x << 16; float f; memcpy(&f, &y, 4); return f; }
 static inline float high(u32 x) { return low(x >> 16); }
@@ -173,7 +181,7 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
 #if KIND == 0
   typedef ForwardShared<STATES, LANE_STATES, WARPS, STEPS> Shared;
 #else
-  typedef SingleShared<WARPS> Shared;
+  typedef SingleShared<WARPS, ForwardStep> Shared;
 #endif
   auto block = [&](auto mode) {
     return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
@@ -198,7 +206,7 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
     backward_block<STATES, LANE_STATES, LANE_CHANNELS, WARPS, PART>(*p, m, x, y, z, grid[0], t);
   });
 #elif KIND == 3
-  return over<SingleShared<WARPS>>(THREADS, grid, seed, [&](SingleShared<WARPS>& m, int x, int y, int z, int t) {
+  return over<SingleShared<WARPS, BackwardStep>>(THREADS, grid, seed, [&](auto& m, int x, int y, int z, int t) {
     single_backward_block<WARPS>(*p, m, x, y, z, grid[0], t);
   });
 #elif KIND == 4

@@ -60,20 +60,20 @@ def slots(shape: str, kind: str, name: str) -> scan.Figures:
 
 def test_issue_slots_and_registers_stay_as_counted():
     forward, backward = slots("vim", "forward", "scan_forward"), slots("vim", "backward", "scan_backward")
-    assert forward.usage.stack == 0 and forward.issue <= 10.3
-    assert backward.usage.stack == 0 and backward.issue <= 24.6
+    assert forward.usage.stack == 0 and forward.issue <= 10.2
+    assert backward.usage.stack == 0 and backward.issue <= 24.5
     summary = slots("lm", "forward", "summarise")
-    assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 17.6
-    for kind, name, issue in (("forward", "scan_forward", 7.0), ("backward", "scan_backward", 25.0)):
+    assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 16.8
+    for kind, name, issue in (("forward", "scan_forward", 6.7), ("backward", "scan_backward", 25.0)):
         found = slots("plain", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
-    for kind, name, issue in (("forward", "scan_forward", 53), ("backward", "scan_backward", 119)):
+    for kind, name, issue in (("forward", "scan_forward", 52.5), ("backward", "scan_backward", 115.5)):
         found = slots("vmamba", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
 
 
 # of the Triton kernels' simulated time; the summary of a language model's spans is bound by its exponentials
-AT_LEAST = {"vim": (2.5, 2.5), "lm": (2.1, 2.5), "plain": (5.0, 2.5), "vmamba": (2.5, 2.5)}
+AT_LEAST = {"vim": (2.9, 3.7), "lm": (2.1, 2.55), "plain": (6.1, 5.9), "vmamba": (4.3, 9.7)}
 
 
 @pytest.mark.parametrize("shape", scan.SHAPES)

@@ -103,7 +103,7 @@ def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start
     arguments.set(y=p.u if grad_y is None else grad_y)
     grid = (variant.groups(batch, directions), -(-channels // variant.channels), spans - 1)
     name = "summarise_adjoint" if adjoint else "summarise"
-    launch(variant, name, Launch(grid, variant.threads), arguments, p.u.device)
+    launch(variant, name, Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
     arguments.set(enter=start, dA=border)
     grid = (batch * directions, -(-states * channels // CHAIN), 1)
     launch(variant, "chain_adjoint" if adjoint else "chain", Launch(grid, CHAIN), arguments, p.u.device)
@@ -168,7 +168,7 @@ def _forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     wanted = 1 if summed and not (full and p.unrounded) else directions
     variant, total_y = _summed(variant, p.u, y, wanted, spans, arguments)
     grid = (groups, -(-channels // variant.channels), spans)
-    launch(variant, "scan_forward", Launch(grid, variant.threads), arguments, p.u.device)
+    launch(variant, "scan_forward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
     return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 

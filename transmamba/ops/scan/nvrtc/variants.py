@@ -11,7 +11,7 @@ MOST_STATES = 256
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL", "ONE")  # bit 0, 1, ...
 KINDS = ("forward", "backward", "single_forward", "single_backward", "shared_forward")
-MOST_WARPS = 8  # directions that a block of the kernels for one state takes
+MOST_WARPS = 8  # directions that a block of the kernels for one state takes, half of them where shared memory is short
 
 
 class Shape(NamedTuple):
@@ -82,11 +82,13 @@ class Variant(NamedTuple):
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory of a block, zero where the kernel declares its own; scan.cu checks them."""
+        shape, n, pair = self.shape, power(self.states), 8 if self.dtype == 0 else 4
+        if self.single:
+            return shape.warps * (1664 + 64 * CHUNK * pair * (2 if self.kind == "single_forward" else 4))
         if self.kind != "backward":
             return 0
-        shape, n = self.shape, power(self.states)
         copies = min(shape.lane_states, 32 // (n // shape.lane_states))
-        tile, pair = CHUNK * self.channels, 8 if self.dtype == 0 else 4
+        tile = CHUNK * self.channels
         floats = 4 * tile + 2 * CHUNK * copies * n + 2 * CHUNK * (self.channels + 8) + 2 * CHUNK * shape.warps * n
         floats += shape.lane_states * shape.lane_channels * self.threads + 2 * CHUNK + 8 * self.threads
         floats += max(1, tile // 2 // self.threads) * self.threads  # pairs of a thread
@@ -150,7 +152,8 @@ def variant_of(p: ScanInputs, kind: str, tensors: list[torch.Tensor]) -> Variant
     """Pick the variant of that kind, "forward" or "backward", that takes the problem."""
     states, flags = p.A.shape[1], flags_of(p, tensors)
     if states == 1:
-        shape = Shape(1, 2, min(p.directions, MOST_WARPS), CHUNK, CHUNK, 1)
+        most = MOST_WARPS // 2 if kind == "backward" and p.u.dtype == torch.float32 else MOST_WARPS
+        shape = Shape(1, 2, min(p.directions, most), CHUNK, CHUNK, 1)
         return Variant(f"single_{kind}", DTYPES[p.u.dtype], 1, shape, flags)
     shapes = BACKWARD if kind == "backward" else FORWARD
     return Variant(kind, DTYPES[p.u.dtype], states, shapes[power(states)], flags)

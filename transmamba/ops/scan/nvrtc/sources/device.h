@@ -22,9 +22,12 @@ DEV char* settled(char* x) {
 #define SYNC_WARP() __syncwarp()
 
 // from global to shared memory, past the registers; whoever copied may read after landed()
+// or, if commit() closed every group of copies, after landed_but<GROUPS>(), which lets the last groups be under way
 template <int BYTES> DEV void copy(void* to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "n"(BYTES));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from), "n"(BYTES) : "memory");
 }
+DEV void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int GROUPS> DEV void landed_but() { asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory"); }
 DEV void landed() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 #if DTYPE == 1

@@ -15,6 +15,12 @@
   extern "C" __global__ void chain_adjoint(const __grid_constant__ Arguments p) {                                         \
     chain_block(p, STATES, true, blockIdx.x, blockIdx.y, threadIdx.x);                                                    \
   }
+// shared memory of a kernel as `m`; the host asks for it
+#define DYNAMIC(...)                                                         \
+  typedef __VA_ARGS__ Shared;                                                \
+  extern __shared__ __align__(16) char raw[];                                \
+  static_assert(sizeof(Shared) == SHARED, "the host asks for another size"); \
+  Shared& m = *(Shared*)raw
 #define KERNEL extern "C" __global__ void __launch_bounds__(32 * WARPS, BLOCKS)
 #if KIND == 0
 #define FORWARD(NAME, MODE)                                                                      \
@@ -28,15 +34,13 @@ FORWARD(summarise_adjoint, ADJOINT)
 CHAINS
 #elif KIND == 1
 KERNEL scan_backward(const __grid_constant__ Arguments p) {
-  extern __shared__ __align__(16) char raw[];
-  static_assert(sizeof(BackwardShared<STATES, LANE_STATES, LANE_CHANNELS, WARPS>) == SHARED, "the host asks for another size");
-  auto& m = *(BackwardShared<STATES, LANE_STATES, LANE_CHANNELS, WARPS>*)raw;
+  DYNAMIC(BackwardShared<STATES, LANE_STATES, LANE_CHANNELS, WARPS>);
   backward_block<STATES, LANE_STATES, LANE_CHANNELS, WARPS, PART>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
 }
 #elif KIND == 2
 #define FORWARD(NAME, MODE)                                                                   \
   KERNEL NAME(const __grid_constant__ Arguments p) {                                          \
-    __shared__ __align__(16) SingleShared<WARPS> m;                                           \
+    DYNAMIC(SingleShared<WARPS, ForwardStep>);                                                \
     single_forward_block<MODE, WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x); \
   }
 FORWARD(scan_forward, SCAN)
@@ -45,7 +49,7 @@ FORWARD(summarise_adjoint, ADJOINT)
 CHAINS
 #elif KIND == 3
 KERNEL scan_backward(const __grid_constant__ Arguments p) {
-  __shared__ __align__(16) SingleShared<WARPS> m;
+  DYNAMIC(SingleShared<WARPS, BackwardStep>);
   single_backward_block<WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
 }
 #elif KIND == 4

@@ -1,48 +1,63 @@
 // One state per channel, as in VMamba: a warp walks along one direction, a lane has two neighbouring channels, and the
 // warps of a block are directions, so that it can sum them. Nothing is shared between lanes but what a step has for all
 // channels: its token, B and C, which the lanes read for 32 steps at a time. Step sizes are kept in units of ln 2.
-struct Entry { int token; float B, C, keep; };  // B in units of ln 2
-template <int W> struct SingleShared { Entry ring[W][2][32]; };
+struct alignas(16) Entry { int token; float B, C, keep; };  // B in units of ln 2
+// what a lane copies for a step of this chunk and the next, and reads itself: registers would have to wait for the
+// loads of both chunks, since ptxas counts them together
+struct alignas(2 * sizeof(Pair)) ForwardStep { Pair u, dt; };
+struct alignas(16) BackwardStep { Pair u, dt, gy; };
+template <int W, class Step> struct SingleShared {
+  Entry ring[W][2][32];
+  int looked[W][32];      // of the ring, the tokens of the next block but one
+  float2 mark[W][2][32];  // of the backward: the state before a chunk
+  Step steps[W][2][CHUNK][32];
+};
 
 // the entries of blocks of 32 steps, read two blocks ahead along `sign`; a warp's ring holds a block and the next
 struct Ring {
   Entry (*ring)[32];
+  int* looked;
   const int* order;
   const u8* restart;
-  const Element *B, *C;
-  int B_token, C_token;
-  int begin, count, lane, sign, token, next, step;
-  float rB, rC, rkeep;
-  DEV Ring(const Arguments& p, Entry (*to)[32], int b, int k, int begin_, int count_, int lane_, int sign_) {
-    ring = to; begin = begin_; count = count_; lane = lane_; sign = sign_;
+  char *B, *C;
+  u32 B_token, C_token;  // bytes
+  int begin, count, lane, sign, token;
+  Element rB, rC;  // as they are in memory: whoever converts them waits for the load
+  u8 fresh;        // whether the state restarts
+  template <class Shared> DEV Ring(const Arguments& p, Shared& m, int warp, int b, int k, int begin_, int count_, int lane_, int sign_) {
+    ring = m.ring[warp]; looked = &m.looked[warp][lane_];
+    begin = begin_; count = count_; lane = lane_; sign = sign_;
     order = ORDERS ? p.orders + (i64)k * p.L : 0;
     restart = RESTART ? p.restart + ((i64)b * p.K + k) * p.L : 0;
-    B = (const Element*)p.B.at + b * p.B.batch + k * p.B.direction;
-    C = (const Element*)p.C.at + b * p.C.batch + k * p.C.direction;
-    B_token = (int)p.B.token; C_token = (int)p.C.token;
+    B = settled((char*)p.B.at + (b * p.B.batch + k * p.B.direction) * sizeof(Element));
+    C = settled((char*)p.C.at + (b * p.C.batch + k * p.C.direction) * sizeof(Element));
+    B_token = (u32)p.B.token * (u32)sizeof(Element);
+    C_token = (u32)p.C.token * (u32)sizeof(Element);
   }
   DEV int time(int block) const { return begin + most(least(block * 32 + lane, count - 1), 0); }
-  DEV void look(int block) { next = ORDERS ? order[time(block)] : time(block); }
+  DEV void look(int block) { if (ORDERS) copy<sizeof(int)>(looked, order + time(block)); }
   DEV void read(int block) {
-    int t = time(block), at = BY_STEP ? t : next;
-    token = next;
-    rB = widen(B[(i64)at * B_token]) * LN2;
-    rC = widen(C[(i64)at * C_token]);
-    rkeep = RESTART && restart[t] ? 0.f : 1.f;
+    int t = time(block);
+    token = ORDERS ? *looked : t;
+    int at = BY_STEP ? t : token;
+    rB = *(const Element*)(B + wide(at, B_token));
+    rC = *(const Element*)(C + wide(at, C_token));
+    if (RESTART) fresh = restart[t];
   }
   DEV void put(int block) {
     SYNC_WARP();  // the others are done with the block that lay there
-    Entry x = {token, rB, rC, rkeep};
+    Entry x = {token, widen(rB) * LN2, widen(rC), RESTART && fresh ? 0.f : 1.f};
     ring[block & 1][lane] = x;
     SYNC_WARP();
   }
   DEV void start(int block) {
-    look(block); read(block); put(block);
-    look(block + sign); read(block + sign);
+    look(block); landed(); read(block); put(block);
+    look(block + sign); landed(); read(block + sign);
     look(block + 2 * sign);
   }
   // to be called where `block` begins
   DEV void advance(int block) {
+    landed();
     put(block + sign);
     read(block + 2 * sign);
     look(block + 3 * sign);
@@ -80,7 +95,7 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
 #pragma unroll
   for (int k = 0; k < W; k++) from[k] = Rows(parts, b, k, d, ld, FULL);
   // as many tokens at a time as are read before the first is written, since no load moves above a store
-  constexpr int MANY = 8;
+  constexpr int MANY = 16;
   auto part = [&](int t, int k) {
     if (FULL) return from[k].load_full(t);
     Pair x = from[k].load(t);
@@ -112,7 +127,7 @@ template <int W> DEV void sum_directions(const Arguments& p, const Tensor& parts
 }
 
 // grid: b * groups of W directions, blocks of 64 channels, spans
-template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, SingleShared<W>& m, int bx, int by, int bz, int tid) {
+template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, SingleShared<W, ForwardStep>& m, int bx, int by, int bz, int tid) {
   constexpr int P = CHUNK;
   const int groups = (p.K + W - 1) / W, b = bx / groups, lane = tid & 31, warp = tid >> 5, k = bx % groups * W + warp;
   // lanes past the end take the last channels too, and write the same
@@ -126,36 +141,46 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
     bias.x *= LOG2E; bias.y *= LOG2E;
     if (MODE == SCAN && p.enter) h = constants(p.enter, entry - d, d, ld);
     float intact = 1.f;
-    auto write = [&](float* to, float2 x) { to[0] = x.x; if (d + 1 < ld) to[1] = x.y; };
-    float* mark = p.saved && MODE == SCAN ? p.saved + (bk * ((p.L + P - 1) / P) + begin / P) * ld + d : 0;
+    auto write = [&](float* to, float2 x) {
+      if (PAIRED) { *(float2*)to = x; return; }
+      to[0] = x.x;
+      if (d + 1 < ld) to[1] = x.y;
+    };
+    const bool saves = p.saved && MODE == SCAN;
+    float* mark = p.saved + (bk * ((p.L + P - 1) / P) + begin / P) * ld + d;
     const int last_block = (count - 1) / 32, sign = backwards ? -1 : 1;
-    Ring ring(p, m.ring[warp], b, k, begin, count, lane, sign);
-    struct Loaded { Pair u[P], dt[P]; Entry e[P]; } even, odd;
+    Ring ring(p, m, warp, b, k, begin, count, lane, sign);
+    struct Loaded { Entry e[P]; ForwardStep (*at)[32]; } even, odd;
+    even.at = m.steps[warp][0]; odd.at = m.steps[warp][1];
     auto fetch = [&](Loaded& to, int i) {
       i = most(least(i, (count - 1) / P * P), 0);
       const Entry* e = ring.at(i);
 #pragma unroll
+      for (int j = 0; j < P; j++) to.e[j] = e[j];
+#pragma unroll
       for (int j = 0; j < P; j++) {
-        to.e[j] = e[j];
-        to.u[j] = u.load(to.e[j].token);
-        to.dt[j] = dt.load(BY_STEP ? begin + least(i + j, count - 1) : to.e[j].token);
+        u.fetch(&to.at[j][lane].u, to.e[j].token);
+        dt.fetch(&to.at[j][lane].dt, BY_STEP ? begin + least(i + j, count - 1) : to.e[j].token);
       }
+      commit();
     };
     auto chunk = [&](Loaded& x, int i, bool tail) {
-      if (mark) { write(mark, h); mark += ld; }
+      if (saves) write(mark, h);
+      mark += ld;
 #pragma unroll
       for (int jj = 0; jj < P; jj++) {
         int j = backwards ? P - 1 - jj : jj;
         if (tail && i + j >= count) continue;
-        float v = single_step<false>(low(x.dt[j]), bias.x).size, w = single_step<false>(high(x.dt[j]), bias.y).size;
+        const ForwardStep now = x.at[j][lane];
+        float v = single_step<false>(low(now.dt), bias.x).size, w = single_step<false>(high(now.dt), bias.y).size;
         float a = ex2(v * A.x), c = ex2(w * A.y), drive = MODE == ADJOINT ? x.e[j].C : x.e[j].B;
         if (RESTART) { a *= x.e[j].keep; c *= x.e[j].keep; intact *= x.e[j].keep; }
-        float in = low(x.u[j]) * drive, jn = high(x.u[j]) * drive;
+        float in = low(now.u) * drive, jn = high(now.u) * drive;
         if (MODE == ADJOINT) { h.x = a * (h.x + in); h.y = c * (h.y + jn); }
         else { h.x = a * h.x + v * in; h.y = c * h.y + w * jn; }
         if (MODE != SCAN) { total.x += v; total.y += w; continue; }
         float2 out = {h.x * x.e[j].C, h.y * x.e[j].C};
-        if (!MERGED) { out.x += D.x * low(x.u[j]); out.y += D.y * high(x.u[j]); }
+        if (!MERGED) { out.x += D.x * low(now.u); out.y += D.y * high(now.u); }
         y.store(x.e[j].token, out.x, out.y, FULL);
       }
     };
@@ -168,14 +193,17 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
 #pragma unroll
         for (int j = 0; j < 32; j += 2 * P) {
           fetch(odd, i + j + P);
+          landed_but<1>();
           chunk(even, i + j, false);
           fetch(even, i + j + 2 * P);
+          landed_but<1>();
           chunk(odd, i + j + P, false);
         }
       }
       for (; i < count; i += P) {
         if (i % 32 == 0) ring.advance(i / 32);
         fetch(even, i);
+        landed_but<0>();
         chunk(even, i, true);
       }
     } else {
@@ -183,6 +211,7 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
       for (int i = (count - 1) / P * P, block = last_block + 1; i >= 0; i -= P) {
         if (i / 32 < block) ring.advance(block = i / 32);
         fetch(even, i);
+        landed_but<0>();
         chunk(even, i, i + P > count);
       }
     }
@@ -197,7 +226,7 @@ template <Mode MODE, int W> DEV void single_forward_block(const Arguments& p, Si
 }
 
 // as backward_block: du, ddt (b, k, l, d); dB, dC (blocks, b, k, l); dA, dD, dbias (spans, b, k, d)
-template <int W> DEV void single_backward_block(const Arguments& p, SingleShared<W>& m, int bx, int by, int bz, int batches, int tid) {
+template <int W> DEV void single_backward_block(const Arguments& p, SingleShared<W, BackwardStep>& m, int bx, int by, int bz, int batches, int tid) {
   constexpr int P = CHUNK;
   const int groups = (p.K + W - 1) / W, b = bx / groups, lane = tid & 31, warp = tid >> 5, k = bx % groups * W + warp;
   const int ld = p.channels, d = least(by * 64 + lane * 2, (ld - 1) / 2 * 2), begin = bz * p.span, count = least(p.span, p.L - begin);
@@ -212,43 +241,52 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
     const float* mark = p.saved + (bk * ((p.L + P - 1) / P) + begin / P) * ld;
     const i64 part = (((i64)by * (batches / groups) + b) * p.K + k) * p.L;
     const int last_block = (count - 1) / 32;
-    Ring ring(p, m.ring[warp], b, k, begin, count, lane, -1);
-    struct Loaded { Pair u[P], dt[P], gy[P]; float2 h; } even, odd;
-    auto fetch = [&](Loaded& to, int i) {
+    Ring ring(p, m, warp, b, k, begin, count, lane, -1);
+    struct Loaded { BackwardStep (*at)[32]; float2* h; };
+    const Loaded even = {m.steps[warp][0], &m.mark[warp][0][lane]}, odd = {m.steps[warp][1], &m.mark[warp][1][lane]};
+    auto fetch = [&](const Loaded& to, int i) {
       i = most(i, 0);
       const Entry* e = ring.at(i);
-      to.h = constants(mark, (i64)(i / P) * ld, d, ld);
+      int tokens[P];
+#pragma unroll
+      for (int j = 0; j < P; j++) tokens[j] = e[j].token;
+      if (PAIRED) copy<sizeof(float2)>(to.h, mark + (i64)(i / P) * ld + d);
+      else *to.h = constants(mark, (i64)(i / P) * ld, d, ld);
 #pragma unroll
       for (int j = 0; j < P; j++) {
-        int token = e[j].token;
-        to.u[j] = u.load(token);
-        to.dt[j] = dt.load(BY_STEP ? begin + least(i + j, count - 1) : token);
-        to.gy[j] = gy.load(token);
+        BackwardStep& step = to.at[j][lane];
+        u.fetch(&step.u, tokens[j]);
+        dt.fetch(&step.dt, BY_STEP ? begin + least(i + j, count - 1) : tokens[j]);
+        gy.fetch(&step.gy, tokens[j]);
       }
+      commit();
     };
-    auto chunk = [&](Loaded& x, int i, bool tail) {
+    auto chunk = [&](const Loaded& x, int i, bool tail) {
+      BackwardStep steps[P];
       float2 h[P + 1], a[P];
       Single v[P], w[P];
       float sums[2 * P];
       const Entry* entries = ring.at(i);
-      h[0] = x.h;
+      h[0] = *x.h;
 #pragma unroll
       for (int j = 0; j < P; j++) {
         Entry e = entries[j];
-        v[j] = single_step<true>(low(x.dt[j]), bias.x);
-        w[j] = single_step<true>(high(x.dt[j]), bias.y);
+        const BackwardStep& step = steps[j] = x.at[j][lane];
+        v[j] = single_step<true>(low(step.dt), bias.x);
+        w[j] = single_step<true>(high(step.dt), bias.y);
         if (tail && i + j >= count) v[j].size = v[j].slope = w[j].size = w[j].slope = 0.f;
         a[j].x = ex2(v[j].size * A.x);
         a[j].y = ex2(w[j].size * A.y);
         if (RESTART && !(tail && i + j >= count)) { a[j].x *= e.keep; a[j].y *= e.keep; }
-        h[j + 1].x = a[j].x * h[j].x + v[j].size * low(x.u[j]) * e.B;
-        h[j + 1].y = a[j].y * h[j].y + w[j].size * high(x.u[j]) * e.B;
+        h[j + 1].x = a[j].x * h[j].x + v[j].size * low(step.u) * e.B;
+        h[j + 1].y = a[j].y * h[j].y + w[j].size * high(step.u) * e.B;
       }
 #pragma unroll
       for (int j = P - 1; j >= 0; j--) {
         Entry e = entries[j];
         bool absent = tail && i + j >= count;
-        float2 z = {absent ? 0.f : low(x.gy[j]), absent ? 0.f : high(x.gy[j])}, y = {low(x.u[j]), high(x.u[j])};
+        const BackwardStep& step = steps[j];
+        float2 z = {absent ? 0.f : low(step.gy), absent ? 0.f : high(step.gy)}, y = {low(step.u), high(step.u)};
         g.x += e.C * z.x;
         g.y += e.C * z.y;
         float2 of_B = {g.x * v[j].size * y.x, g.y * w[j].size * y.y}, of_C = {h[j + 1].x * z.x, h[j + 1].y * z.y};
@@ -280,9 +318,10 @@ template <int W> DEV void single_backward_block(const Arguments& p, SingleShared
     };
     ring.start(last_block);
     int i = (count - 1) / P * P, block = last_block + 1;
-    auto turn = [&](Loaded& x, Loaded& ahead, bool tail) {
+    auto turn = [&](const Loaded& x, const Loaded& ahead, bool tail) {
       if (i / 32 < block) ring.advance(block = i / 32);
       fetch(ahead, i - P);
+      landed_but<1>();
       chunk(x, i, tail);
       i -= P;
     };

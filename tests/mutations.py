@@ -36,9 +36,10 @@ NAMED = {
     "ops/cross": "ops/cross/test_cross.py", "ops/conv": "ops/conv/test_conv.py",
     "ops/custom_op": "contracts/test_export.py ops/scan/test_scan.py", "ops/plain": "contracts/test_export.py",
     "ops/shapes": "ops/scan/test_scan.py ops/cross/test_cross.py ops/conv/test_conv.py",
-    "distill/layers": "distill/test_adaptive.py distill/test_directional.py distill/test_baselines.py",
+    "distill/checks": "distill/test_adaptive.py distill/test_directional.py distill/test_baselines.py",
+    "distill/fused": "distill/test_fused.py distill/test_directional.py",
     "distill/similarity": "distill/test_adaptive.py distill/test_padding.py",
-    "distill/padded": "distill/test_adaptive.py distill/test_calibrate.py",
+    "distill/padded_linear": "distill/test_adaptive.py distill/test_calibrate.py",
 }  # fmt: skip
 
 # the same of transfer, of files whose tests are not those of their name alone: `teachers/bert` is teachers/test_bert.py
@@ -59,7 +60,7 @@ TRANSFER = {
     "ssm_start": "ssm_start pairs",
     "student": "students inheritance survey pairs",
     "students": "students ssm_sources pairs survey",
-    "tensors": "bad_input streaming sharded",
+    "tensor_checks": "bad_input streaming sharded",
     "write": "inheritance bad_input resize students",
     "closed_form/fit_report": "closed_form/layerwise",
     "closed_form/layer_fit": "closed_form/layerwise closed_form/teacher_forced",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import transmamba
+from tests import mutations
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "transmamba"
@@ -162,6 +163,11 @@ def test_records_do_not_change(path):
             continue
         marks = [mark for mark in map(ast.unparse, node.decorator_list) if "dataclass" in mark]
         assert set(marks) <= {"dataclass(frozen=True)"}, node.name
+
+
+def test_mutations_name_files_and_tests_that_exist():
+    assert all((PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists() for name in mutations.NAMED)
+    assert all((ROOT / test).exists() for path in MODULES for test in mutations.tests_of(path))
 
 
 def test_import_loads_no_optional_package():

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,11 @@ def test_plain_operations_run_where_the_kernel_does_not(monkeypatch):
     assert not fused.fusible(x[:, :0], x[:, :0])
     monkeypatch.setattr(fused, "_INTERPRETED", False)
     assert not fused.fusible(x, x)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("switch", ["0", "1"])
+def test_the_interpreter_runs_where_triton_is_installed_and_told_to(monkeypatch, installed, switch):
+    monkeypatch.setenv("TRITON_INTERPRET", switch)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    assert runpy.run_path(fused.__file__)["_INTERPRETED"] == (installed and switch == "1")

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from transmamba.ops import selective_scan, use_backend
+from transmamba.ops.conv.inputs import ConvInputs
 from transmamba.ops.dispatch import TABLE, Backend, explain, select_backend
 from transmamba.ops.scan.inputs import ScanInputs
 
@@ -59,6 +60,19 @@ def test_use_backend_refuses_an_unknown_name():
         pass
 
 
+def test_a_preference_binds_scans_and_convolutions_only_where_they_have_it(picky, problem):
+    tokens = ConvInputs(torch.zeros(1, 3, 2), torch.zeros(1, 2, 4))
+    free = select_backend("convolution", tokens, "auto").name
+    with use_backend("picky"):
+        with pytest.raises(NotImplementedError, match="scan backend 'picky' refuses"):
+            select_backend("scan", problem, "auto")
+        assert select_backend("convolution", tokens, "auto").name == free
+        with pytest.raises(ValueError, match="unknown convolution backend 'picky'"):
+            select_backend("convolution", tokens, "picky")
+    with use_backend("reference"):
+        assert select_backend("convolution", tokens, "auto").name == "reference"
+
+
 def test_use_backend_reaches_the_public_scan(monkeypatch):
     asked = []
     reference = TABLE["scan"][-1]
@@ -68,6 +82,24 @@ def test_use_backend_reaches_the_public_scan(monkeypatch):
     with use_backend("spy"):
         selective_scan(u, u, -torch.ones(2, 5), B, B)
     assert asked
+
+
+@pytest.mark.parametrize(
+    ("activations", "decay", "handed"),
+    [
+        (torch.bfloat16, torch.float32, (torch.bfloat16, torch.float32)),
+        (torch.float32, torch.float32, (torch.float32, torch.float32)),
+        (torch.float32, torch.float64, (torch.float64, torch.float64)),
+    ],
+)
+def test_backends_get_halves_as_they_are_and_double_precision_throughout(monkeypatch, activations, decay, handed):
+    seen = []
+    reference = TABLE["scan"][-1]
+    entry = Backend("spy", lambda p: (seen.append((p.u.dtype, p.A.dtype)), reference.run(p))[1], lambda problem: [])
+    monkeypatch.setitem(TABLE, "scan", (*TABLE["scan"], entry))
+    u, B = torch.ones(1, 2, 3, dtype=activations), torch.ones(1, 5, 3, dtype=activations)
+    selective_scan(u, u, -torch.ones(2, 5, dtype=decay), B, B, backend="spy")
+    assert seen == [handed]
 
 
 def test_explain_says_why_down_to_the_one_that_runs(picky, problem):

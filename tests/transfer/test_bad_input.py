@@ -40,6 +40,12 @@ def test_a_teacher_tensor_the_plan_invents(stream, plan):
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message, plan=plan)
 
 
+def test_a_placeholder_that_nothing_fills(stream, plan):
+    message = r"the plan for head\.bias: the teacher has no blocks\.\{j\}\.bias"
+    plan |= {"head.bias": ("blocks.{j}.bias", "class")}
+    refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message, plan=plan)
+
+
 def test_names_no_family_knows(stream):
     message = r"no family knows these tensors: embed\.weight.* Known families: .*timm_vit.*give subclone a plan"
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message)

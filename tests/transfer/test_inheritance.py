@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba.models import VisionMamba, ViT
+from transmamba.models import MambaLM, VisionMamba, ViT
 from transmamba.transfer import (
     SSM_PARAMETERS,
     SubcloneReport,
@@ -18,7 +18,9 @@ from transmamba.transfer import (
     subclone,
     taylor_importance,
 )
+from transmamba.transfer.source import Source
 from transmamba.transfer.student import Student
+from transmamba.transfer.teachers import translate
 
 from .conftest import snapshot, unchanged
 
@@ -246,6 +248,16 @@ def test_tensors_without_values_are_not_tied():
     student = {"w": torch.zeros(2, 3), **{name: torch.zeros(2, 3, device="meta") for name in ("a", "b")}}
     report = subclone({"w": torch.ones(2, 3)}, student, {}, plan={"w": ("w", "output input")})
     assert report.fraction == 1 / 3 and report.skipped["a"] == "the plan has no entry for it"
+
+
+def test_a_bias_that_the_teacher_lacks_is_zero():
+    for source, zeros in (
+        (Source(translate(MambaLM(11, 8, depth=1))), {"norm.bias"}),
+        (Source({"w": torch.ones(2)}), set()),
+    ):
+        assert {name for name in source if not source[name].any()} >= zeros and zeros <= set(source)
+        assert len(source) == len(list(source)) and all(name in source for name in source)
+        assert "offset" not in source
 
 
 def test_teacher_is_not_touched_and_the_student_owns_its_memory():

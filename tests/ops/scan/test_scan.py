@@ -247,6 +247,24 @@ def test_direction_counts_must_agree():
         multi_scan(**x, orders=[scan_order("forward", 5)] * 2)
 
 
+WIDE = {"u": (2, 1, 7, 4), "dt": (2, 1, 7, 4), "A": (1, 4, 3), "B": (2, 1, 7, 3), "C": (2, 1, 7, 3), "dt_bias": (1, 4)}
+
+
+@pytest.mark.parametrize("backend", accepting())
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("wide", ["u", "dt", "A", "B", "C"])
+def test_one_input_alone_may_have_all_directions(backend, wide, packed):
+    axis = 0 if wide == "A" else 1
+    sizes = {name: [5 if (name, i) == (wide, axis) else n for i, n in enumerate(WIDE[name])] for name in WIDE}
+    tensors = {name: (-torch.rand(size, dtype=torch.float64)).requires_grad_() for name, size in sizes.items()}
+    for merge in (False, True):
+        options = {"merge": merge, "seq_idx": (torch.arange(7) // 3).expand(2, -1) if packed else None}
+        y, expected = (multi_scan(**tensors, backend=name, **options) for name in (backend, "reference"))
+        torch.testing.assert_close(y, expected)
+        one, other = (torch.autograd.grad(out.square().sum(), list(tensors.values())) for out in (y, expected))
+        torch.testing.assert_close(one, other)
+
+
 def test_orders_of_another_length_are_refused():
     with pytest.raises(ValueError, match="orders visit 4 tokens, there are 5"):
         multi_scan(**inputs(2, 1, 5, 2, 2), orders=[scan_order("forward", 4)])

@@ -295,6 +295,7 @@ def test_a_fit_goes_on_where_it_was_stopped(tmp_path):
     for _ in range(2):
         torch.manual_seed(1)
         students.append(replace_mixers(teacher, dict.fromkeys(range(3), MambaMixer)))
+    tmp_path = tmp_path / "new" / "folder"
     whole = quiet(teacher, students[0], batches, checkpoint=tmp_path)
     (tmp_path / "layer_0002.pt").unlink()
     again = quiet(teacher, students[1], batches, checkpoint=tmp_path)
@@ -319,6 +320,14 @@ def test_the_loop_can_be_opened():
     before = fit.solve().r2
     assert fit.solve().r2 == pytest.approx(before)
     assert fit.layer == 0 and len(fit.advance()) == 2 and fit.layer == 1
+
+
+def test_the_bar_counts_layers_and_leaves_no_line(capsys):
+    pytest.importorskip("tqdm")
+    teacher = language_model(depth=2)
+    fit_layers(teacher, replace_mixers(teacher, {1: MambaMixer}), texts(), layers=[1])
+    shown = capsys.readouterr().err
+    assert "layers: " in shown and "\n" not in shown
 
 
 def test_clear_errors():

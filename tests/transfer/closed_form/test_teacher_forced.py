@@ -61,18 +61,19 @@ def test_images():
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_one_solved_mixer_is_what_fit_layers_gives(teacher, bias):
-    build = partial(MambaMixer, bias=bias)
+    teacher, build = teacher.double(), partial(MambaMixer, bias=bias)
     mask = torch.arange(12).expand(2, 12) < torch.tensor([[12], [9]])
     batches = [{"ids": (IDS + shift) % 11, "mask": mask} for shift in range(3)]
-    hybrid = replace_mixers(teacher, {1: build})
-    mixers = {1: build(8), 2: build(8).train()}
+    hybrid = replace_mixers(teacher, {1: build}).double()
+    mixers = {1: build(8).double(), 2: build(8).double().train()}
     mixers[1].load_state_dict(hybrid.blocks[1].mixer.state_dict())
     before = mixers[2].in_proj.weight.clone()
-    r2 = fit_mixers(teacher, mixers, batches, ridge=1e-2)
-    (row,) = fit_layers(teacher, hybrid, batches, layers=[1], ridge=1e-2, progress=False).rows
-    assert r2[1] == pytest.approx(row.r2, rel=1e-5) and set(r2) == {1, 2}
-    # the target of fit_layers is a difference of two streams, rounded to float32
-    torch.testing.assert_close(mixers[1].state_dict(), hybrid.blocks[1].mixer.state_dict(), rtol=1e-3, atol=1e-4)
+    # the target of fit_layers is a difference of two streams, which float32 would round
+    options = {"ridge": 1e-2, "products": torch.float64}
+    r2 = fit_mixers(teacher, mixers, batches, **options)
+    (row,) = fit_layers(teacher, hybrid, batches, layers=[1], progress=False, **options).rows
+    assert r2[1] == pytest.approx(row.r2, rel=1e-10) and set(r2) == {1, 2}
+    torch.testing.assert_close(mixers[1].state_dict(), hybrid.blocks[1].mixer.state_dict(), rtol=1e-7, atol=1e-9)
     assert mixers[2].training and mixers[2].in_proj.weight.equal(before)
 
 

@@ -75,11 +75,12 @@ class Walk:
         raw = raw if p.dt_bias is None else raw + p.dt_bias
         dt = F.softplus(raw) if p.softplus else raw
         decay, states = decay[:count], states[: count + 1]
-        torch.mul(dt[:, :, :, None], p.A, out=decay).exp_()
+        # where dt, u and B are shared by directions, these outputs have more of them than any factor
+        torch.mul(dt[:, :, :, None].expand(-1, -1, decay.shape[2], -1, -1), p.A, out=decay).exp_()
         if p.segments is not None:
             decay *= self.keep(start, stop)
         states[0] = state
-        torch.mul((dt * u)[:, :, :, None], B[..., None], out=states[1:])
+        torch.mul((dt * u)[:, :, :, None].expand(-1, -1, states.shape[2], -1, -1), B[..., None], out=states[1:])
         for t in range(count):
             states[t + 1].addcmul_(decay[t], states[t])
         return Steps(u, raw, dt, B, C, decay, states)
@@ -157,7 +158,7 @@ def backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tenso
 def _adjoint(chunk: Steps, g: Tensor, carry: Tensor, buffer: Tensor) -> tuple[Tensor, Tensor]:
     """Compute dL/dh at every step of the chunk, written into `buffer`, and dL/dh just before it."""
     q = buffer[: len(chunk.u)]
-    torch.mul(g[:, :, :, None], chunk.C[..., None], out=q)
+    torch.mul(g[:, :, :, None].expand(-1, -1, q.shape[2], -1, -1), chunk.C[..., None], out=q)
     q[-1] += carry
     for t in range(len(q) - 2, -1, -1):
         q[t].addcmul_(chunk.decay[t + 1], q[t + 1])

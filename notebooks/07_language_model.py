@@ -252,6 +252,6 @@ for name, model in models.items():
 # tokens, and not from far away, where attention copies. Eight steps are too few: at home they lose a tenth of a nat of
 # the solution.
 #
-# Things that help are in `docs/results.md`: twice as wide mixers and a larger ridge (`partial(MambaMixer, expand=4)`,
-# `ridge=1e-2`), text of several kinds and more of it, many more steps. One seed and 2,048 tokens a text: small
-# differences mean nothing.
+# Things that help are in `docs/results.md`: layers chosen by the cost of a solved mixer, twice as wide mixers and a
+# larger ridge (`partial(MambaMixer, expand=4)`, `ridge=1e-2`), text of several kinds and more of it, more and smaller
+# steps. One seed and 2,048 tokens a text: small differences mean nothing.

@@ -118,7 +118,7 @@ def run(folder, names):
 
 
 def tables(folder):
-    """Print the tables of docs/results.md."""
+    """Print all results, a row each, and the worth of each attention."""
     done = Bench(folder).done()
     start = done["teacher"]
     print("| | topics | rise | licence | rise | CPU s |\n| --- | --: | --: | --: | --: | --: |")

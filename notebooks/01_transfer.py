@@ -48,6 +48,8 @@ from tqdm.auto import tqdm
 
 import transmamba as tm
 
+torch.set_num_threads(1)  # the models are so small that two threads mostly wait for each other
+
 # %% [markdown]
 # ## Data
 #

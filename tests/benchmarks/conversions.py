@@ -134,6 +134,7 @@ BROAD = {"topics": 16, "vim": 16, "varied": 64, "ridge": 1e-2}
 COST = {"by": "each solved"}
 FROM_3 = {**COST, "first": 3}  # the first three attentions stay
 LONG = {"steps": 24, "rate": 3e-4, "texts": (170, 170, 170), "every": 4}
+HOUR = {**LONG, "steps": 300, "rate": 5e-4, "texts": (420, 420, 500)}
 RIDGE = {"ridge": 1e-2}
 CURVES = {
     **{f"delete {n}": partial(delete, count=n) for n in COUNTS},
@@ -195,6 +196,9 @@ STEPS = {
     "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps=24, rate=3e-4, every=4),
     "15 by its cost from 3 on, wide, 49k tokens: 24 end-to-end steps": partial(
         stages, count=15, plan="ok", kept="half.pt", **FROM_3, **WIDE, **LONG
+    ),
+    "15 by its cost from 3 on, wide, 49k tokens: 300 end-to-end steps": partial(
+        stages, count=15, plan="sk", fit=MIX, **FROM_3, **WIDE, **HOUR
     ),
     "30, wide, 49k tokens: 24 end-to-end steps": partial(stages, count=30, plan="ok", kept="all.pt", **WIDE, **LONG),
     "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(

@@ -193,6 +193,9 @@ STEPS = {
     "15: 32 end-to-end steps": partial(stages, count=15, plan="k", steps=32, every=4),
     "15: 24 forced steps, solve": partial(stages, count=15, plan="fs", steps=24),
     "15: 24 forced steps, solve, 24 end-to-end steps": partial(stages, count=15, plan="fsk", steps=24, every=4),
+    "15 by its cost from 3 on, wide, 49k tokens: 24 forced steps, solve": partial(
+        stages, count=15, plan="fs", fit=MIX, **FROM_3, **WIDE, **{**LONG, "rate": 1e-3}
+    ),
     "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps=24, rate=3e-4, every=4),
     "15 by its cost from 3 on, wide, 49k tokens: 24 end-to-end steps": partial(
         stages, count=15, plan="ok", kept="half.pt", **FROM_3, **WIDE, **LONG

@@ -7,7 +7,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.export import Dim
 
-from tests.contracts.backbones import BACKBONES, SCANNING, SHORT_AND_WHOLE, build
+from tests.contracts.backbones import BACKBONES, SCANNING, SHORT_AND_WHOLE, build, short
 from transmamba.models import MambaLM, Vim
 from transmamba.nn import CrossMamba, Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.ops import selective_scan, ssd_scan, use_backend
@@ -84,6 +84,17 @@ def test_onnx_takes_batches_of_any_size(name, made, in_onnxruntime):
     run, _ = in_onnxruntime(model, (x,), BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
         torch.testing.assert_close(run(batch), model(batch), atol=1e-4, rtol=1e-4)
+
+
+@quiet
+@pytest.mark.parametrize("name", ["vision_mamba", "vim", "plain_mamba", "vit"])
+def test_a_model_compiles_in_one_graph_after_its_export(name, in_onnxruntime):
+    """Dynamo evaluates less of Python by itself once a model has been exported: `min(..., default=...)`, for one."""
+    model, x = short(name)
+    in_onnxruntime(model, (x,), BATCH)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x))
 
 
 @quiet

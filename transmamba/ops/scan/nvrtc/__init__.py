@@ -47,9 +47,9 @@ def incapable(index: int) -> tuple[str, ...]:
 incapable._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def unsupported_reasons(problem: ScanInputs) -> list[str]:
-    """List the reasons why the kernels cannot take this problem."""
-    u, states = problem.u, problem.A.shape[1]
+def unsupported_reasons(inputs: ScanInputs) -> list[str]:
+    """List the reasons why the kernels cannot take these inputs."""
+    u, states = inputs.u, inputs.A.shape[1]
     reasons = [] if u.device.type == "cuda" else [f"needs a CUDA tensor, u is on {u.device}"]
     if u.device.type == "cuda":
         reasons += incapable(u.device.index)
@@ -70,15 +70,15 @@ def launch(variant: Variant, name: str, what: Launch, arguments: Arguments, devi
     driver.launch(variant.options, name, what, arguments, device)
 
 
-class Inputs(NamedTuple):
-    """A problem with contiguous constants, the arguments of all its kernels, and the tensors to which these point."""
+class Prepared(NamedTuple):
+    """Inputs with contiguous constants, the arguments of all their kernels, and the tensors to which these point."""
 
-    problem: ScanInputs
+    inputs: ScanInputs
     arguments: Arguments
     keep: list[Tensor | None]
 
 
-def _inputs(p: ScanInputs) -> Inputs:
+def _prepare(p: ScanInputs) -> Prepared:
     _, directions, length, channels, _ = p.sizes
     A, D, bias, start = (None if x is None else x.contiguous() for x in (p.A, p.D, p.dt_bias, p.initial_state))
     assert A is not None
@@ -87,18 +87,18 @@ def _inputs(p: ScanInputs) -> Inputs:
     arguments = Arguments().set(u=p.u, dt=p.dt, B=p.B, C=p.C, A=A, D=D, bias=bias, orders=orders, restart=restart)
     arguments.set(A_direction=per_direction(A), D_direction=per_direction(D), bias_direction=per_direction(bias))
     arguments.set(K=directions, L=length, channels=channels)
-    return Inputs(p._replace(A=A, D=D, dt_bias=bias, initial_state=start), arguments, [orders, restart])
+    return Prepared(p._replace(A=A, D=D, dt_bias=bias, initial_state=start), arguments, [orders, restart])
 
 
-def _borders(inputs: Inputs, span: int, spans: int, grad_y: Tensor | None, start: Tensor | None) -> Tensor | None:
+def _borders(prepared: Prepared, span: int, spans: int, grad_y: Tensor | None, start: Tensor | None) -> Tensor | None:
     """Return states before the spans (b, k, spans, n, d), or with `grad_y` the adjoints after them; None if zero."""
     if spans == 1:
         return start
-    p, adjoint = inputs.problem, grad_y is not None
+    p, adjoint = prepared.inputs, grad_y is not None
     batch, directions, length, channels, states = p.sizes
     variant = variant_of(p, "forward", [p.u, p.dt, p.B, p.C, p.u if grad_y is None else grad_y])
     gain, decay, border = (p.A.new_empty(batch, directions, spans, states, channels) for _ in range(3))
-    arguments = Arguments.from_buffer_copy(inputs.arguments)
+    arguments = Arguments.from_buffer_copy(prepared.arguments)
     arguments.set(last=gain, saved=decay, span=span, spans=spans, first=int(adjoint), flags=variant.bits)
     arguments.set(y=p.u if grad_y is None else grad_y)
     grid = (variant.groups(batch, directions), -(-channels // variant.channels), spans - 1)
@@ -128,41 +128,41 @@ def _full(variant: Variant, on: bool) -> Variant:
     return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
 
 
-def forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Return the outputs, last states, and the states at chunk starts if `save`."""
-    y, last, saved = _forward(problem, save)
-    return y.to(output_dtype(problem)), last, saved
+    y, last, saved = _forward(inputs, save)
+    return y.to(output_dtype(inputs)), last, saved
 
 
-def backward(problem: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
+def backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
     """Return the gradients of every floating input."""
-    wide = problem
-    if grad_y.dtype != problem.u.dtype:
+    wide = inputs
+    if grad_y.dtype != inputs.u.dtype:
         # the kernels read all activations in one dtype, and rounding the gradient of a gate would lose digits
-        wide = problem._replace(u=problem.u.float(), dt=problem.dt.float(), B=problem.B.float(), C=problem.C.float())
+        wide = inputs._replace(u=inputs.u.float(), dt=inputs.dt.float(), B=inputs.B.float(), C=inputs.C.float())
     found = _backward(wide, saved, grad_y, grad_last)
-    u, dt, B, C = (x.to(problem.u.dtype) for x in (found.u, found.dt, found.B, found.C))
+    u, dt, B, C = (x.to(inputs.u.dtype) for x in (found.u, found.dt, found.B, found.C))
     return found._replace(u=u, dt=dt, B=B, C=C)
 
 
-def _forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
-    batch, directions, length, channels, states = problem.sizes
-    summed = problem.merge and directions > 1
-    full = problem.u.dtype != torch.float32 and (problem.unrounded or summed)
-    y = allocate(problem.u, directions, torch.float32 if full else None)
-    last = problem.A.new_empty(batch, directions, states, channels)
-    saved = problem.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
-    if not problem.u.numel():
-        last = last.zero_() if problem.initial_state is None else last.copy_(problem.initial_state)
-        return y[:, :1] if problem.merge else y, last, saved
-    inputs = _inputs(problem)
-    p = inputs.problem
+def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, directions, length, channels, states = inputs.sizes
+    summed = inputs.merge and directions > 1
+    full = inputs.u.dtype != torch.float32 and (inputs.unrounded or summed)
+    y = allocate(inputs.u, directions, torch.float32 if full else None)
+    last = inputs.A.new_empty(batch, directions, states, channels)
+    saved = inputs.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
+    if not inputs.u.numel():
+        last = last.zero_() if inputs.initial_state is None else last.copy_(inputs.initial_state)
+        return y[:, :1] if inputs.merge else y, last, saved
+    prepared = _prepare(inputs)
+    p = prepared.inputs
     tensors = [p.u, p.dt, p.B, p.C, y]
     variant = _full(shared_variant_of(p, tensors) or variant_of(p, "forward", tensors), full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
-    enter = _borders(inputs, span, spans, None, p.initial_state)
-    arguments = inputs.arguments.set(y=y, last=last, saved=saved if save else None, enter=enter)
+    enter = _borders(prepared, span, spans, None, p.initial_state)
+    arguments = prepared.arguments.set(y=y, last=last, saved=saved if save else None, enter=enter)
     arguments.set(span=span, spans=spans)
     # a kernel that adds up rounds the sum
     wanted = 1 if summed and not (full and p.unrounded) else directions
@@ -172,24 +172,24 @@ def _forward(problem: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
-def _backward(problem: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
-    if not problem.u.numel():
-        return untouched(problem, grad_last)
-    inputs = _inputs(problem)
-    p = inputs.problem
+def _backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
+    if not inputs.u.numel():
+        return untouched(inputs, grad_last)
+    prepared = _prepare(inputs)
+    p = prepared.inputs
     batch, directions, length, channels, states = p.sizes
     full = p.u.dtype != torch.float32 and directions > 1 and 1 in (p.u.shape[1], p.dt.shape[1])
     du, ddt = (allocate(x, directions, torch.float32 if full else None) for x in (p.u, p.dt))
     variant = _full(variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y, du, ddt]), full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
-    leave = _borders(inputs, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())
+    leave = _borders(prepared, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())
     blocks = -(-channels // variant.channels)
     new = p.A.new_empty
     dB, dC = (new(blocks, batch, directions, length, states) for _ in range(2))
     dA, dstart = new(spans, batch, directions, states, channels), new(batch, directions, states, channels)
     dD, dbias = (None if x is None else new(spans, batch, directions, channels) for x in (p.D, p.dt_bias))
-    arguments = inputs.arguments.set(y=grad_y, du=du, ddt=ddt, saved=saved, enter=leave, last=dstart)
+    arguments = prepared.arguments.set(y=grad_y, du=du, ddt=ddt, saved=saved, enter=leave, last=dstart)
     arguments.set(dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias, span=span, spans=spans)
     variant, total_u = _summed(variant, p.u, du, p.u.shape[1], spans, arguments)
     grid = (groups, blocks, spans)

@@ -84,7 +84,9 @@ class Variant(NamedTuple):
         """Bytes of dynamic shared memory of a block, zero where the kernel declares its own; scan.cu checks them."""
         shape, n, pair = self.shape, power(self.states), 8 if self.dtype == 0 else 4
         if self.single:
-            return shape.warps * (1664 + 64 * CHUNK * pair * (2 if self.kind == "single_forward" else 4))
+            ring, looked, marks = 2 * 32 * 16, 32 * 4, 2 * 32 * 8  # as in single.h
+            step = pair * (2 if self.kind == "single_forward" else 4)
+            return shape.warps * (ring + looked + marks + 2 * CHUNK * 32 * step)
         if self.kind != "backward":
             return 0
         copies = min(shape.lane_states, 32 // (n // shape.lane_states))
@@ -110,7 +112,7 @@ class Variant(NamedTuple):
 
 
 def flags_of(p: ScanInputs, tensors: list[torch.Tensor]) -> tuple[str, ...]:
-    """Return the flags of a problem whose activations and their gradients, outputs included, are `tensors`."""
+    """Return the flags of inputs whose activations and their gradients, outputs included, are `tensors`."""
     _, _, _, channels, states = p.sizes
     given = {
         "SOFTPLUS": p.softplus,
@@ -137,7 +139,7 @@ def shares_decay(p: ScanInputs) -> bool:
 
 
 def shared_variant_of(p: ScanInputs, tensors: list[torch.Tensor]) -> Variant | None:
-    """Pick the forward's variant that takes all directions in a block, or None where it does not take the problem."""
+    """Pick the forward's variant that takes all directions in a block, or None where it does not take the inputs."""
     states = power(p.A.shape[1])
     if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
         return None
@@ -149,7 +151,7 @@ def shared_variant_of(p: ScanInputs, tensors: list[torch.Tensor]) -> Variant | N
 
 
 def variant_of(p: ScanInputs, kind: str, tensors: list[torch.Tensor]) -> Variant:
-    """Pick the variant of that kind, "forward" or "backward", that takes the problem."""
+    """Pick the variant of that kind, "forward" or "backward", that takes the inputs."""
     states, flags = p.A.shape[1], flags_of(p, tensors)
     if states == 1:
         most = MOST_WARPS // 2 if kind == "backward" and p.u.dtype == torch.float32 else MOST_WARPS

@@ -30,6 +30,7 @@ LOSSES = {
     "bidirectional": ("bidirectional",),
     "tuned": ("tuned",),
     "relations": ("relations",),
+    "relations by direction": ("directed",),
     "logits": ("logits",),
     "bidirectional, logits": ("bidirectional", "logits"),
     "tuned, logits": ("tuned", "logits"),
@@ -60,6 +61,7 @@ ORDER = (
     *((loss, "") for loss in LOSSES if loss not in ("", "multi-directional")),
     ("multi-directional", "four directions"),
     ("relations", "logits"),
+    ("relations by direction", "relations"),
     *((f"{loss}, logits", "logits") for loss in ("bidirectional", "tuned", "relations")),
 )
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile 0.975 by number of seeds

@@ -4,6 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SCAN = "ops/scan/scan ops/scan/scan_golden"
+# signatures with their defaults, and whole numbers for every float
+EVERY = " contracts/snapshot whole_numbers"
 LOSSES = "distill/adaptive distill/directional distill/baselines"
 # a/b stands for tests/a/test_b.py; a file that is not named here has a test of its own name
 TESTS = {
@@ -111,7 +113,7 @@ def tests_of(path: Path) -> list[str]:
         FileNotFoundError: A file of the list does not exist.
     """
     name = str(path.relative_to(ROOT / "transmamba").with_suffix(""))
-    tests = [ROOT / "tests" / test for test in TESTS.get(name, name).split()]
+    tests = [ROOT / "tests" / test for test in (TESTS.get(name, name) + EVERY).split()]
     files = [test.with_name(f"test_{test.name}.py").resolve() for test in tests]
     for file in files:
         if not file.is_file():

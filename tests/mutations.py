@@ -213,12 +213,18 @@ class Changes:
             self.seconds[key] = found["cpu"]
         return self.seconds[key]
 
-    def make(self, path: Path, change: tuple[int, int, str, str]) -> dict[str, object]:
-        """Change a file of the copy, run its tests, and put it back as it was."""
-        begin, end, new, _ = change
-        target, tests = path.relative_to(ROOT), tests_of(path)
-        limit = int(30 + 3 * self.prepare(tests))
+    def make(self, name: str, change: tuple[int, int, str, str]) -> dict[str, object]:
+        """Change a file of the copy, run its tests, and put it back as it was.
+
+        Raises:
+            ValueError: The file no longer has the text that is to be changed there.
+        """
+        begin, end, new, old = change
+        target, tests = Path(name), tests_of(ROOT / name)
         source, times = target.read_text(), target.stat()
+        if source[begin:end] != old:
+            raise ValueError(f"{name} has {source[begin:end]!r} at {begin}, expected {old!r}: draw its changes anew")
+        limit = int(30 + 3 * self.prepare(tests))
         sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
         target.write_text(source[:begin] + new + source[end:])
         try:
@@ -240,6 +246,16 @@ def sources(what: list[str]) -> list[Path]:
     return sorted(file for file in found if not kernels & {*file.relative_to(library).with_suffix("").parts})
 
 
+def draw(args: argparse.Namespace) -> Iterator[tuple[str, tuple[int, int, str, str]]]:
+    """Draw the changes of every file, the files in random order so that a part of a run is a fair sample."""
+    files = sources(args.what)
+    random.Random(args.seed).shuffle(files)
+    for file in files:
+        name, found = str(file.relative_to(ROOT)), places(file.read_text())
+        for change in random.Random(f"{args.seed} {name}").sample(found, min(args.count, len(found))):
+            yield name, change
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="+", help="folders or files of transmamba: ops distill transfer/write.py")
@@ -247,29 +263,29 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the changes, and of the order of the files")
     parser.add_argument("--limit", type=int, default=900, help="seconds for the tests of one change")
     parser.add_argument("--log", type=Path, default=Path("mutations.jsonl"))
+    parser.add_argument("--again", action="store_true", help="only those of the log that survived, with today's tests")
     args = parser.parse_args()
-    log, files = args.log.resolve(), sources(args.what)
+    log = args.log.resolve()
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    done = {(row["file"], *row["change"]) for row in rows}
-    random.Random(args.seed).shuffle(files)
+    done = {(row["file"], *row["change"]): row for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         changes = Changes(Path(folder).resolve(), args.limit)
-        for path in files:
-            name = str(path.relative_to(ROOT))
+        if args.again:
+            work = [(row["file"], row["change"]) for row in done.values() if row["what"] != "caught"]
+        else:
+            work = [(name, change) for name, change in draw(args) if (name, *change) not in done]
+        for name, change in work:
             source = Path(name).read_text()
-            found = places(source)
-            for change in random.Random(f"{args.seed} {name}").sample(found, min(args.count, len(found))):
-                if (name, *change) in done:
-                    continue
-                at = source[: change[0]].count("\n")
-                row = {"file": name, "line": at + 1, "change": change, "seed": args.seed} | changes.make(path, change)
-                row["what"] = {0: "survived", "too slow": "too slow"}.get(row["code"], "caught")
-                rows.append(row | {"text": source.splitlines()[at].strip()})
-                with log.open("a") as lines:
-                    lines.write(json.dumps(rows[-1]) + "\n")
-                print(f"{row['what']:8} {name}:{at + 1} {change[3]} -> {change[2]}   {rows[-1]['text']}", flush=True)
-    counts = Counter(row["what"] for row in rows)
-    print(f"{counts['caught']} of {len(rows)} changes caught, {counts['too slow']} too slow to tell")
+            at = source[: change[0]].count("\n")
+            row = {"file": name, "line": at + 1, "change": change, "seed": args.seed} | changes.make(name, change)
+            row["what"] = {0: "survived", "too slow": "too slow"}.get(row["code"], "caught")
+            row["text"] = source.splitlines()[at].strip()
+            done[name, *change] = row
+            with log.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+            print(f"{row['what']:8} {name}:{at + 1} {change[3]} -> {change[2]}   {row['text']}", flush=True)
+    counts = Counter(row["what"] for row in done.values())
+    print(f"{counts['caught']} of {len(done)} changes caught, {counts['too slow']} too slow to tell")
 
 
 if __name__ == "__main__":

@@ -156,6 +156,12 @@ def test_an_axis_whose_factors_are_unknown_is_copied_whole(axes):
     assert torch.equal(student.weight, teacher["weight"])
 
 
+def test_a_student_of_one_number_is_inherited_in_full():
+    student = nn.Linear(1, 1, bias=False)
+    report = subclone({"w": torch.ones(1, 1)}, student, {}, plan={"weight": ("w", "class residual")})
+    assert report.fraction == 1.0
+
+
 def test_a_grown_student_holds_the_teacher_and_its_own_initialisation_around_it(stream, plan):
     teacher, student = stream(5, 7), stream(6, 11)
     before = snapshot(student)

@@ -235,6 +235,8 @@ def test_numbers_of_heads_are_checked():
         AttentionInit(3, 7, kv_heads=2)
     with pytest.raises(ValueError, match="heads, length and decay must be positive"):
         AttentionInit(3, 0)
+    with pytest.raises(ValueError, match="heads, length and decay must be positive"):
+        AttentionInit(3, 7, decay=0)
 
 
 def test_low_rank_is_the_nearest_product():

@@ -4,8 +4,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SCAN = "ops/scan/scan ops/scan/scan_golden"
-# signatures with their defaults, and whole numbers for every float
-EVERY = " contracts/snapshot whole_numbers"
+# all signatures, with their defaults
+EVERY = " contracts/snapshot"
 LOSSES = "distill/adaptive distill/directional distill/baselines"
 # a/b stands for tests/a/test_b.py; a file that is not named here has a test of its own name
 TESTS = {
@@ -25,7 +25,7 @@ TESTS = {
     "ops/cross/inputs": "ops/cross/cross",
     "ops/cross/reference": "ops/cross/cross",
     "ops/custom_op": "ops/cross/cross ops/conv/conv contracts/export ops/scan/scan",
-    "ops/flops": "models/sizes ops/cross/cross contracts/reports",
+    "ops/flops": "contracts/reports ops/cross/cross models/sizes",
     "ops/plain": "ops/cross/cross contracts/export",
     "ops/resize": "models/sizes transfer/resize models/vit transfer/teachers/image_files",
     "ops/scan/__init__": f"{SCAN} contracts/export",

@@ -149,13 +149,15 @@ def test_another_scale_of_attention_goes_into_the_start():
     torch.testing.assert_close(start(0.25, 1.0), start(3**-0.5, 0.25 * 3**0.5))
 
 
-def test_mamba2_heads_must_be_those_of_the_teacher():
+@pytest.mark.parametrize("head_dim", [2, 3])
+def test_mamba2_heads_must_be_those_of_the_teacher(head_dim):
     message = (
-        r"mismatched heads: the Mamba-2 mixer has 6 heads in 24 channels and 5 rows of B.*HeadSSM\(4, 3, d_state=3"
+        "mismatched heads: the Mamba-2 mixer has 6 heads in 24 channels and 5 rows of B"
+        rf".*HeadSSM\(4, {head_dim}, d_state={head_dim}"
     )
     student = MambaLM(11, 12, depth=3, mixer=partial(Mamba2Mixer, d_state=5, head_dim=4))
     with pytest.raises(ValueError, match=message):
-        subclone(llama(head_dim=3), student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2))
+        subclone(llama(head_dim=head_dim), student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2))
 
 
 def test_groups_of_mamba2_are_those_of_the_teacher():

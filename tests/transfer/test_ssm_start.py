@@ -67,6 +67,7 @@ def test_the_first_forward_is_bidirectional_linear_attention():
     assert relative(model.blocks[1].mixer(h), expected) < 0.02
     assert report.sliced["blocks.1.mixer.in_proj.weight"] == "blocks.1.attn.qkv: linear attention"
     assert report.fraction == 1.0
+    assert not [name for name in report.unused if ".attn." in name]
 
 
 def test_one_direction_is_causal_and_four_see_all_tokens_twice():

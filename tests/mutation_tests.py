@@ -28,7 +28,7 @@ TESTS = {
     "ops/flops": "contracts/reports ops/cross/cross models/sizes",
     "ops/plain": "ops/cross/cross contracts/export",
     "ops/resize": "models/sizes transfer/resize models/vit transfer/teachers/image_files",
-    "ops/scan/__init__": f"{SCAN}",
+    "ops/scan/__init__": SCAN,
     "ops/scan/backends": SCAN,
     "ops/scan/chunked": SCAN,
     "ops/scan/inputs": f"{SCAN} nn/directions",

@@ -30,7 +30,7 @@ def divergence_slope(divergence: str, beta: float, log_p: Tensor, log_q: Tensor)
     log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
     p = log_p.exp()
     value = log_p.sub_(log_m).masked_fill_(p == 0, 0).mul_(p).sum(-1)
-    # what m adds to the gradient by q cancels between the two terms
+    # the derivatives through m cancel between the two terms
     rest, slope = _slope_of_first(log_q, log_m)
     return beta * value + (1 - beta) * rest, slope.mul_(1 - beta)
 

@@ -123,7 +123,7 @@ def _outputs(
         arguments: receives the flags and the sum.
 
     Returns:
-        the variant to launch; what its warps write; the outputs.
+        the variant to launch, the tensor that its warps write, the outputs.
     """
     directions, wanted, spans = sizes
     if variant.single and wanted < directions <= variant.directions and spans == 1:

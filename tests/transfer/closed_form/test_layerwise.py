@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 from pickle import UnpicklingError
 
@@ -222,9 +223,11 @@ def test_images_and_tokens_that_the_student_lacks():
     assert row.tokens == 3 * 8 * 17
     student = VisionMamba(**IMAGE, depth=2)
     with pytest.raises(ValueError, match=r"tokens=lambda x: x\[:, 1:\]"):
-        quiet(teacher, student, images)
-    report = quiet(teacher, student, images, tokens=lambda x: x[:, 1:])
+        quiet(teacher, student, images, tokens=lambda x: x)
+    by_hand = quiet(teacher, copy.deepcopy(student), images, tokens=lambda x: x[:, 1:])
+    report = quiet(teacher, student, images)
     assert report.rows[0].tokens == 3 * 8 * 16
+    assert report.rows == by_hand.rows and report.left_out == (0,)
 
 
 @pytest.mark.parametrize("names", [("forward", "backward"), SNAKES])

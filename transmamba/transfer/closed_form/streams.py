@@ -204,3 +204,13 @@ def teach(place: Place, block: Any) -> Taught:
     added = found.get("norm", found["mixed"])
     middle = added if placement == "post" and norm is not None else place.tokens + added
     return Taught(found["mixed"], found.get("fed"), middle, after)
+
+
+def ends_with_mixer(place: Place, block: nn.Module) -> bool:
+    """Return whether a block does nothing but add its mixer's output to the stream."""
+    found: dict[str, Tensor] = {}
+    with hooked(watch(mixer_of(block), found, "mixed")):
+        after = place.run(block)
+    return after.shape == found["mixed"].shape and torch.allclose(
+        after, place.tokens + found["mixed"], rtol=1e-2, atol=1e-3
+    )

@@ -15,6 +15,7 @@ TESTS = {
     "distill/padded_linear": "distill/adaptive distill/calibrate",
     "distill/shards": "distill/docs distill/store",
     "distill/similarity": "distill/adaptive distill/padding",
+    "distill/slopes": "distill/hidden",
     "ops/conv/backends": "ops/conv/conv",
     "ops/conv/__init__": "ops/conv/conv",
     "ops/conv/inputs": "ops/conv/conv",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.benchmarks.sass import code, scan
 from transmamba.ops.scan.nvrtc import compiler
-from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, SHARED_FORWARD, Shape, Variant, power
+from transmamba.ops.scan.nvrtc.variants import BACKWARD, FORWARD, SHARED_FORWARD, Variant, power, single_variant
 
 missing = [compiler.library()[1]] if compiler.library()[0] is None else []
 missing += ["package triton, which ships nvdisasm, is not installed"] if code.tool("nvdisasm") is None else []
@@ -22,7 +22,9 @@ FLAGS = (
 def variant(kind: str, states: int, dtype: int, flags: tuple[str, ...]) -> Variant:
     flags = tuple(flag for flag in flags if flag != "FULL" or dtype)
     if states == 1:
-        return Variant(f"single_{kind}", dtype, 1, Shape(1, 2, 4, 8, 8, 1), flags)
+        apart = tuple(flag for flag in flags if flag != "MERGED")
+        found = single_variant(kind, dtype, 4, (*apart, "WIDE") if "PAIRED" in flags else apart)
+        return found if apart == flags else found.merging()
     flags = tuple(flag for flag in flags if flag != "MERGED")
     if kind == "shared_forward":
         return Variant(kind, dtype, states, SHARED_FORWARD[power(states)], (*flags, "ONE"), directions=4)
@@ -60,20 +62,20 @@ def slots(shape: str, kind: str, name: str) -> scan.Figures:
 
 def test_issue_slots_and_registers_stay_as_counted():
     forward, backward = slots("vim", "forward", "scan_forward"), slots("vim", "backward", "scan_backward")
-    assert forward.usage.stack == 0 and forward.issue <= 10.2
+    assert forward.usage.stack == 0 and forward.issue <= 10.0
     assert backward.usage.stack == 0 and backward.issue <= 24.5
     summary = slots("lm", "forward", "summarise")
-    assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 16.8
-    for kind, name, issue in (("forward", "scan_forward", 6.7), ("backward", "scan_backward", 25.0)):
+    assert summary.usage.stack == 0 and slots("lm", "forward", "scan_forward").issue + summary.issue <= 16.6
+    for kind, name, issue in (("forward", "scan_forward", 6.6), ("backward", "scan_backward", 24.9)):
         found = slots("plain", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
-    for kind, name, issue in (("forward", "scan_forward", 52.5), ("backward", "scan_backward", 115.5)):
+    for kind, name, issue in (("forward", "scan_forward", 38.7), ("backward", "scan_backward", 113.3)):
         found = slots("vmamba", kind, name)
         assert found.usage.stack <= 32 and found.issue <= issue
 
 
 # of the Triton kernels' simulated time; the summary of a language model's spans is bound by its exponentials
-AT_LEAST = {"vim": (2.9, 3.7), "lm": (2.1, 2.55), "plain": (6.1, 5.9), "vmamba": (4.3, 9.7)}
+AT_LEAST = {"vim": (3.0, 3.7), "lm": (2.1, 2.55), "plain": (6.1, 5.9), "vmamba": (4.6, 10.0)}
 
 
 @pytest.mark.parametrize("shape", scan.SHAPES)

@@ -38,6 +38,7 @@ def test_a_new_class_row_keeps_its_initialisation():
 
 
 def test_a_finer_grid_is_interpolated_and_the_class_row_is_not():
+    """timm 908."""
     teacher = torch.randn(1, 10, 3)
     student = move(teacher, torch.zeros(1, 26, 3), "1 token .")
     image = teacher[0, 1:].reshape(3, 3, 3).permute(2, 0, 1)[None]

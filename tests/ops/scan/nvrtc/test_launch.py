@@ -114,6 +114,17 @@ def test_more_shared_memory_than_usual_is_asked_for(gpu):
     assert call[2:] == (8, 50000)
 
 
+@pytest.mark.parametrize("shared", [0, 49152, 49153])
+def test_up_to_48_kilobytes_a_block_has_without_asking(gpu, shared):
+    driver.launch((), f"chain {shared}", Launch((1, 1, 1), 32, shared), Arguments(), torch.device("cuda"))
+    assert len(gpu.named("cuFuncSetAttribute")) == (shared > 49152)
+    assert gpu.named("cuLaunchKernel")[0][8] == shared
+
+
+def test_a_launch_has_no_shared_memory_by_default():
+    assert Launch((1, 1, 1), 32).shared == 0
+
+
 @pytest.mark.parametrize("context", [None, 0xC0])
 def test_a_thread_without_a_context_takes_that_of_torch(gpu, context):
     gpu.context = context

@@ -177,13 +177,57 @@ def test_fewer_layers_follow_the_map():
     report = quiet(teacher, student, texts(), layer_map={0: 1, 1: 3}, mlp=True)
     assert [row.teacher_layer for row in report.rows] == [1, 3]
     assert error(student, teacher, texts()) < 0.75 * before
-    with pytest.raises(
-        ValueError, match=r"would follow teacher layers \[3, 1\] of 4: expected one each, and increasing"
-    ):
+    with pytest.raises(ValueError, match=r"would follow teacher layers \[3, 1\] of 4 .*from the bottom to the top"):
         quiet(teacher, student, texts(), layer_map={0: 3, 1: 1})
-    message = r"would follow teacher layers \[0, 1, -1, -1\] of 2: .*a student deeper than its teacher cannot be fitted"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"would follow teacher layers \[0, 1, -1, -1\] of 2 \(-1: none\): expected"):
         quiet(student, teacher, texts(), layer_map={0: 0, 1: 1})
+
+
+@pytest.mark.parametrize("keep_streams", [True, False])
+def test_a_deeper_student_takes_a_teacher_layer_in_equal_parts(keep_streams):
+    """The second layer's stream is to come out half way to the teacher's, and so on; mixer and MLP as parts of it."""
+    teacher, student = language_model(depth=2), language_model(depth=4, mixer=MambaMixer)
+    batches = texts()
+    fit = transfer.LayerFit(teacher, student, batches, keep_streams=keep_streams)
+    with torch.no_grad():
+        streams = [teacher.embedding(batches[0]), *teacher.forward_features(batches[0]).layers]
+        mixed = [block.mixer(block.norm1(stream)) for block, stream in zip(teacher.blocks, streams[:-1], strict=True)]
+    for layer in range(4):
+        block, half = layer // 2, layer % 2
+        before, after = streams[block], streams[block + 1]
+        place, target = next(iter(fit.pairs()))
+        own = before + half * (after - before) / 2
+        torch.testing.assert_close(target, own + mixed[block] / 2 - place.tokens, atol=1e-5, rtol=1e-4)
+        fit.solve(mlp=True)
+        fit.advance()
+
+
+def test_a_deeper_student_comes_nearer():
+    teacher, student = language_model(depth=2), language_model(depth=5, mixer=MambaMixer)
+    before = error(student, teacher, texts())
+    report = quiet(teacher, student, texts(), mlp=True)
+    assert [row.teacher_layer for row in report.rows] == [0, 0, 1, 1, 1]
+    assert error(student, teacher, texts()) < 0.6 * before
+
+
+def test_two_equal_layers_of_half_the_size_are_the_teachers_one():
+    """Where nothing below changes the branch, each half of it is solved exactly."""
+
+    class Constant(nn.Module):  # reads nothing of the stream
+        def __init__(self, dim):
+            super().__init__()
+            self.out_proj = nn.Linear(dim, dim, bias=False)
+
+        def forward(self, x, *context, **options):
+            fixed = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
+            return self.out_proj(fixed.expand_as(x))
+
+    teacher, student = (perturb(MambaLM(16, 12, depth=depth, mixer=Constant)) for depth in (1, 2))
+    student.embedding.load_state_dict(teacher.embedding.state_dict())
+    quiet(teacher, student, texts(), ridge=1e-9, products=torch.float64)
+    for block in student.blocks:
+        wanted = teacher.blocks[0].mixer.out_proj.weight / 2
+        torch.testing.assert_close(block.mixer.out_proj.weight, wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_a_narrower_student_follows_a_projection():

@@ -37,7 +37,7 @@ class LayerFit:
     steps on `pairs()`, solve once more.
 
     Raises:
-        ValueError: a model has no blocks, the layer map does not increase, or there is no batch.
+        ValueError: a model has no blocks, the layer map decreases, or there is no batch.
 
     Example:
         >>> from transmamba.models import MambaLM

@@ -54,7 +54,8 @@ def fit_layers(
         student: the model to solve; it gets new numbers in some weights only.
         batches: inputs of both models, each called as model(batch), model(*batch) or model(**batch).
         layers: student layers to solve; all by default. The others are passed through as they are.
-        layer_map: which teacher layer a student layer has to come out at, by name or as a mapping; increasing.
+        layer_map: the teacher layer that each student layer has to come out at, by name or as a mapping, never
+            decreasing. Several student layers of one teacher layer, as in a deeper student, take it in equal parts.
         target: "stream" is the above, and where the student's block is a mixer alone and the teacher's has an MLP, the
             stream after the whole block; "block" aims there in any case; "own" at the output of the teacher's own
             mixer, whatever went wrong below.

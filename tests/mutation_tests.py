@@ -68,7 +68,7 @@ CLOSED_FORM = {
     "least_squares": "least_squares layerwise",
     "lockstep": "layerwise",
     "spread": "layerwise projected",
-    "streams": "layerwise projected",
+    "streams": "streams layerwise projected",
 }
 TEACHERS = {
     "__init__": "translate ../students own defaults",

@@ -10,6 +10,7 @@ nothing may be fitted.
 
 import gzip
 import html
+import random
 import re
 import zlib
 
@@ -26,6 +27,7 @@ SOURCES = {
     "sword-text-web": "usr/share/sword/modules/texts/ztext/*/*.bzz",
     "r-cran-janeaustenr": "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb",
 }
+PARAGRAPH = re.compile(r"<(?:p|div|chapter)\b[^<>]*>")
 UNWANTED = re.compile(r"(?s)<(head|script|style|note)\b.*?</\1>|<[^<>]*>")
 LICENCE = re.compile("licen[cs]e", re.IGNORECASE)
 
@@ -54,12 +56,12 @@ def text_of(path):
     text = (inflated(data) if path.suffix == ".bzz" else data).decode("utf8", "replace")
     if path.suffix == ".u8":
         return text.replace("\n%\n", "\n\n")
-    text = re.sub(r"[ \t]+", " ", html.unescape(UNWANTED.sub("", text)))
+    text = re.sub(r"[ \t]+", " ", html.unescape(UNWANTED.sub("", PARAGRAPH.sub("\n\n", text))))
     return re.sub(r"\s*\n\s*\n\s*", "\n\n", text)
 
 
 def rows(folder, tokenizer, count, length, without):
-    """Return `count` rows of `length` tokens, equally many of each source, spread evenly over it, by turns."""
+    """Return `count` rows of `length` tokens, equally many of each source, from all over it, by turns."""
     held_out, found = grams(without), []
     for name, glob in SOURCES.items():
         text = "\n\n".join(text_of(path) for path in sorted(folder.glob(glob)))
@@ -70,5 +72,5 @@ def rows(folder, tokenizer, count, length, without):
         kept = [row for row in tokens if len(row) == length and apart(row, held_out)]
         if len(kept) < each:
             raise ValueError(f"only {len(kept)} of {each} rows of {name} in {folder}: unpack that package there")
-        found.append([kept[i * len(kept) // each] for i in range(each)])
+        found.append(random.Random(0).sample(kept, each))
     return [row for turn in zip(*found, strict=True) for row in turn][:count]

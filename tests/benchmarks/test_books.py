@@ -20,10 +20,10 @@ def test_the_text_of_each_kind_of_file(tmp_path):
     page = "<html><head>\n<title>t</title></head><p>A  &amp; B\n \n\n<b>C</b></p></html>"
     strings = b"".join(b"\0\4\0\t\0\0\0" + bytes([len(s)]) + s for s in (b"a line that is long enough", b"short"))
     files = {
-        "page.html": (page.encode(), "A & B\n\nC"),
+        "page.html": (page.encode(), "\n\nA & B\n\nC"),
         "words.dict.dz": (gzip.compress(b"word\n   meaning"), "word\n   meaning"),
         "Rdata.rdb": (zlib.compress(strings), "a line that is long enough"),
-        "ot.bzz": (zlib.compress(b"<w lemma='1'>In</w> <w>the</w><note>not it</note>"), "In the"),
+        "ot.bzz": (zlib.compress(b"<w lemma='1'>In</w> <w>the</w><note>no</note><div sID='2'/>And"), "In the\n\nAnd"),
         "quotes.u8": (b"To be\n%\nor not", "To be\n\nor not"),
     }
     for name, (data, text) in files.items():

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from tests import real_llm
 from tests.benchmarks import books, prose
 from tests.benchmarks.conversions import RUNS
+from tests.benchmarks.convert_tables import tables
 from tests.benchmarks.records import Records
 from transmamba.models import MambaLM, from_transformer
 
@@ -127,23 +128,9 @@ def run(folder, names):
             bench.add(name, **values, cpu=time.process_time() - begin)
 
 
-def tables(folder):
-    """Print all results, a row each, and the worth of each attention."""
-    done = Bench(folder).done()
-    start = done["teacher"]
-    print("| | topics | rise | licence | rise | CPU s |\n| --- | --: | --: | --: | --: | --: |")
-    for name, line in done.items():
-        if "topics" in line:
-            cells = [f"{line[t]:.3f} | {line[t] - start[t]:+.3f}" for t in ("topics", "gpl")]
-            print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
-    if "sensitivity" in done:
-        line = done["sensitivity"]
-        print(", ".join(f"{layer} {loss - line['base']:+.3f}" for layer, loss in line["losses"].items()))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command, place, *rest = sys.argv[1:]
     Path(place).mkdir(parents=True, exist_ok=True)
     commands = {"cache": cache, "books": partial(add_books, unpacked="".join(rest)), "run": partial(run, names=rest)}
-    {**commands, "tables": tables}[command](Path(place))
+    {**commands, "tables": lambda folder: tables(Records(folder).done())}[command](Path(place))

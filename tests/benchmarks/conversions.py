@@ -124,9 +124,23 @@ def read_kept(student, file):
     return kept["seconds"]
 
 
+def in_the_same_time(bench, chain, count, seed):
+    """Take end-to-end steps alone, as many as fit into the seconds of a row that ends with some."""
+    *_, before, after = bench.done()[chain]["stages"]
+    each = (after["seconds"] - before["seconds"]) / SHORT["steps"]["k"]
+    steps = round(after["seconds"] / each)
+    return {"steps": steps, **stages(bench, count, "k", {"k": steps}, every=4, seed=seed)}
+
+
+def seeded(name, seed):
+    """Return the name of a row with a seed; 0 is not named."""
+    return f"{name} seed {seed}" if seed else name
+
+
 HALF, ALL_OF_THEM = partial(closed_form, count=15), partial(closed_form, count=30)
 COUNTS = (1, 2, 4, 8, 15, 22, 26, 30)
-CHOICES = [(count, by) for by in ("last", "uniform") for count in (4, 8, 15, 22)]
+CHOICES = [(count, by) for by in ("last", "uniform") for count in COUNTS[:-1]]  # 30 of 30 are the same in any way
+DRAWN = [(n, seed) for n in COUNTS for seed in (range(3) if n in (4, 15, 30) else range(1))]  # numbers and seeds
 WIDE = {"options": {"expand": 4}, "start": "values"}
 MIX = {"topics": 64, "vim": 64, "varied": 64, "ridge": 1e-2}
 BOOKS = {"topics": 32, "vim": 32, "varied": 32, "books": 96, "ridge": 1e-2}
@@ -142,7 +156,7 @@ CURVES = {
     **{f"delete {n} by its cost from 3 on": partial(delete, count=n, **FROM_3) for n in (4, 8, 15, 22)},
     **{f"closed {n}": partial(closed_form, count=n) for n in COUNTS},
     **{f"closed {n} {by}": partial(closed_form, count=n, by=by) for n, by in CHOICES},
-    **{f"closed {n} seed {seed}": partial(closed_form, count=n, seed=seed) for n in (15, 30) for seed in (1, 2)},
+    **{seeded(f"closed {n}", seed): partial(closed_form, count=n, seed=seed) for n, seed in DRAWN if seed},
     **{
         f"closed {n} by its cost from 3 on, wide": partial(closed_form, count=n, **FROM_3, **WIDE, fit=RIDGE)
         for n in (1, 2, 4, 8, 15, 22, 26)
@@ -185,8 +199,8 @@ OPTIONS = {
     "closed 15, 12k tokens of varied text": partial(HALF, fit={"topics": 16, "vim": 0, "varied": 32}),
     "closed 15, 49k tokens of varied text": partial(HALF, fit={"topics": 64, "vim": 0, "varied": 128}),
     "closed 15, values in the channels": partial(HALF, start="values"),
-    **{f"{n} attention start": partial(unsolved, count=n, start="attention") for n in (15, 30)},
-    **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in (15, 30)},
+    **{f"{n} attention start": partial(unsolved, count=n, start="attention") for n in COUNTS},
+    **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in COUNTS},
 }
 GENTLE = {"rate": {"k": 3e-4}}
 BEST = {"count": 15, **FROM_3, **WIDE}
@@ -210,6 +224,13 @@ STEPS = {
         stages, plan="lk", steps={"k": 30}, rate={"l": 3e-4, "k": 3e-4}, fit=BROAD, **BEST, **LONG
     ),
 }
+SHORT = {"steps": {"f": 16, "k": 12}, "every": 4, **GENTLE}
+CHAINS = {(n, seed): seeded(f"{n}: 16 forced steps, solve, 12 end-to-end steps", seed) for n, seed in DRAWN}
+ALONE = {(n, seed): seeded(f"{n}: end-to-end steps alone, in the same time", seed) for n, seed in DRAWN}
+BY_COUNT = {
+    **{name: partial(stages, count=n, plan="fsk", seed=seed, **SHORT) for (n, seed), name in CHAINS.items()},
+    **{name: partial(in_the_same_time, chain=CHAINS[n, seed], count=n, seed=seed) for (n, seed), name in ALONE.items()},
+}
 VARIED = {
     f"closed 15 {MANY} with books": partial(HALF, **FROM_3, **WIDE, fit=BOOKS, speak=True),
     f"15 {MANY} with books: 24 forced steps, solve": partial(
@@ -231,6 +252,7 @@ RUNS = {
     **LARGE,
     **OPTIONS,
     **STEPS,
+    **BY_COUNT,
     **VARIED,
     "decode": decode,
 }

@@ -83,7 +83,20 @@ def unsolved(bench, count, **start):
     return {**bench.scores(student), "layers": layers}
 
 
-def stages(bench, count, plan, steps, rate=None, texts=(256, 256, 0), fit=None, rounds=40, every=1, kept="", **start):
+def stages(
+    bench,
+    count,
+    plan,
+    steps,
+    rate=None,
+    texts=(256, 256, 0),
+    fit=None,
+    rounds=40,
+    every=1,
+    kept="",
+    speak=False,
+    **start,
+):
     """Follow a plan, a letter for each stage; measure after each.
 
     s solves the readouts, l solves and trains layer after layer, on the texts of `fit`; o takes the solved student of
@@ -113,7 +126,8 @@ def stages(bench, count, plan, steps, rate=None, texts=(256, 256, 0), fit=None, 
         seconds += time.process_time() - begin
         found.append({"stage": stage, "seconds": seconds, **bench.scores(student)})
         print(found[-1], flush=True)
-    return {**found[-1], "layers": layers, "stages": found, "text": bench.text(student.eval())}
+    text = {"text": bench.text(student.eval())} if speak else {}
+    return {**found[-1], "layers": layers, "stages": found, **text}
 
 
 def read_kept(student, file):
@@ -203,14 +217,18 @@ OPTIONS = {
     **{f"closed {n} attention start": partial(closed_form, count=n, start="attention") for n in COUNTS},
 }
 GENTLE = {"rate": {"k": 3e-4}}
-BEST = {"count": 15, **FROM_3, **WIDE}
+BEST = {"count": 15, "speak": True, **FROM_3, **WIDE}
 MANY = "by its cost from 3 on, wide, 49k tokens"
 STEPS = {
-    "15: solve, 24 end-to-end steps": partial(stages, count=15, plan="sk", steps={"k": 24}, every=4, **GENTLE),
-    "15: 32 end-to-end steps": partial(stages, count=15, plan="k", steps={"k": 32}, every=4),
-    "15: 24 forced steps, solve": partial(stages, count=15, plan="fs", steps={"f": 24}),
+    "15: solve, 24 end-to-end steps": partial(
+        stages, speak=True, count=15, plan="sk", steps={"k": 24}, every=4, **GENTLE
+    ),
+    "15: 32 end-to-end steps": partial(stages, speak=True, count=15, plan="k", steps={"k": 32}, every=4),
+    "15: 24 forced steps, solve": partial(stages, speak=True, count=15, plan="fs", steps={"f": 24}),
     f"15 {MANY}: 24 forced steps, solve": partial(stages, plan="fs", steps={"f": 24}, fit=MIX, **BEST, **LONG),
-    "30: solve, 24 end-to-end steps": partial(stages, count=30, plan="sk", steps={"k": 24}, every=4, **GENTLE),
+    "30: solve, 24 end-to-end steps": partial(
+        stages, speak=True, count=30, plan="sk", steps={"k": 24}, every=4, **GENTLE
+    ),
     f"15 {MANY}: 24 end-to-end steps": partial(
         stages, plan="ok", steps={"k": 24}, kept="half.pt", **BEST, **LONG, **GENTLE
     ),
@@ -218,14 +236,14 @@ STEPS = {
         stages, plan="sk", steps={"k": 300}, rate={"k": 5e-4}, fit=MIX, texts=(420, 420, 500), every=4, **BEST
     ),
     "30, wide, 49k tokens: 24 end-to-end steps": partial(
-        stages, count=30, plan="ok", steps={"k": 24}, kept="all.pt", **WIDE, **LONG, **GENTLE
+        stages, count=30, speak=True, plan="ok", steps={"k": 24}, kept="all.pt", **WIDE, **LONG, **GENTLE
     ),
     "15 by its cost from 3 on, wide, varied: layer steps, 30 end-to-end steps": partial(
         stages, plan="lk", steps={"k": 30}, rate={"l": 3e-4, "k": 3e-4}, fit=BROAD, **BEST, **LONG
     ),
 }
-SHORT = {"steps": {"f": 16, "k": 12}, "every": 4, **GENTLE}
-CHAINS = {(n, seed): seeded(f"{n}: 16 forced steps, solve, 12 end-to-end steps", seed) for n, seed in DRAWN}
+SHORT = {"steps": {"f": 16, "k": 8}, "every": 4, **GENTLE}
+CHAINS = {(n, seed): seeded(f"{n}: 16 forced steps, solve, 8 end-to-end steps", seed) for n, seed in DRAWN}
 ALONE = {(n, seed): seeded(f"{n}: end-to-end steps alone, in the same time", seed) for n, seed in DRAWN}
 BY_COUNT = {
     **{name: partial(stages, count=n, plan="fsk", seed=seed, **SHORT) for (n, seed), name in CHAINS.items()},
@@ -236,11 +254,11 @@ VARIED = {
     f"15 {MANY} with books: 24 forced steps, solve": partial(
         stages, plan="fs", steps={"f": 24}, fit=BOOKS, **BEST, **ALL_TEXTS
     ),
-    f"15 {MANY} with books: 96 forced steps, solve, 48 end-to-end steps": partial(
-        stages, plan="fsk", steps={"f": 96, "k": 48}, fit=BOOKS, **BEST, **ALL_TEXTS, **GENTLE
+    f"15 {MANY} with books: 96 forced steps, solve, 24 end-to-end steps": partial(
+        stages, plan="fsk", steps={"f": 96, "k": 24}, fit=BOOKS, **BEST, **ALL_TEXTS, **GENTLE
     ),
-    "30, wide, 49k tokens with books: 48 forced steps, solve, 24 end-to-end steps": partial(
-        stages, count=30, plan="fsk", steps={"f": 48, "k": 24}, fit=BOOKS, **WIDE, **ALL_TEXTS, **GENTLE
+    "30, wide, 49k tokens with books: 24 forced steps, solve": partial(
+        stages, count=30, plan="fs", steps={"f": 24}, fit=BOOKS, speak=True, **WIDE, **ALL_TEXTS
     ),
 }
 RUNS = {

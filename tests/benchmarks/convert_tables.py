@@ -12,7 +12,7 @@ METHODS = {
     "closed form": {(n, seed): (seeded(f"closed {n}", seed), None) for n, seed in DRAWN},
     "16 forced steps": {key: (CHAINS[key], 0) for key in DRAWN},
     "then closed form": {key: (CHAINS[key], 1) for key in DRAWN},
-    "then 12 steps end to end": {key: (CHAINS[key], 2) for key in DRAWN},
+    "then 8 steps end to end": {key: (CHAINS[key], 2) for key in DRAWN},
     "steps alone, same time": {key: (ALONE[key], None) for key in DRAWN},
 }
 

@@ -75,6 +75,8 @@ class Bench(Records):
     def batches(self, topics=0, vim=0, varied=0, books=0, size=8):
         """Return rows from the beginning of all texts, interleaved."""
         counts = {"topics": topics, "vim": vim, "prose": varied, "books": books}
+        if books and "books" not in self.fit:
+            raise ValueError(f"no books among the texts of {self.folder}: run the command `books` first")
         texts = [self.fit[name][:count] for name, count in counts.items() if count]
         rows = [row for pair in zip_longest(*texts) for row in pair]
         return list(torch.stack([row for row in rows if row is not None]).split(size))

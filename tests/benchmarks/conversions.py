@@ -257,8 +257,8 @@ VARIED = {
     f"15 {MANY} with books: 96 forced steps, solve, 24 end-to-end steps": partial(
         stages, plan="fsk", steps={"f": 96, "k": 24}, fit=BOOKS, **BEST, **ALL_TEXTS, **GENTLE
     ),
-    "30, wide, 49k tokens with books: 24 forced steps, solve": partial(
-        stages, count=30, plan="fs", steps={"f": 24}, fit=BOOKS, speak=True, **WIDE, **ALL_TEXTS
+    "30, wide, 49k tokens with books: 48 forced steps, solve": partial(
+        stages, count=30, plan="fs", steps={"f": 48}, fit=BOOKS, speak=True, **WIDE, **ALL_TEXTS
     ),
 }
 RUNS = {

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.contracts.backbones import build
-from transmamba.models import VisionMamba
+from transmamba.models import Vim, VisionMamba
 from transmamba.models.stack import reset_children
 from transmamba.testing import CHECKS, check_backbone
 
@@ -133,6 +133,18 @@ def test_a_broken_promise_is_found(name, x):
     broken, message = BREAKS[name]
     with pytest.raises(Exception, match=message):
         CHECKS[name](broken().eval(), x)
+
+
+def test_a_model_says_where_its_class_tokens_are(x):
+    class Silent(Vim):
+        extra_tokens = ()
+
+        def forward_features(self, x, directions=False):
+            return super().forward_features(x, directions)._replace(extra=self.cls_positions)
+
+    message = r"class tokens are at \(2,\), the model's `extra_tokens` are \(\)"
+    with pytest.raises(AssertionError, match=message):
+        CHECKS["features_fit_their_grids"](Silent(8, 4, dim=12, depth=2, num_classes=5).eval(), x)
 
 
 @pytest.mark.parametrize("name", ["vim", "vit", "vmamba_v2", "vmamba_v0", "plain_mamba"])

@@ -72,7 +72,7 @@ def has_the_methods(model: Any, x: Tensor) -> None:
 
 
 def features_fit_their_grids(model: Any, x: Tensor) -> None:
-    """Every layer is (batch, token, dim) with the tokens of its grid and the extra ones; forward gives a row each."""
+    """Every layer is (batch, token, dim): the tokens of its grid, and the extra ones, whose places the model names."""
     features = model.forward_features(x)
     grids = features.grids or (features.grid,) * len(features.layers)
     assert len(grids) == len(features.layers), f"{len(grids)} grids for {len(features.layers)} layers"
@@ -82,7 +82,9 @@ def features_fit_their_grids(model: Any, x: Tensor) -> None:
             f"layer {i} is {tuple(layer.shape)}, its grid {grid} and {len(features.extra)} extra tokens are {tokens}"
         )
     assert features.last.shape == features.layers[-1].shape, f"last is {tuple(features.last.shape)}"
-    assert features.directions == (), "directions are there although nobody asked for them"
+    places = tuple(getattr(model, "extra_tokens", ()))
+    assert places == features.extra, f"class tokens are at {features.extra}, the model's `extra_tokens` are {places}"
+    assert not features.directions, "directions are there although nobody asked for them"
     out, one = model(x), model(x[:1])
     assert len(out) == len(x) and one.shape == (1, *out.shape[1:]), f"forward gives {tuple(out.shape)}"
 
@@ -269,8 +271,7 @@ CHECKS: dict[str, Check] = {
 
 def _prepared(model: nn.Module) -> nn.Module:
     """Copy the model, in evaluation mode and without gradients of earlier."""
-    model = copy.deepcopy(model).eval()
-    model.zero_grad()
+    (model := copy.deepcopy(model).eval()).zero_grad()
     return model
 
 

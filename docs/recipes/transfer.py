@@ -51,9 +51,7 @@ def solve(teacher: models.ViT, student: nn.Module, kept: Sequence[int] | None, d
     picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].tolist()
     batches = [torch.stack([data[i][0] for i in picked[start : start + 64]]) for start in range(0, len(picked), 64)]
     projection = None if kept is None else torch.eye(teacher.patch_embed.proj.out_channels)[list(kept)]
-    extra = len(student.forward_features(batches[0][:1]).extra)
-    tokens = None if extra == teacher.prefix else lambda x: x[:, teacher.prefix :]
-    print(transfer.fit_layers(teacher, student, batches, projection=projection, tokens=tokens, progress=False))
+    print(transfer.fit_layers(teacher, student, batches, projection=projection, progress=False))
 
 
 def inherit(

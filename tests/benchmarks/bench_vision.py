@@ -12,7 +12,6 @@ CPU seconds of one process with one thread.
 import sys
 import time
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from torch.nn.functional import avg_pool2d, cosine_similarity, cross_entropy
 from tests.benchmarks import vision_data
 from tests.benchmarks.records import Records
 from tests.benchmarks.vision_data import normalised
+from tests.benchmarks.vision_speed import speed
 from tests.benchmarks.vision_students import (
     again,
     attention_start,
@@ -28,15 +28,14 @@ from tests.benchmarks.vision_students import (
     deleted,
     end_to_end,
     forced,
-    half_width,
     last_cosine,
     layers_mse,
     new_student,
+    smaller,
     solved,
 )
 from tests.benchmarks.yardsticks import agreement, readable
 from transmamba.models import ViT
-from transmamba.nn import MambaMixer
 
 FIT, BATCH = 1000, 32
 
@@ -75,7 +74,7 @@ class Bench(Records):
     def scores(self, student, probe=True):
         """Measure frozen features, and the cosines to the teacher on photographs and on other kinds."""
         found = self.yardsticks(student) if probe else {"probe": None}
-        if student.norm.weight.shape != self.teacher.norm.weight.shape:
+        if not isinstance(student, ViT):  # another width, or other tokens
             return found
         return found | {
             "cosines": self.cosines(student, self.judged[:200]),
@@ -88,18 +87,20 @@ class Bench(Records):
         # bfloat16 halves the time and moves the features by less than 1 %
         with torch.autocast("cpu", torch.bfloat16):
             parts = [model.forward_features(normalised(part)) for part in self.judged.split(BATCH)]
-        tokens, extra = torch.cat([part.last.float() for part in parts]), len(parts[0].extra)
-        return tokens[:, :extra].flatten(1), tokens[:, extra:]
+        tokens, extra = torch.cat([part.last.float() for part in parts]), list(parts[0].extra)
+        patches = [place for place in range(tokens.shape[1]) if place not in extra]
+        return tokens[:, extra].flatten(1), tokens[:, patches]
 
     def yardsticks(self, model):
         """Return the probe in per cent, and how many of the teacher's neighbours and patch features are there."""
         theirs = self.theirs = self.features(self.teacher) if self.theirs is None else self.theirs
         ours = theirs if model is self.teacher else self.features(model)
-        return {
+        found = {
             "probe": self.probe(torch.cat([ours[0], ours[1].mean(1)], 1)),
             "neighbours": agreement(ours[1].mean(1), theirs[1].mean(1)),
-            "readable": readable(ours[1], theirs[1]),
         }
+        same = ours[1].shape[1] == theirs[1].shape[1]  # a pyramid has fewer patches
+        return found | {"readable": readable(ours[1], theirs[1])} if same else found
 
     def probe(self, features):
         """Return the accuracy in per cent, each photograph judged by the three quarters that it is not in."""
@@ -155,38 +156,6 @@ def judged(bench, make, probe=True):
     return {"seconds": seconds, "stages": log, **bench.scores(student, probe)}
 
 
-def forward_cost(side, mamba):
-    """Return seconds of one image, and by how many MB it raises the peak of the process."""
-    torch.set_num_threads(1)
-    mixer = {"mixer": partial(MambaMixer, directions=2)} if mamba else {}
-    model = ViT(side, 14, dim=384, depth=12, heads=6, **mixer).eval()
-    image, times = torch.zeros(1, 3, side, side), []
-    with torch.no_grad():
-        before = memory("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew; it would be the parent's
-        for _ in range(3):
-            begin = time.process_time()
-            model(image)
-            times.append(time.process_time() - begin)
-    return [round(min(times), 3), round((memory("VmHWM") - before) / 1024)]
-
-
-def memory(kind):
-    """Return the resident memory of this process in KiB, or its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind))
-
-
-def speed(bench):
-    """Time attention and two-direction mixers by the size of the image, each in a process of its own."""
-    cases = [(side, mamba) for side in (112, 224, 448, 896) for mamba in (False, True)]
-    found = {}
-    for side, mamba in cases:
-        with get_context("spawn").Pool(1) as pool:
-            found[f"{side} {'mamba' if mamba else 'attention'}"] = pool.apply(forward_cost, (side, mamba))
-    return {"speed": found}
-
-
 def base(bench):
     """Measure the teacher itself, and the share of the most common class."""
     share = 100 * (bench.labels == 0).float().mean().item()
@@ -199,16 +168,20 @@ def made(start, *stages, probe=True, **options):
 
 
 VARIED = {"count": 1000, "source": "varied"}
-RUNS = {
+RICH = {"directions": 4, "expand": 4}
+LARGE = {
     "teacher": base,
     "speed": speed,
     "deleted": made(deleted),
-    "random, half width": made(half_width, basis="random"),
+    "random, half width": made(smaller, basis="random"),
     "closed, 2 directions": made(solved),
+    **{f"closed, seed {seed}": made(solved, seed=seed) for seed in (1, 2)},
     "mlp": made(solved, fit={"mlp": True}),
     "4 directions": made(solved, directions=4),
-    "varied": made(solved, count=1000, source="varied", probe=False),
-    "1,000 photographs, mlp": made(solved, count=1000, fit={"mlp": True}),
+    "1,000 photographs, rich": made(solved, count=1000, **RICH),
+    "1,000 photographs, rich, seed 1": made(solved, count=1000, **RICH, seed=1),
+    "1,000 photographs, rich, mlp": made(solved, count=1000, fit={"mlp": True}, **RICH),
+    "varied": made(solved, **VARIED, probe=False),
 }
 GOOD = {"count": 1000, "fit": {"mlp": True}}
 SMALL = {
@@ -226,19 +199,31 @@ SMALL = {
     "random, to the end": made(new_student, partial(end_to_end, compare=layers_mse, seconds=98)),
     "varied": made(solved, **VARIED),
     "varied, 2,000": made(solved, **VARIED | {"count": 2000}),
+    "varied, 2,000, rich": made(solved, **VARIED | {"count": 2000}, **RICH),
+    "closed, rich": made(solved, count=1000, **RICH),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
     "closed, then forced": made(solved, partial(forced, seconds=30), partial(again, count=1000), count=1000),
     "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60, rate=1e-5), count=1000),
-    "axes": made(half_width, basis="axes", count=1000),
-    "neurons": made(half_width, basis="neurons", count=1000),
-    "neurons alone": made(half_width, basis="neurons"),
-    "random, half width": made(half_width, basis="random"),
+    "axes": made(smaller, basis="axes", count=1000),
+    "neurons": made(smaller, basis="neurons", count=1000),
+    "axes alone": made(smaller, basis="axes", count=1000, fit=False),
+    "neurons alone": made(smaller, basis="neurons"),
+    "random, half width": made(smaller, basis="random"),
     "mamba2": made(solved, count=1000, mixer="mamba2"),
     "mamba3": made(solved, count=1000, mixer="mamba3"),
 }
-RUNS |= {f"56: {name}": made for name, made in SMALL.items()}
+for family in ("vim", "plainmamba"):
+    SMALL[f"{family}, random"] = made(smaller, basis="random", family=family)
+    SMALL[f"{family}, neurons alone"] = made(smaller, basis="neurons", family=family)
+    SMALL[f"{family}, neurons"] = made(smaller, basis="neurons", count=1000, family=family)
+SMALL["vim, axes alone"] = made(smaller, basis="axes", count=1000, fit=False, family="vim")
+SMALL["vim, axes"] = made(smaller, basis="axes", count=1000, family="vim")
+for family in ("vim, deep", "vmamba"):
+    SMALL[f"{family}, random"] = made(smaller, basis="random", family=family)
+    SMALL[f"{family}, neurons alone"] = made(smaller, basis="neurons", family=family)
+RUNS = LARGE | {f"56: {name}": run for name, run in SMALL.items()}
 
 
 def run(folder, names):

@@ -10,178 +10,61 @@ features of the four mirror images are computed once. A run that has its line al
 """
 
 import argparse
-import copy
 import json
 import math
 import time
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-import transmamba as tm
-from tests.benchmarks import vision_data
-from tests.benchmarks.vision_data import PATCH, normalised
-from transmamba import distill, transfer
+from tests.benchmarks.vision_learner import BATCH, MIRRORS, TRAIN, Learner, Setting, cache
 
-SIDE, DIM, DEPTH, BATCH, TRAIN, RATE = 56, 96, 6, 32, 1500, 1e-3
+RATE = 1e-3
 SLOWER = {"slow": 1e-1, "gentle": 1e-2}  # factors of the learning rate
-MIRRORS = ((), (-1,), (-2,), (-1, -2))
-# start, and losses beside that of the labels; "head": solved as well
-ROWS = {
-    "scratch": ("scratch",),
-    "scratch, last feature": ("scratch", "last"),
-    "scratch, adaptive": ("scratch", "adaptive"),
-    "scratch, bidirectional": ("scratch", "bidirectional"),
-    "scratch, logits": ("scratch", "logits"),
-    "subclone": ("subclone",),
-    "subclone, last feature": ("subclone", "last"),
-    "subclone, adaptive": ("subclone", "adaptive"),
-    "subclone, bidirectional": ("subclone", "bidirectional"),
-    "subclone, logits": ("subclone", "logits"),
-    "subclone, bidirectional, logits": ("subclone", "bidirectional", "logits"),
+# "head": solved as well
+STARTS = {"scratch": ("scratch",), "subclone": ("subclone",), "closed form, gentle": ("closed", "head", "gentle")}
+LOSSES = {
+    "": (),
+    "last feature": ("last",),
+    "adaptive": ("adaptive",),
+    "bidirectional": ("bidirectional",),
+    "tuned": ("tuned",),
+    "relations": ("relations",),
+    "relations by direction": ("directed",),
+    "logits": ("logits",),
+    "bidirectional, logits": ("bidirectional", "logits"),
+    "tuned, logits": ("tuned", "logits"),
+    "relations, logits": ("relations", "logits"),
+    "four directions": ("four",),
+    "multi-directional": ("four", "multi"),
+}
+
+
+def row(start, loss):
+    """Return the name of a row."""
+    return f"{start}, {loss}" if loss else start
+
+
+ROWS = {row(start, loss): (*STARTS[start], *LOSSES[loss]) for start in STARTS for loss in LOSSES} | {
     "subclone, head solved": ("subclone", "head"),
     "subclone, head solved, slow": ("subclone", "head", "slow"),
     "subclone, head solved, gentle": ("subclone", "head", "gentle"),
     "closed form": ("closed", "head"),
     "closed form, slow": ("closed", "head", "slow"),
     "closed form, slow, logits": ("closed", "head", "slow", "logits"),
-    "closed form, gentle": ("closed", "head", "gentle"),
-    "closed form, gentle, last feature": ("closed", "head", "gentle", "last"),
-    "closed form, gentle, adaptive": ("closed", "head", "gentle", "adaptive"),
-    "closed form, gentle, bidirectional": ("closed", "head", "gentle", "bidirectional"),
-    "closed form, gentle, logits": ("closed", "head", "gentle", "logits"),
 }
-STARTS = ("scratch", "subclone", "closed form, gentle")
-# which is above which: among the losses, and after any start
-ORDER = [("bidirectional", "logits"), ("logits", "last feature"), ("bidirectional", "last feature"),
-         ("last feature", None), ("adaptive", None), ("bidirectional", None), ("logits", None)]  # fmt: skip
+# which is above which
+ORDER = (
+    ("bidirectional", "logits"),
+    ("logits", "last feature"),
+    ("bidirectional", "last feature"),
+    *((loss, "") for loss in LOSSES if loss not in ("", "multi-directional")),
+    ("multi-directional", "four directions"),
+    ("relations", "logits"),
+    ("relations by direction", "relations"),
+    *((f"{loss}, logits", "logits") for loss in ("bidirectional", "tuned", "relations")),
+)
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile 0.975 by number of seeds
-
-
-def solved_head(features, labels, classes=4):
-    """Return weight and bias of a logistic regression, for the features as they are."""
-    mean, deviation = features.mean(0), features.std(0) + 1e-6
-    probe = torch.nn.Linear(features.shape[1], classes)
-    torch.nn.init.zeros_(probe.weight)
-    optimizer = torch.optim.LBFGS(probe.parameters(), max_iter=80, line_search_fn="strong_wolfe")
-
-    def loss():
-        optimizer.zero_grad()
-        value = F.cross_entropy(probe((features - mean) / deviation), labels) + 3e-3 * probe.weight.square().sum()
-        value.backward()
-        return value
-
-    with torch.enable_grad():
-        optimizer.step(loss)
-    weight = probe.weight.detach() / deviation
-    return weight, probe.bias.detach() - weight @ mean
-
-
-@torch.no_grad()
-def cache(folder):
-    """Write the small photographs and the teacher's outputs for them."""
-    teacher = vision_data.teacher(SIDE)
-    images, labels = vision_data.photographs()
-    images = F.avg_pool2d(images[:, None].float(), 112 // SIDE)[:, 0].round().byte()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(7))
-    images, labels = images[order], labels[order]
-    parts = [[teacher.forward_features(normalised(x.flip(axes) if axes else x)).last for x in images.split(128)]
-             for axes in MIRRORS]  # fmt: skip
-    tokens = torch.stack([torch.cat(part) for part in parts])
-    pooled = torch.cat([tokens[:, :, 0], tokens[:, :, 1:].mean(2)], -1)
-    weight, bias = solved_head(pooled[:, :TRAIN].flatten(0, 1), labels[:TRAIN].repeat(len(MIRRORS)))
-    logits = pooled @ weight.T + bias
-    hit = (logits[0, TRAIN:].argmax(-1) == labels[TRAIN:]).float().mean().item()
-    teacher.save_pretrained(folder / "teacher56")
-    data = {"images": images, "labels": labels, "tokens": tokens[:, :TRAIN, 1:].half(), "logits": logits[:, :TRAIN]}
-    torch.save({**data, "accuracy": 100 * hit}, folder / "small.pt")
-    print("teacher", 100 * hit, "majority", 100 * (labels[TRAIN:] == 0).float().mean().item())
-
-
-class Setting:
-    """Photographs, the teacher, and its outputs."""
-
-    def __init__(self, folder):
-        self.data = torch.load(folder / "small.pt")
-        self.teacher = tm.models.ViT.from_pretrained(folder / "teacher56")
-        self.images, self.labels = normalised(self.data["images"]), self.data["labels"]
-        self.batches = list(self.images[:1000].split(BATCH))
-        self.made = {}
-        self.axes = transfer.principal_axes(self.teacher, self.batches, DIM)
-
-    def student(self, start, seed):
-        """Return a student and where its channels were in the teacher; each is made once."""
-        if (start, seed) not in self.made:
-            self.made[start, seed] = *self.new(start, seed), torch.get_rng_state()
-        student, pad, state = self.made[start, seed]
-        torch.set_rng_state(state)
-        return copy.deepcopy(student), pad
-
-    def new(self, start, seed):
-        """Make a student."""
-        torch.manual_seed(seed)
-        student = tm.models.VisionMamba(SIDE, PATCH, dim=DIM, depth=DEPTH, num_classes=4)
-        if start == "scratch":
-            return student, "right"
-        exclude = [*transfer.SSM_PARAMETERS, "head.*"]
-        options = {"layer_map": "uniform", "exclude": exclude}
-        kept = tm.subclone(self.teacher, student, transfer.magnitude_importance, **options).kept["residual"]
-        if start == "subclone":
-            return student, kept
-        transfer.project_start(self.teacher, student, self.axes)
-        options = {"projection": self.axes, "tokens": lambda x: x[:, 1:], "mlp": True, "progress": False}
-        transfer.fit_layers(self.teacher, student.eval(), self.batches, **options)
-        return student, "right"
-
-    @torch.no_grad()
-    def features(self, student, part):
-        """Return the head's input."""
-        return torch.cat([student.forward_features(x).last.mean(1) for x in self.images[part].split(128)])
-
-    def accuracy(self, student):
-        """Return per cent of the test photographs."""
-        logits = student.head(self.features(student.eval(), slice(TRAIN, None)))
-        return 100 * (logits.argmax(-1) == self.labels[TRAIN:]).float().mean().item()
-
-
-class Learner(torch.nn.Module):
-    """A student with the calibrators and losses of a row."""
-
-    def __init__(self, setting, parts, seed, own):
-        super().__init__()
-        self.model, pad = setting.student(parts[0], seed)
-        self.parts, self.setting = parts, setting
-        if "head" in parts:
-            with torch.no_grad():
-                found = solved_head(setting.features(self.model.eval(), own), setting.labels[own])
-                self.model.head.weight.copy_(found[0])
-                self.model.head.bias.copy_(found[1])
-        count = {"last": 1, "adaptive": DEPTH, "bidirectional": DEPTH}
-        names = [name for name in parts if name in count for _ in range(1 + (name == "bidirectional"))]
-        self.bridges = torch.nn.ModuleList(
-            distill.LayerCalibrators([DIM] * count[name], 384, pad=pad) for name in names
-        )
-        self.adaptive, self.both = tm.AdaptiveLayerDistill(), tm.BidirectionalDistill()
-        self.last, self.soft = distill.LastFeatureDistill(), distill.LogitsDistill(temperature=4.0)
-
-    def forward(self, pick, mirror):
-        """Return labels and distillation, each of weight 1."""
-        images, labels = self.setting.images, self.setting.labels
-        x = images[pick].flip(MIRRORS[mirror]) if mirror else images[pick]
-        features = self.model.forward_features(x, directions="bidirectional" in self.parts)
-        logits, target = self.model.head(features.last.mean(1)), self.setting.data["tokens"][mirror, pick].float()
-        loss = F.cross_entropy(logits, labels[pick])
-        if "last" in self.parts:
-            loss = loss + self.last(self.bridges[0]([features.last])[0], target)
-        if "adaptive" in self.parts:
-            loss = loss + self.adaptive(self.bridges[0](features.layers), target)
-        if "bidirectional" in self.parts:
-            sides = [bridge(side) for bridge, side in zip(self.bridges, features.directions, strict=True)]
-            loss = loss + self.both(*sides, target)
-        if "logits" in self.parts:
-            loss = loss + self.soft(logits, self.setting.data["logits"][mirror, pick])
-        return loss
 
 
 def train(setting, row, seed, steps, share):
@@ -229,17 +112,27 @@ def run(folder, args):
 
 
 def tables(folder, args):
-    """Print mean and standard deviation over the seeds."""
+    """Print mean and standard deviation over the seeds, before the first step and after the last."""
     done = lines(folder)
     cells = sorted({(steps, share) for _, _, steps, share in done})
-    print("| | " + " | ".join(f"{steps} steps, {share:.0%}" for steps, share in cells) + " |")
-    print("| --- |" + " --: |" * len(cells))
-    for row in ROWS:
-        texts = []
-        for cell in cells:
-            x = torch.tensor([line["after"] for key, line in done.items() if (key[0], *key[2:]) == (row, *cell)])
-            texts.append(f"{x.mean():.1f} ± {x.std():.1f}" if len(x) > 1 else "")
-        print(f"| {row} | {' | '.join(texts)} |")
+    print(
+        "| | before | " + " | ".join(f"{steps} steps, {share:.0%}" for steps, share in cells) + " | CPU s, 60 steps |"
+    )
+    print("| --- | --: |" + " --: |" * (len(cells) + 1))
+    for name in ROWS:
+        first = {seed: line["before"] for (row, seed, _, share), line in done.items() if (row, share) == (name, 1.0)}
+        after = [[line["after"] for key, line in done.items() if (key[0], *key[2:]) == (name, *cell)] for cell in cells]
+        times = [line["seconds"] for key, line in done.items() if (key[0], key[2]) == (name, 60)]
+        texts = [spread(values) for values in (list(first.values()), *after)]
+        if first:
+            print(f"| {name} | {' | '.join(texts)} | {torch.tensor(times).mean():.1f} |")
+
+
+def spread(values):
+    """Return mean and standard deviation, with their number where it is not five."""
+    x, count = torch.tensor(values), len(values)
+    text = f"{x.mean():.1f} ± {x.std():.1f}" if count > 1 else f"{x.mean():.1f}" if count else ""
+    return f"{text} ({count})" if count not in (0, 5) else text
 
 
 def difference(done, first, second):
@@ -252,26 +145,37 @@ def difference(done, first, second):
 
 
 def claims(folder, args):
-    """Print the paper's claims as differences: the order of the losses, fewer labels, fewer steps."""
+    """Print the paper's claims as differences: the order of the losses, then fewer labels and fewer steps."""
     done = lines(folder)
     cells = sorted({(steps, share) for _, _, steps, share in done})
-    pairs = [((row(start, more), *cell), (row(start, less), *cell))
-             for cell in cells for start in STARTS for more, less in ORDER]  # fmt: skip
-    pairs += [((name, *cell), ("scratch", *cell)) for cell in cells for name in STARTS[1:]]
-    whole = [(steps, 1.0) for steps in sorted({steps for steps, _ in cells})]
-    pairs += [((name, steps, share), ("scratch", steps, 1.0)) for steps, share in cells if share < 1 for name in ROWS]
-    pairs += [((name, *few), ("scratch", *many)) for few in whole for many in whole if few < many for name in ROWS]
-    print("| | less | difference | seeds |\n| --- | --- | --: | --: |")
-    for first, second in pairs:
-        if found := difference(done, first, second):
-            mean, half, n = found
-            texts = (f"{name}, {steps} steps, {share:.0%}" for name, steps, share in (first, second))
-            print(f"| {' | '.join(texts)} | {mean:+.1f} ± {half:.1f} | {n} |")
+    heads = [(start, *cell) for cell in cells for start in STARTS]
+    found = {(pair, head): difference(done, *((row(head[0], loss), *head[1:]) for loss in pair))
+             for pair in ORDER for head in heads}  # fmt: skip
+    heads = [head for head in heads if any(found[pair, head] for pair in ORDER)]
+    print(
+        "| difference | " + " | ".join(f"{start}, {steps} steps, {share:.0%}" for start, steps, share in heads) + " |"
+    )
+    print("| --- |" + " --: |" * len(heads))
+    for pair in ORDER:
+        texts = " | ".join(interval(found[pair, head]) for head in heads)
+        print(f"| {' − '.join(loss or 'labels alone' for loss in pair)} | {texts} |")
+    many = [("scratch", steps, 1.0) for steps in sorted({steps for steps, _ in cells})]
+    pairs = [((name, *cell), (name, cell[0], 1.0)) for cell in cells if cell[1] < 1 for name in ROWS]
+    pairs += [((name, *cell), base) for cell in cells for base in many if cell[0] <= base[1] for name in ROWS
+              if (name, *cell) != base]  # fmt: skip
+    print("\n| | less | difference |\n| --- | --- | --: |")
+    for first, second in dict.fromkeys(pairs):
+        if text := interval(difference(done, first, second)):
+            names = (f"{name}, {steps} steps, {share:.0%}" for name, steps, share in (first, second))
+            print(f"| {' | '.join(names)} | {text} |")
 
 
-def row(start, loss):
-    """Return the name of a row."""
-    return f"{start}, {loss}" if loss else start
+def interval(found):
+    """Return a difference with its 95 % interval, and the number of seeds where it is not five."""
+    if not found:
+        return ""
+    mean, half, count = found
+    return f"{mean:+.1f} ± {half:.1f}" + (f" ({count})" if count != 5 else "")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from tests.benchmarks.vision_data import PATCH, normalised
 from transmamba import subclone, transfer
 from transmamba.distill import LastFeatureDistill, LayerwiseDistill
-from transmamba.models import SNAKES, VisionMamba, replace_mixers
+from transmamba.models import SNAKES, PlainMamba, Vim, VisionMamba, replace_mixers, vmamba_v2
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 
 LAYERS, BATCH = range(12), 32
@@ -17,6 +17,27 @@ MIXERS = {
     "mamba": MambaMixer,
     "mamba2": partial(Mamba2Mixer, d_state=32, head_dim=32),
     "mamba3": partial(Mamba3Mixer, d_state=32, head_dim=32),
+}
+WIDTH = 192
+# builds a student of a size; from the teacher's tokens to its own; options of its closed form
+FAMILIES = {
+    "visionmamba": (
+        lambda side: VisionMamba(side, PATCH, dim=WIDTH, depth=6, num_classes=4),
+        lambda x: x[:, 1:],
+        {"mlp": True},
+    ),
+    "vim": (
+        lambda side: Vim(side, PATCH, dim=WIDTH, depth=12, num_classes=4),
+        lambda x: torch.cat([x[:, 1 : x.shape[1] // 2 + 1], x[:, :1], x[:, x.shape[1] // 2 + 1 :]], 1),
+        {"target": "block"},  # whose blocks have no MLP
+    ),
+    "vim, deep": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=24, num_classes=4), None, {}),
+    "plainmamba": (
+        lambda side: PlainMamba(side, PATCH, dim=WIDTH, depth=12, num_classes=4),
+        lambda x: x[:, 1:],
+        {"target": "block"},
+    ),
+    "vmamba": (lambda side: vmamba_v2((48, 96, 192, 384), (2, 2, 8, 2), num_classes=4), None, {}),
 }
 
 
@@ -130,22 +151,32 @@ def end_to_end(bench, student, seconds, compare, source="photographs", rate=3e-4
     return steps
 
 
-def half_width(bench, basis, count=0, dim=192, depth=6, seed=0):
-    """Return a VisionMamba whose stream is a projection of the teacher's; with pictures its readouts are solved."""
+def smaller(bench, basis, count=0, family="visionmamba", seed=0, fit=True):
+    """Return a student whose stream is a projection of the teacher's; with pictures its readouts are solved.
+
+    Args:
+        bench: the teacher and its pictures.
+        basis: "axes" or "neurons" of the teacher's stream; "random" leaves the student as it is.
+        count: pictures for the axes and for the closed form.
+        family: one of FAMILIES.
+        seed: of the student.
+        fit: solve the readouts.
+    """
     torch.manual_seed(seed)
-    side = PATCH * bench.teacher.grid[0]
-    student = VisionMamba(side, PATCH, dim=dim, depth=depth, num_classes=4).eval()
+    build, tokens, options = FAMILIES[family]
+    student = build(PATCH * bench.teacher.grid[0]).eval()
     if basis == "random":
         return student
     exclude = [*transfer.SSM_PARAMETERS, "head.*"]
     report = subclone(bench.teacher, student, transfer.magnitude_importance, layer_map="uniform", exclude=exclude)
-    projection = torch.eye(384)[list(report.kept["residual"])]
+    if not count:
+        return student
     if basis == "axes":
-        projection = transfer.principal_axes(bench.teacher, bench.batches(count), dim)
+        projection = transfer.principal_axes(bench.teacher, bench.batches(count), WIDTH)
         transfer.project_start(bench.teacher, student, projection)
-    if count:
-        solve(bench, student, count, projection=projection, tokens=lambda x: x[:, 1:], mlp=True)
-    return student
+    else:
+        projection = torch.eye(384)[list(report.kept["residual"])]
+    return solve(bench, student, count, projection=projection, tokens=tokens, **options) if fit else student
 
 
 def chained(bench, start, *stages):

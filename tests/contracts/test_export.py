@@ -80,6 +80,7 @@ quiet = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::Deprecation
 @pytest.mark.parametrize("name", ["vision_mamba", "vim", "plain_mamba", "vmamba_v2", "vit"])
 @pytest.mark.parametrize("made", SHORT_AND_WHOLE)
 def test_onnx_takes_batches_of_any_size(name, made, in_onnxruntime):
+    """mamba 200; pytorch 130150; MambaVision 110."""
     model, x = made(name)
     run, _ = in_onnxruntime(model, (x,), BATCH)
     for batch in (x, torch.cat([x, x, x[:1]]), x[:1]):
@@ -172,6 +173,7 @@ def test_a_named_backend_says_why_it_has_no_forward_mode():
 
 @deprecated
 def test_torch_jit_is_refused_with_what_replaces_it():
+    """VMamba 65."""
     model, x = Vim(8, 4, dim=12, depth=1), torch.randn(1, 3, 8, 8)
     instead = r"use torch\.export\.export, torch\.onnx\.export\(\.\.\., dynamo=True\) or torch\.compile"
     with pytest.raises(NotImplementedError, match=f"Vim is not made for torch.jit.script: {instead}"):

@@ -10,10 +10,14 @@ import torch
 import transmamba as tm
 from transmamba import models
 from transmamba.distill import (
+    AdaptiveLayerDistill,
     BidirectionalDistill,
     DirectionBridge,
+    LastFeatureDistill,
     LayerCalibrators,
+    LayerwiseDistill,
     MultiDirectionalDistill,
+    TokenRelationDistill,
     Tokens,
     align_layers,
     align_tokens,
@@ -86,6 +90,17 @@ def test_tokens_keep_their_places():
     assert wrong > 0.1  # equal shapes hide the misalignment, the layouts show it
     with pytest.raises(ValueError, match=r"class tokens stand at \(8,\), the teacher's at \(0,\)"):
         BidirectionalDistill()([scan], [scan.flip(1)], target.last, layouts=(features, target))
+    losses = {
+        AdaptiveLayerDistill(): ([scan], target.last),
+        LastFeatureDistill(): (scan, target.last),
+        LayerwiseDistill(): ([scan], [target.last]),
+        TokenRelationDistill(): ([scan], target.last),
+    }
+    for loss, pair in losses.items():
+        assert loss(*pair) > 0.01
+        with pytest.raises(ValueError, match=r"class tokens stand at \(8,\), the teacher's at \(0,\)"):
+            loss(*pair, layouts=(features, target))
+        assert loss(*pair, layouts=(target, target)) == loss(*pair)
     with pytest.raises(ValueError, match="grid of"):
         check_layouts(Tokens(patches, (2, 8)), Tokens(patches, (4, 4)))
     BidirectionalDistill()([patches], [patches], patches, layouts=(Tokens(patches, (4, 4)),) * 2)

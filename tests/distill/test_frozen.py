@@ -34,6 +34,19 @@ def test_goes_where_its_input_is(student):
     assert student[0].weight.device.type == "cpu"
 
 
+def test_without_tensors_on_either_side_nothing_moves():
+    class Constant(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.value = nn.Parameter(torch.ones(2))
+
+        def forward(self, count):
+            return self.value * count
+
+    assert FrozenTeacher(Constant())(3).tolist() == [3, 3]
+    assert FrozenTeacher(nn.Identity())(torch.ones(2, device="meta")).is_meta
+
+
 def test_a_copy_of_the_module_shares_it(student):
     again = copy.deepcopy(student)
     assert again.teacher is student.teacher and again[0] is not student[0]

@@ -130,3 +130,60 @@ def test_padding_may_hold_anything(pair):
     loss.backward()
     assert student.grad.isfinite().all() and head.grad.isfinite().all()
     assert not student.grad[~mask].any()
+
+
+def test_one_real_token_is_a_batch_of_its_own(pair):
+    student, head, teacher, teacher_head = pair
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 2] = True
+    alone = HiddenLogitsDistill()(student[1:, 2:3], head, teacher[1:, 2:3], teacher_head)
+    torch.testing.assert_close(HiddenLogitsDistill()(student, head, teacher, teacher_head, mask), alone)
+    assert HiddenLogitsDistill()(student, head, teacher, teacher_head, mask & ~mask) == 0
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+def test_classes_without_probability_add_nothing(pair, divergence):
+    student, head, teacher, teacher_head = (x.detach().clone() for x in pair)
+    # logits of a thousand: their classes have a probability of exactly zero or one
+    head[:4] *= 1000
+    teacher_head[2:6] *= 1000
+    student.requires_grad_(), head.requires_grad_()
+    expected = LogitsDistill(1.5, divergence)(student @ head.T, teacher @ teacher_head.T)
+    got = HiddenLogitsDistill(1.5, divergence, chunk=4)(student, head, teacher, teacher_head)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    for one, other in zip(*(torch.autograd.grad(x, (student, head)) for x in (got, expected)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_in_autocast_it_agrees_with_the_divergence_of_the_logits(pair, divergence, temperature):
+    student, head, teacher, teacher_head = (x.detach().float().requires_grad_() for x in pair)
+    results = []
+    for hidden in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            if hidden:
+                loss = HiddenLogitsDistill(temperature, divergence)(student, head, teacher, teacher_head)
+            else:
+                loss = LogitsDistill(temperature, divergence)(student @ head.T, teacher @ teacher_head.T)
+        assert loss.dtype == torch.float32
+        results.append((loss, *torch.autograd.grad(loss, (student, head))))
+    (loss, *got), (expected, *wanted) = results
+    torch.testing.assert_close(loss, expected)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 * float(other.abs().max()))
+
+
+def test_second_derivatives_are_refused(pair):
+    with pytest.raises(RuntimeError, match="no second derivative, because .* use LogitsDistill on the logits"):
+        torch.autograd.grad(HiddenLogitsDistill()(*pair), pair[0], create_graph=True)
+
+
+@pytest.mark.parametrize(("divergence", "bytes_of"), [("forward", 106), ("reverse", 106), ("js", 192)])
+def test_operations_move_few_bytes_per_logit(divergence, bytes_of):
+    tokens, classes, dim = 512, 4096, 16
+    student, head, teacher, teacher_head = (torch.randn(n, dim) for n in (tokens, classes) * 2)
+    student.requires_grad_(), head.requires_grad_()
+    with Largest() as seen:
+        HiddenLogitsDistill(2.0, divergence, chunk=128)(student, head, teacher, teacher_head).backward()
+    assert seen.bytes <= bytes_of * tokens * classes

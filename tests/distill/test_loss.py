@@ -23,6 +23,15 @@ def test_default_is_v1_at_one_half():
     torch.testing.assert_close(loss(TASK, DISTILL), TransMambaLoss.v1()(TASK, DISTILL))
 
 
+def test_default_of_v2_is_the_plain_sum():
+    torch.testing.assert_close(TransMambaLoss.v2()(TASK, DISTILL), TASK + DISTILL)
+
+
+def test_either_loss_may_count_alone():
+    assert (TransMambaLoss.v1(0)(TASK, DISTILL), TransMambaLoss.v1(1)(TASK, DISTILL)) == (DISTILL, TASK)
+    assert TransMambaLoss(0, 0)(TASK, DISTILL) == 0
+
+
 def test_gradient_of_each_part_is_its_weight():
     task, distill = TASK.clone().requires_grad_(), DISTILL.clone().requires_grad_()
     TransMambaLoss(0.2, 5.0)(task, distill).backward()
@@ -38,6 +47,11 @@ def test_bad_weights_are_refused(weight):
         TransMambaLoss(1.0, weight)
     with pytest.raises(ValueError, match=f"alpha must lie between 0 and 1, got {weight}"):
         TransMambaLoss.v1(weight)
+
+
+def test_a_share_above_one_is_refused():
+    with pytest.raises(ValueError, match=r"alpha must lie between 0 and 1, got 1\.5"):
+        TransMambaLoss.v1(1.5)
 
 
 def test_a_loss_that_is_no_scalar_is_refused():

@@ -89,7 +89,9 @@ print("never")
         ("pass", 0, ""),
         ("sys.exit(3)", 3, ""),
         ("sys.exit('no data')", 1, "no data\n"),
+        ("sys.exit()", 0, ""),
         ("1 / 0", 1, "ZeroDivisionError: division by zero\n"),
+        ("raise KeyboardInterrupt", 130, "KeyboardInterrupt\n"),
     ],
 )
 def test_exit_codes_are_those_of_python_and_nothing_is_left_out(statement, code, error):

@@ -122,7 +122,7 @@ def test_a_store_goes_on_where_it_was_stopped(tmp_path, teacher, damage):
     torch.testing.assert_close(reopen(tmp_path, teacher).get(KEYS)["tokens"], expected, rtol=2**-11, atol=2**-25)
 
 
-def test_other_augmentations_are_refused(tmp_path, teacher):
+def test_other_augmentations_are_refused(tmp_path, teacher, monkeypatch):
     write(tmp_path, teacher)
     with pytest.raises(
         ValueError, match="is for augmentation 'flip of view 1', now asked for is 'crop': write another"
@@ -135,6 +135,12 @@ def test_other_augmentations_are_refused(tmp_path, teacher):
     with pytest.raises(ValueError, match="other pixels of sample 0"):
         store.get(keys, seen(keys).roll(1, -1))
     assert store.get(keys, seen(keys) * (1 + 1e-6))
+    (dark := tmp_path / "dark").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "IMAGES", IMAGES * 1e-6)
+        write(dark, teacher)
+    with pytest.raises(ValueError, match="other pixels of sample 0"):
+        reopen(dark, teacher).get(keys, seen(keys).roll(1, -1) * 1e-6)
     with pytest.raises(ValueError, match="inputs has 1 rows for 2 keys"):
         store.get(keys, IMAGES[:1])
     with pytest.raises(KeyError, match=r"sample 3 has no view 2 in .*: views \[0, 1\] are stored"):
@@ -228,6 +234,9 @@ def test_clear_errors(tmp_path, teacher, monkeypatch):
             write(tmp_path, teacher, keys)
     with pytest.raises(ValueError, match="batch_size and shard_size must be at least 1, got 0 and 8"):
         write(tmp_path, teacher, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size and shard_size must be at least 1, got 3 and 0"):
+        write(tmp_path, teacher, shard_size=0)
+    write(tmp_path / "single", teacher, KEYS[:2], batch_size=1, shard_size=1)
     write(tmp_path, teacher)
     facts = json.loads((tmp_path / "store.json").read_text())
     (tmp_path / "store.json").write_text(json.dumps(facts | {"version": 9}))

@@ -311,6 +311,7 @@ def test_compiled_models_are_refused(how):
 
 
 def test_graph_compiled_before_the_tap_is_an_error():
+    """pytorch 117758, 173452."""
     net, x = Net(), torch.randn(2, 3)
     step = torch.compile(lambda x: net(x), backend="eager")
     step(x)

@@ -5,6 +5,7 @@ from torch import nn
 
 from transmamba.models import PlainMamba, VisionMamba
 from transmamba.transfer import init_convolutions
+from transmamba.transfer.convolutions import identity_convolution
 
 
 def vision_mamba(dim=12):
@@ -26,6 +27,11 @@ def test_identity_of_a_map_keeps_its_centre():
     weight = student.blocks[0].mixer.conv2d.weight
     u = torch.randn(2, 24, 5, 6)
     assert torch.equal(F.conv2d(u, weight, padding=3, groups=24), u)
+
+
+def test_identity_of_a_large_kernel_keeps_its_centre():
+    weight = identity_convolution(torch.empty(24, 1, 5, 7))
+    assert weight.nonzero()[:, 2:].unique(dim=0).tolist() == [[2, 3]] and weight.sum() == 24
 
 
 def test_normal_has_the_spread_asked_for_and_other_tensors_stay():

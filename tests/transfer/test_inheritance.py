@@ -141,6 +141,27 @@ def test_rescale_keeps_the_spread_of_sums_over_the_inputs():
         assert torch.equal(scaled[name], plain[name])
 
 
+def test_rescale_leaves_tables_alone():
+    teacher = {"weight": torch.randn(7, 12)}
+    for axes, factor in (("vocab residual", 1.0), ("sequence residual", 1.0), ("class residual", math.sqrt(12 / 8))):
+        student = nn.Embedding(7, 8)
+        subclone(teacher, student, first_importance, plan={"weight": ("weight", axes)}, rescale="sqrt")
+        torch.testing.assert_close(student.weight, teacher["weight"][:, :8] * factor)
+
+
+@pytest.mark.parametrize("axes", ["residual head*head_dim", "head*head_dim+head*head_dim residual"])
+def test_an_axis_whose_factors_are_unknown_is_copied_whole(axes):
+    teacher, student = {"weight": torch.randn(12, 12)}, nn.Linear(12, 12, bias=False)
+    subclone(teacher, student, first_importance, plan={"weight": ("weight", axes)})
+    assert torch.equal(student.weight, teacher["weight"])
+
+
+def test_a_student_of_one_number_is_inherited_in_full():
+    student = nn.Linear(1, 1, bias=False)
+    report = subclone({"w": torch.ones(1, 1)}, student, {}, plan={"weight": ("w", "class residual")})
+    assert report.fraction == 1.0
+
+
 def test_a_grown_student_holds_the_teacher_and_its_own_initialisation_around_it(stream, plan):
     teacher, student = stream(5, 7), stream(6, 11)
     before = snapshot(student)

@@ -71,6 +71,7 @@ def test_tied_parameters_are_in_one_group():
 
 
 def test_frozen_parameters_are_in_no_group_and_thaw(student):
+    """phi-mamba 3."""
     freeze(student, ["head.weight", "pos_embed"])
     named = names_by_group(student, param_groups(student, [], lr=1e-3))
     assert not {"head.weight", "pos_embed"} & set().union(*named.values())
@@ -84,3 +85,5 @@ def test_unknown_names_are_refused(student):
         param_groups(student, ["haed.weight"], lr=1e-3)
     with pytest.raises(ValueError, match=r"the student has no parameter haed\.weight"):
         freeze(student, ["haed.weight"])
+    with pytest.raises(ValueError, match=r"the student has no parameter a, b, c, d, e: expected names such as blocks"):
+        freeze(student, ["f", "e", "d", "c", "b", "a"])

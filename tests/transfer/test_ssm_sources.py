@@ -131,13 +131,33 @@ def test_mamba2_heads_are_the_heads_of_attention():
     assert torch.equal(mamba.out_proj.weight, attention.o_proj.weight)
 
 
-def test_mamba2_heads_must_be_those_of_the_teacher():
+def test_another_scale_of_attention_goes_into_the_start():
+    def start(scale, factor):
+        torch.manual_seed(0)
+        teacher = transformers.GraniteForCausalLM(
+            transformers.GraniteConfig(
+                hidden_size=12, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4,
+                intermediate_size=8, vocab_size=11, attention_multiplier=scale,
+            )
+        )  # fmt: skip
+        with torch.no_grad():
+            teacher.model.layers[0].self_attn.q_proj.weight.mul_(factor)
+        student = MambaLM(11, 12, depth=1, mixer=partial(MambaMixer, d_state=3))
+        subclone(teacher, student, {}, ssm_from=AttentionInit(4, 7))
+        return student.state_dict()
+
+    torch.testing.assert_close(start(0.25, 1.0), start(3**-0.5, 0.25 * 3**0.5))
+
+
+@pytest.mark.parametrize("head_dim", [2, 3])
+def test_mamba2_heads_must_be_those_of_the_teacher(head_dim):
     message = (
-        r"mismatched heads: the Mamba-2 mixer has 6 heads in 24 channels and 5 rows of B.*HeadSSM\(4, 3, d_state=3"
+        "mismatched heads: the Mamba-2 mixer has 6 heads in 24 channels and 5 rows of B"
+        rf".*HeadSSM\(4, {head_dim}, d_state={head_dim}"
     )
     student = MambaLM(11, 12, depth=3, mixer=partial(Mamba2Mixer, d_state=5, head_dim=4))
     with pytest.raises(ValueError, match=message):
-        subclone(llama(head_dim=3), student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2))
+        subclone(llama(head_dim=head_dim), student, {}, ssm_from=AttentionInit(4, 7, kv_heads=2))
 
 
 def test_groups_of_mamba2_are_those_of_the_teacher():

@@ -67,6 +67,7 @@ def test_the_first_forward_is_bidirectional_linear_attention():
     assert relative(model.blocks[1].mixer(h), expected) < 0.02
     assert report.sliced["blocks.1.mixer.in_proj.weight"] == "blocks.1.attn.qkv: linear attention"
     assert report.fraction == 1.0
+    assert not [name for name in report.unused if ".attn." in name]
 
 
 def test_one_direction_is_causal_and_four_see_all_tokens_twice():
@@ -235,6 +236,8 @@ def test_numbers_of_heads_are_checked():
         AttentionInit(3, 7, kv_heads=2)
     with pytest.raises(ValueError, match="heads, length and decay must be positive"):
         AttentionInit(3, 0)
+    with pytest.raises(ValueError, match="heads, length and decay must be positive"):
+        AttentionInit(3, 7, decay=0)
 
 
 def test_low_rank_is_the_nearest_product():

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from transmamba._typing import check_choice, typed
+from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.checks import Layers, check_layers, check_mask
 from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import Similarity, batch_mean, cosine, unit_target
@@ -124,6 +125,8 @@ class AdaptiveLayerDistill(nn.Module):
         teacher: Shaped[Tensor, "batch token dim"] | Layers,
         mask: Bool[Tensor, "batch token"] | None = None,
         return_details: bool = False,
+        *,
+        layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""] | tuple[Float[Tensor, ""], AdaptiveDetails]:
         """Compute the loss, and on request its details.
 
@@ -132,11 +135,14 @@ class AdaptiveLayerDistill(nn.Module):
             teacher: one feature, or one per teacher layer (see `teacher_layers`).
             mask: True marks a real token; samples without one do not count.
             return_details: also return the cosines and weights.
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places.
 
         Raises:
-            ValueError: a sequence is empty, or a layer differs in shape from its teacher.
+            ValueError: a sequence is empty, a layer differs in shape from its teacher, or the layouts differ.
             TypeError: a feature is not a floating tensor.
         """
+        if layouts is not None:
+            check_layouts(*layouts)
         chosen = self.match(student, teacher)
         check_mask(mask, student[0])
         units = {layer: self.unit(teacher, layer, mask) for layer in dict.fromkeys(chosen)}

@@ -7,12 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_choice, typed
+from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
+from transmamba.distill.slopes import chunked_divergence
 
 Divergence = Literal["forward", "reverse", "js"]
 Criterion = Literal["cosine", "mse"]
@@ -122,11 +123,8 @@ class LogitsDistill(nn.Module):
         check_logits(student, teacher)
         if self.chunk is None:
             return token_mean(self.per_token(student, teacher.detach(), mask), mask) * self.temperature**2
-        pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
         mask = None if mask is None else mask.flatten()
-        masks = [None] * len(pieces[0]) if mask is None else mask.split(self.chunk)
-        parts = zip(*pieces, masks, strict=True)
-        values = torch.cat([checkpoint(self.per_token, *part, use_reentrant=False) for part in parts])
+        values = chunked_divergence(self, student.flatten(0, -2), teacher.detach().flatten(0, -2), mask)
         return token_mean(values, mask) * self.temperature**2
 
     def per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -176,13 +174,23 @@ class LastFeatureDistill(nn.Module):
         student: Shaped[Tensor, "batch token dim"],
         teacher: Shaped[Tensor, "batch2 token2 dim2"],
         mask: Bool[Tensor, "batch token"] | None = None,
+        *,
+        layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""]:
         """Compute the distance; the teacher is detached.
 
+        Args:
+            student: the feature, calibrated to the teacher's width.
+            teacher: the teacher's.
+            mask: True marks a real token.
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places.
+
         Raises:
-            ValueError: the shapes differ.
+            ValueError: the shapes or the layouts differ.
             TypeError: a feature is not floating.
         """
+        if layouts is not None:
+            check_layouts(*layouts)
         check_layers([student], [teacher])
         return _distance(student, teacher, mask, self.criterion)
 
@@ -213,14 +221,27 @@ class LayerwiseDistill(nn.Module):
 
     @typed
     def forward(
-        self, student: Layers, teacher: Layers, mask: Bool[Tensor, "batch token"] | None = None
+        self,
+        student: Layers,
+        teacher: Layers,
+        mask: Bool[Tensor, "batch token"] | None = None,
+        *,
+        layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""]:
         """Compute the mean distance over the layers.
 
+        Args:
+            student: one feature per layer, calibrated to the teacher's width.
+            teacher: one per teacher layer.
+            mask: True marks a real token.
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places.
+
         Raises:
-            ValueError: a sequence is empty, or shapes differ.
+            ValueError: a sequence is empty, or shapes or layouts differ.
             TypeError: a layer is not a floating tensor.
         """
+        if layouts is not None:
+            check_layouts(*layouts)
         matched = len(student) > 0 and len(teacher) > 0
         chosen = match_layers(len(student), len(teacher), self.teacher_layers) if matched else ()
         pairs = [teacher[index] for index in chosen]

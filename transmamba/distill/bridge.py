@@ -63,8 +63,9 @@ def check_layouts(student: Layout, teacher: Layout) -> None:
     mine, theirs = (tuple(sorted(side.extra)) for side in (student, teacher))
     if mine != theirs:
         raise ValueError(
-            f"the student's class tokens stand at {mine}, the teacher's at {theirs}: the patches in between would meet "
-            "their neighbours; bring both to one layout with distill.DirectionBridge, or drop the class tokens"
+            f"the student's class tokens stand at {mine}, the teacher's at {theirs}: the patches in between would meet"
+            " their neighbours; bring both to one layout with distill.DirectionBridge or align_tokens, or drop the"
+            " class tokens"
         )
     if tuple(student.grid) != tuple(teacher.grid):
         raise ValueError(

@@ -5,18 +5,20 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from transmamba._typing import typed
 from transmamba.distill.baselines import Divergence, LogitsDistill
-from transmamba.distill.checks import real_tokens
+from transmamba.distill.checks import real_tokens, widen
+from transmamba.distill.slopes import divergence_slope
 
 
 class HiddenLogitsDistill(nn.Module):
     """`LogitsDistill` of the logits `hidden @ weight.T`, computed from the hidden states a few tokens at a time.
 
     The same loss and gradients, but no tensor has both all tokens and all classes. The gradients are computed in the
-    forward, while the logits of a chunk are there, so these are never computed twice. Heads have no bias, as those of
-    language models.
+    forward, in closed form while the logits of a chunk are there, so these are never computed twice, and there are no
+    second derivatives. Heads have no bias, as those of language models.
 
     Args:
         temperature: as in `LogitsDistill`.
@@ -102,29 +104,47 @@ class _Divergence(torch.autograd.Function):
         by_student, by_head = (
             torch.zeros_like(x) if need else None for x, need in zip((student, head), wanted, strict=True)
         )
+        scale = distill.temperature**2
         for at in range(0, len(student), chunk):
             piece = slice(at, at + chunk)
-            with torch.set_grad_enabled(any(wanted)):
-                pair = zip((student[piece], head), wanted, strict=True)
-                hidden, weight = (x.detach().requires_grad_(need) for x, need in pair)
-                with torch.no_grad():
-                    target = teacher[piece] @ teacher_head.T
-                # its own chunk would compute the logits a second time
-                values = distill.per_token(hidden @ weight.T, target)
-                part = (values * weights[piece]).sum() * distill.temperature**2
-            total = total + part.detach()
-            leaves = [x for x in (hidden, weight) if x.requires_grad]
-            gradients = iter(torch.autograd.grad(part, leaves) if leaves else ())
+            hidden, weight = student[piece], weights[piece]
+            log_p = _log_softmax(teacher[piece], teacher_head, distill.temperature)[0]
+            log_q, dtype = _log_softmax(hidden, head, distill.temperature)
+            values, slope = divergence_slope(distill.divergence, distill.beta, log_p, log_q)
+            total += (values * weight).sum() * scale
+            # the logits were divided by the temperature; few numbers are multiplied here, and none of them is tiny
+            slope, weight = slope.to(dtype), (weight * distill.temperature).unsqueeze(-1)
             if by_student is not None:
-                by_student[piece] = next(gradients)
+                by_student[piece] = (slope @ head) * weight
             if by_head is not None:
-                by_head += next(gradients)
+                _add_product(by_head, slope.T, (hidden * weight).to(hidden.dtype))
         ctx.save_for_backward(by_student, by_head)
         return total
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # autograd records a backward only where its graph is asked for
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "HiddenLogitsDistill has no second derivative, because its gradients are computed in the forward: "
+                "use LogitsDistill on the logits where create_graph=True is needed"
+            )
         by_student, by_head = ctx.saved_tensors
         scaled = (None if x is None else x * grad for x in (by_student, by_head))
         return None, None, None, *scaled, None, None
+
+
+def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> tuple[Tensor, torch.dtype]:
+    """Return the log-probabilities in single precision or wider, and the dtype of the logits."""
+    if hidden.dtype == widen(hidden[:0]).dtype and not torch.is_autocast_enabled(hidden.device.type):
+        return F.log_softmax((hidden / temperature) @ head.T, -1), hidden.dtype
+    logits = hidden @ head.T
+    wide = widen(logits)
+    return F.log_softmax(wide if temperature == 1 else wide / temperature, -1), logits.dtype
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    if one.dtype == other.dtype == total.dtype:
+        total.addmm_(one, other)
+    else:  # autocast
+        total += one @ other

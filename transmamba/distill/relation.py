@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_choice, check_sizes, typed
 from transmamba.distill.align import resize_tokens
+from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.similarity import batch_mean, inverse_norm
 from transmamba.ops.orders import ScanOrder, permute_tokens
@@ -69,6 +70,7 @@ class TokenRelationDistill(nn.Module):
         *,
         orders: Sequence[ScanOrder] | None = None,
         grids: Grids | None = None,
+        layouts: tuple[Layout, Layout] | None = None,
     ) -> Float[Tensor, ""]:
         """Return the loss; the teacher is detached.
 
@@ -78,12 +80,15 @@ class TokenRelationDistill(nn.Module):
             mask: True marks a real token, in natural order.
             orders: the scan order in which the tokens of each student feature stand; None is natural order.
             grids: grids of student and teacher, without other tokens, where `resize` is set.
+            layouts: `models.Features` of student and teacher, to check that their tokens stand in the same places.
 
         Raises:
-            ValueError: tokens or samples do not fit, there is not one order per feature, or grids are given without
-                `resize`, missing with it, or come with a mask.
+            ValueError: tokens, samples or layouts do not fit, there is not one order per feature, or grids are given
+                without `resize`, missing with it, or come with a mask.
             TypeError: a feature is not a floating tensor.
         """
+        if layouts is not None:
+            check_layouts(*layouts)
         if (grids is None) != (self.resize is None):
             raise ValueError("grids and resize belong together: give both for a teacher on another grid, or neither")
         if grids is not None and mask is not None:

@@ -93,7 +93,8 @@ class FeatureMethods(DecayMethods):
     """Mixin for an `nn.Module` with `forward_features`: timm's methods that follow from it.
 
     The defaults fit a model with `patch_embed.proj`, `blocks` and a linear `head` that reads the mean of the tokens. A
-    model with another readout overrides `pool_tokens`, one with another stem `stream_size`.
+    model with another readout overrides `pool_tokens`, one with another stem `stream_size`, one with class tokens
+    `extra_tokens`.
 
     Example:
         >>> import torch
@@ -118,6 +119,11 @@ class FeatureMethods(DecayMethods):
     def pool_tokens(self, last: Tensor) -> Tensor:
         """Return the head's input from the tokens after the final norm."""
         return last.mean(1)
+
+    @property
+    def extra_tokens(self) -> tuple[int, ...]:
+        """The positions of the tokens other than patches, as in `Features.extra`: none, unless overridden."""
+        return ()
 
     def forward_intermediates(
         self,

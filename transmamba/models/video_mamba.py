@@ -134,7 +134,12 @@ class VideoMamba(Pretrained, FeatureMethods, nn.Module):
         tokens = self.embed(x)
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, directions=directions)
-        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), (0,))
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), self.extra_tokens)
+
+    @property
+    def extra_tokens(self) -> tuple[int, ...]:
+        """The position of the class token."""
+        return (0,)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

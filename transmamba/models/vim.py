@@ -167,7 +167,12 @@ class Vim(Pretrained, FeatureMethods, nn.Module):
         tokens = self._embed(x)
         orders = self._orders(tokens)
         layers, shares = self.blocks.streams(tokens, orders, self.rope, directions=directions)
-        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), self.cls_positions)
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders), self.extra_tokens)
+
+    @property
+    def extra_tokens(self) -> tuple[int, ...]:
+        """The positions of the class tokens."""
+        return self.cls_positions
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of parameters that an optimiser should not shrink."""

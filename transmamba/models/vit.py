@@ -169,8 +169,12 @@ class ViT(Pretrained, FeatureMethods, nn.Module):
         """
         orders = self._orders(x.device)
         layers, shares = self.blocks.streams(self._embed(x), orders, directions=directions)
-        extra = tuple(range(self.prefix))
-        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders or ()), extra)
+        return Features(self.norm(layers[-1]), layers, self.grid, shares, tuple(orders or ()), self.extra_tokens)
+
+    @property
+    def extra_tokens(self) -> tuple[int, ...]:
+        """The positions of the class, distillation and register tokens."""
+        return tuple(range(self.prefix))
 
     @property
     def architecture(self) -> Architecture | None:

@@ -13,7 +13,7 @@ PIPES = (
     ("exp2", r"MUFU\.EX2"), ("special", r"MUFU|F2F\.|I2F|F2I"),
     ("float", r"FFMA|FMUL|FADD|FMNMX|FSEL|FSETP|FSET|FSWZADD|FCHK"), ("shuffle", r"SHFL"),
     ("local", r"LDL|STL"), ("global load", r"LDG|LD\.E"), ("global store", r"STG|ST\.E"), ("shared load", r"LDS"),
-    ("shared store", r"STS"), ("barrier", r"BAR|WARPSYNC|DEPBAR|LDGDEPBAR"),
+    ("shared store", r"STS"), ("tensor", r"HMMA"), ("barrier", r"BAR|WARPSYNC|DEPBAR|LDGDEPBAR"),
     ("branch", r"BRA|BSSY|BSYNC|EXIT|CALL|RET|BREAK"), ("constant", r"LDC|ULDC|S2R|CS2R|S2UR"),
 )  # fmt: skip
 

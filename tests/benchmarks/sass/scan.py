@@ -16,15 +16,15 @@ from transmamba.ops.scan.nvrtc.variants import (
     BACKWARD,
     CHUNK,
     FORWARD,
-    MOST_WARPS,
+    SHARED_BACKWARD,
     SHARED_FORWARD,
-    Shape,
     Variant,
     power,
+    single_variant,
     spans_of,
 )
 
-SUMMED = 16  # tokens of a pass of `sum_directions`
+SUMMED, STORES = 16, 8  # tokens of a pass of `sum_directions`, a store for two
 BFLOAT16, CAPABILITY, MULTIPROCESSORS = 1, "90", 132
 
 
@@ -55,26 +55,27 @@ class Figures(NamedTuple):
     microseconds: float
 
 
-def flags(sizes: Sizes) -> tuple[str, ...]:
+def flags(sizes: Sizes, kind: str) -> tuple[str, ...]:
     """Return the flags of the variant that takes these sizes."""
     several = ("ORDERS",) if sizes.directions > 1 else ()
     by_step = ("BY_STEP",) if sizes.directions > 1 and sizes.states > 1 else ()
-    merged = ("MERGED",) if sizes.directions > 1 and sizes.states == 1 else ()
     full = ("FULL",) if sizes.directions > 1 else ()  # directions are summed, and rounded after that
-    return ("SOFTPLUS", *several, *by_step, "PAIRED", *merged, *full)
+    saves = ("SAVE",) if kind == "forward" else ()  # states for the backward
+    wide = ("WIDE",) if sizes.states == 1 else ()
+    return ("SOFTPLUS", *several, *by_step, "PAIRED", *full, *wide, *saves)
 
 
 def variant(sizes: Sizes, kind: str) -> Variant:
     """Return the variant that takes these sizes, bfloat16."""
     if sizes.states == 1:
-        shape = Shape(1, 2, min(sizes.directions, MOST_WARPS), CHUNK, CHUNK, 1)
-        return Variant(f"single_{kind}", BFLOAT16, 1, shape, flags(sizes))
-    if sizes.directions > 1 and kind == "forward":  # PlainMamba's directions share step sizes, decays, u and C
-        shared = tuple(flag for flag in flags(sizes) if flag != "BY_STEP")
-        shape = SHARED_FORWARD[power(sizes.states)]
-        return Variant("shared_forward", BFLOAT16, sizes.states, shape, (*shared, "ONE"), sizes.directions)
+        found = single_variant(kind, BFLOAT16, sizes.directions, flags(sizes, kind))
+        return found.merging() if sizes.directions > 1 else found
+    if sizes.directions > 1:  # PlainMamba's directions share step sizes, decays, u and C
+        shared = tuple(flag for flag in flags(sizes, kind) if flag != "BY_STEP")
+        shape = (SHARED_FORWARD if kind == "forward" else SHARED_BACKWARD)[power(sizes.states)]
+        return Variant(f"shared_{kind}", BFLOAT16, sizes.states, shape, (*shared, "ONE"), sizes.directions)
     shapes = BACKWARD if kind == "backward" else FORWARD
-    return Variant(kind, BFLOAT16, sizes.states, shapes[power(sizes.states)], flags(sizes))
+    return Variant(kind, BFLOAT16, sizes.states, shapes[power(sizes.states)], flags(sizes, kind))
 
 
 @functools.cache
@@ -96,16 +97,16 @@ def main_loop(kernel: code.Kernel) -> code.Loop:
 
 
 def sum_loop(kernel: code.Kernel) -> code.Loop:
-    """Find the loop that sums directions: the only one that stores `SUMMED` times and has no exponential."""
+    """Find the loop that sums directions: the only one that stores `STORES` times and has no exponential."""
     counts = {loop: kernel.count(loop) for loop in kernel.loops}
-    return next(loop for loop, found in counts.items() if not found["exp2"] and found["global store"] == SUMMED)
+    return next(loop for loop, found in counts.items() if not found["exp2"] and found["global store"] == STORES)
 
 
 def steps_of(chosen: Variant) -> int:
     """Count the steps of a pass of the main loop."""
     if chosen.single:
         return 32 if chosen.kind == "single_forward" else 2 * CHUNK
-    return CHUNK if chosen.kind == "backward" else chosen.shape.steps
+    return CHUNK if chosen.kind.endswith("backward") else chosen.shape.steps
 
 
 @functools.cache
@@ -114,9 +115,9 @@ def cycles(chosen: Variant, name: str, warps: int) -> float:
     kernel = kernels(chosen)[name]
     found = simulation.simulate(kernel, main_loop(kernel), warps).cycles
     if "MERGED" in chosen.flags:
-        # a warp sums every WARPS-th token
-        tokens = steps_of(chosen) / chosen.shape.warps
-        found += simulation.simulate(kernel, sum_loop(kernel), warps).cycles * tokens / SUMMED
+        # a warp sums every so many-th token, those that have not scanned as well
+        tokens, times = steps_of(chosen) / chosen.shape.warps, chosen.shape.warps // chosen.scanning
+        found += simulation.simulate(kernel, sum_loop(kernel), times * warps).cycles * tokens / SUMMED
     return found
 
 
@@ -125,22 +126,22 @@ def examine(sizes: Sizes, kind: str, name: str) -> Figures:
     chosen = variant(sizes, kind)
     kernel, used = kernels(chosen)[name], code.usage(compiled(chosen))[name]
     steps = steps_of(chosen)
-    elements = (
-        steps if chosen.single else steps * chosen.shape.lane_states * chosen.shape.lane_channels * chosen.directions
-    )
+    held = chosen.shape.lane_states * chosen.shape.lane_channels
+    # with one state the unit is a step of 64 channels, two for a lane, however the lanes are dealt
+    elements = steps * (held / 2 if chosen.single else held * chosen.directions)
     issue = sum(kernel.count(main_loop(kernel)).values()) / elements
     if "MERGED" in chosen.flags:
-        issue += sum(kernel.count(sum_loop(kernel)).values()) / (SUMMED * chosen.shape.warps)
+        issue += sum(kernel.count(sum_loop(kernel)).values()) / (SUMMED * chosen.directions)
     groups, blocks = chosen.groups(sizes.batch, sizes.directions), -(-sizes.channels // chosen.channels)
     span, spans = spans_of(chosen, groups, sizes.length, sizes.channels, MULTIPROCESSORS)
     if name == "summarise":
         spans -= 1
     # registers are handed out by eight to a thread
     resident = 65536 // (-(-used.registers // 8) * 8 * chosen.threads)
-    resident = max(1, min(resident, 64 // chosen.shape.warps)) * chosen.shape.warps // 4
+    resident = max(1, min(resident, 64 // chosen.shape.warps)) * chosen.scanning // 4
     passes = -(-min(span, sizes.length) // steps)
     time = simulation.microseconds(
-        functools.partial(cycles, chosen, name), groups * blocks * spans, chosen.shape.warps, resident, passes
+        functools.partial(cycles, chosen, name), groups * blocks * spans, chosen.scanning, resident, passes
     )
     return Figures(used, issue, time)
 

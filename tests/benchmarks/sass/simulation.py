@@ -50,6 +50,7 @@ def cost(opcode: str, load: int) -> Cost:
         (r"STG|ST\.|STL|RED|ATOM", Cost("memory", 4 * width, 40, 16)),
         (r"U?LDC", Cost("constant", 2, 30, 12)),
         (r"FFMA|FMUL|FADD|FSWZADD", Cost("float", 1, 4, 4)),
+        (r"HMMA", Cost("tensor", 4, 33, 16)),
         (r"IMAD|HFMA2|HADD2|HMUL2", Cost("float", 2, 5, 4)),
         (r"BAR|NOP|BRA|BSSY|BSYNC|WARPSYNC|EXIT|DEPBAR|LDGDEPBAR|CALL|RET|YIELD", Cost("control", 1, 10, 4)),
         (r"S2R|CS2R|R2UR|S2UR|VOTE|U[A-Z]", Cost("uniform", 2, 12, 6)),

@@ -62,6 +62,7 @@ def test_reference_is_the_recurrence(softplus):
 @pytest.mark.parametrize("own", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_backend_agrees_with_reference_in_every_gradient(backend, case, own):
+    """MambaInLlama 27."""
     options = {"orders": torch.stack([torch.randperm(37) for _ in range(3)]), "softplus": True, **CASES[case]}
     tensors = inputs(own=own)
     expected = run(multi_scan, tensors, backend="reference", **options)

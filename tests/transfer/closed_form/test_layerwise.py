@@ -1,3 +1,4 @@
+import copy
 from functools import partial
 from pickle import UnpicklingError
 
@@ -176,13 +177,57 @@ def test_fewer_layers_follow_the_map():
     report = quiet(teacher, student, texts(), layer_map={0: 1, 1: 3}, mlp=True)
     assert [row.teacher_layer for row in report.rows] == [1, 3]
     assert error(student, teacher, texts()) < 0.75 * before
-    with pytest.raises(
-        ValueError, match=r"would follow teacher layers \[3, 1\] of 4: expected one each, and increasing"
-    ):
+    with pytest.raises(ValueError, match=r"would follow teacher layers \[3, 1\] of 4 .*from the bottom to the top"):
         quiet(teacher, student, texts(), layer_map={0: 3, 1: 1})
-    message = r"would follow teacher layers \[0, 1, -1, -1\] of 2: .*a student deeper than its teacher cannot be fitted"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"would follow teacher layers \[0, 1, -1, -1\] of 2 \(-1: none\): expected"):
         quiet(student, teacher, texts(), layer_map={0: 0, 1: 1})
+
+
+@pytest.mark.parametrize("keep_streams", [True, False])
+def test_a_deeper_student_takes_a_teacher_layer_in_equal_parts(keep_streams):
+    """The second layer's stream is to come out half way to the teacher's, and so on; mixer and MLP as parts of it."""
+    teacher, student = language_model(depth=2), language_model(depth=4, mixer=MambaMixer)
+    batches = texts()
+    fit = transfer.LayerFit(teacher, student, batches, keep_streams=keep_streams)
+    with torch.no_grad():
+        streams = [teacher.embedding(batches[0]), *teacher.forward_features(batches[0]).layers]
+        mixed = [block.mixer(block.norm1(stream)) for block, stream in zip(teacher.blocks, streams[:-1], strict=True)]
+    for layer in range(4):
+        block, half = layer // 2, layer % 2
+        before, after = streams[block], streams[block + 1]
+        place, target = next(iter(fit.pairs()))
+        own = before + half * (after - before) / 2
+        torch.testing.assert_close(target, own + mixed[block] / 2 - place.tokens, atol=1e-5, rtol=1e-4)
+        fit.solve(mlp=True)
+        fit.advance()
+
+
+def test_a_deeper_student_comes_nearer():
+    teacher, student = language_model(depth=2), language_model(depth=5, mixer=MambaMixer)
+    before = error(student, teacher, texts())
+    report = quiet(teacher, student, texts(), mlp=True)
+    assert [row.teacher_layer for row in report.rows] == [0, 0, 1, 1, 1]
+    assert error(student, teacher, texts()) < 0.6 * before
+
+
+def test_two_equal_layers_of_half_the_size_are_the_teachers_one():
+    """Where nothing below changes the branch, each half of it is solved exactly."""
+
+    class Constant(nn.Module):  # reads nothing of the stream
+        def __init__(self, dim):
+            super().__init__()
+            self.out_proj = nn.Linear(dim, dim, bias=False)
+
+        def forward(self, x, *context, **options):
+            fixed = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(0))
+            return self.out_proj(fixed.expand_as(x))
+
+    teacher, student = (perturb(MambaLM(16, 12, depth=depth, mixer=Constant)) for depth in (1, 2))
+    student.embedding.load_state_dict(teacher.embedding.state_dict())
+    quiet(teacher, student, texts(), ridge=1e-9, products=torch.float64)
+    for block in student.blocks:
+        wanted = teacher.blocks[0].mixer.out_proj.weight / 2
+        torch.testing.assert_close(block.mixer.out_proj.weight, wanted, atol=1e-4, rtol=1e-3)
 
 
 def test_a_narrower_student_follows_a_projection():
@@ -210,7 +255,7 @@ def test_principal_axes_are_those_of_the_streams():
     wanted = torch.linalg.eigh(spread)[1].T.flip(0)[:5]
     axes = transfer.principal_axes(teacher, batches, 5).double()
     torch.testing.assert_close((axes @ wanted.T).abs(), torch.eye(5, dtype=torch.double), atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="dim must be at most the stream's width 12, got 13"):
+    with pytest.raises(ValueError, match="dim must lie between 1 and the stream's width 12, got 13"):
         transfer.principal_axes(teacher, batches, 13)
 
 
@@ -222,9 +267,11 @@ def test_images_and_tokens_that_the_student_lacks():
     assert row.tokens == 3 * 8 * 17
     student = VisionMamba(**IMAGE, depth=2)
     with pytest.raises(ValueError, match=r"tokens=lambda x: x\[:, 1:\]"):
-        quiet(teacher, student, images)
-    report = quiet(teacher, student, images, tokens=lambda x: x[:, 1:])
+        quiet(teacher, student, images, tokens=lambda x: x)
+    by_hand = quiet(teacher, copy.deepcopy(student), images, tokens=lambda x: x[:, 1:])
+    report = quiet(teacher, student, images)
     assert report.rows[0].tokens == 3 * 8 * 16
+    assert report.rows == by_hand.rows and report.left_out == (0,)
 
 
 @pytest.mark.parametrize("names", [("forward", "backward"), SNAKES])

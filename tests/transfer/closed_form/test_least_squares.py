@@ -131,6 +131,8 @@ def test_clear_errors():
     z[0, 0] = torch.inf
     with pytest.raises(ValueError, match="NaN or infinity: mask the padding"):
         fitted((z, y)).solve()
+    with pytest.raises(ValueError, match="NaN or infinity: mask the padding"):
+        fitted((torch.ones(50, 6), torch.full((50, 3), torch.inf))).solve()
     with pytest.raises(ValueError, match="expected 6 features and 3 targets per token, got 6 and 2"):
         fit.update(z, y[:, :2])
     with pytest.raises(ValueError, match="weights must not be negative"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from transmamba.models import VisionMamba, ViT
+from transmamba.models import PlainMamba, Vim, VisionMamba, ViT
 from transmamba.models.vision_mamba import SNAKES
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 from transmamba.transfer import fit_layers, magnitude_importance, principal_axes, project_start, subclone
@@ -101,18 +101,83 @@ def test_a_vit_of_other_mixers_is_solved(teacher, images, mixer):
     assert rows[-1].stream_error < 1
 
 
+@pytest.mark.parametrize("class_tokens", ["first", "middle", "none"])
+def test_the_stream_of_a_vim_begins_at_the_projected_one(teacher, images, class_tokens):
+    """Token by token: its class token stands elsewhere, and so do its rows of the table."""
+    student = Vim(**IMAGE, dim=12, depth=2, class_tokens=class_tokens)
+    axes = principal_axes(teacher, images, 12)
+    project_start(teacher, student, axes)
+    begin = teacher._embed(images[0]) @ axes.T
+    parts = {"first": [begin[:, :1], begin[:, 2:]], "none": [begin[:, 2:]],
+             "middle": [begin[:, 2:10], begin[:, :1], begin[:, 10:]]}  # fmt: skip
+    torch.testing.assert_close(student._embed(images[0]), torch.cat(parts[class_tokens], 1), atol=1e-5, rtol=1e-5)
+
+
+def test_a_vim_of_projected_axes_is_solved(teacher, images):
+    student = Vim(**IMAGE, dim=12, depth=2).eval()
+    axes = principal_axes(teacher, images[:4], 12)
+    project_start(teacher, student, axes)
+    report = fit_layers(teacher, student, images[:4], projection=axes, progress=False)
+    assert report.left_out == (1,) and report.rows[-1].stream_error < 1
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_tokens_without_a_row_of_their_own_carry_their_position(images, kept):
+    """Teacher and student have rows for other tokens: the sums of token and row are what must agree."""
+    whole = perturbed(ViT(**IMAGE, dim=24, depth=2, heads=2, registers=2, prefix_positions=3))
+    student = ViT(**IMAGE, dim=12, depth=2, heads=2, registers=2, prefix_positions=kept)
+    axes = torch.linalg.qr(torch.randn(24, 12))[0].T
+    project_start(whole, student, axes)
+    torch.testing.assert_close(student._embed(images[0]), whole._embed(images[0]) @ axes.T, atol=1e-5, rtol=1e-5)
+
+
+def test_a_teacher_without_a_table_leaves_zeros(images):
+    teacher = perturbed(ViT(**IMAGE, dim=24, depth=2, heads=2, position_table=False))
+    axes = torch.linalg.qr(torch.randn(24, 12))[0].T
+    for student in (VisionMamba(**IMAGE, dim=12, depth=2), ViT(**IMAGE, dim=12, depth=2, position_table=False)):
+        project_start(teacher, student, axes)
+        begin = teacher._embed(images[0]) @ axes.T
+        begin = begin if isinstance(student, ViT) else begin[:, 1:]
+        torch.testing.assert_close(student._embed(images[0]), begin, atol=1e-5, rtol=1e-5)
+
+
+def test_an_mlp_without_biases_leaves_none(teacher, images):
+    student = perturbed(VisionMamba(**IMAGE, dim=12, depth=2))
+    for block in teacher.blocks:
+        block.mlp.fc1.bias = None
+        torch.nn.init.zeros_(block.norm2.bias)
+    project_start(teacher, student, principal_axes(teacher, images[:2], 12))
+    assert not any(block.mlp.fc1.bias.any() for block in student.blocks)
+
+
+@pytest.mark.parametrize("dim", [0, 25])
+def test_axes_are_one_to_the_width(teacher, images, dim):
+    with pytest.raises(ValueError, match=f"dim must lie between 1 and the stream's width 24, got {dim}"):
+        principal_axes(teacher, images[:1], dim)
+    assert [len(principal_axes(teacher, images[:1], count)) for count in (1, 24)] == [1, 24]
+
+
 def test_clear_errors(teacher, images):
     axes = torch.eye(24)[:12]
     with pytest.raises(ValueError, match=r"the projection is \(12, 24\), the widths are \(10, 24\), student first"):
         project_start(teacher, VisionMamba(**IMAGE, dim=10, depth=2), axes)
     with pytest.raises(ValueError, match=r"the student's patches are \(3, 4, 4\), the teacher's \(3, 2, 2\)"):
         project_start(teacher, VisionMamba(8, 4, dim=12, depth=2), axes)
-    with pytest.raises(ValueError, match="do not fit: build them alike"):
+    with pytest.raises(ValueError, match=r"the grids are \(8, 8\) and \(4, 4\), student first"):
         project_start(teacher, VisionMamba(16, 2, dim=12, depth=2), axes)
     with pytest.raises(ValueError, match="has a reg_token of 3 tokens that the teacher lacks"):
         project_start(teacher, ViT(**IMAGE, dim=12, depth=2, registers=3), axes)
     with pytest.raises(ValueError, match="student is a Linear without a list `blocks`"):
         project_start(teacher, torch.nn.Linear(2, 2), axes)
-    bare = ViT(**IMAGE, dim=12, depth=2, position_table=False)
-    with pytest.raises(ValueError, match=r"student is a ViT without patch_embed.proj and pos_embed"):
+    bare = ViT(**IMAGE, dim=12, depth=2, registers=1, position_table=False)
+    with pytest.raises(ValueError, match=r"the student has no table for the teacher's positions \(pos_embed\)"):
         project_start(teacher, bare, axes)
+    with pytest.raises(ValueError, match=r"student is a PlainMamba, whose stem is not one matrix on patches"):
+        project_start(teacher, PlainMamba(**IMAGE, dim=12, depth=2), axes)
+    with pytest.raises(ValueError, match=r"teacher normalises its tokens before the first block \(norm_pre\)"):
+        project_start(ViT(**IMAGE, dim=24, depth=4, norm_pre=True), VisionMamba(**IMAGE, dim=12, depth=2), axes)
+    with pytest.raises(ValueError, match=r"class or register tokens at \(0, 17\), the teacher at \(0, 1\)"):
+        project_start(teacher, Vim(**IMAGE, dim=12, depth=2, class_tokens="both"), axes)
+    shifted = perturbed(ViT(**IMAGE, dim=24, depth=4, registers=1))
+    with pytest.raises(ValueError, match="the student's patch embedding has no bias, the teacher's has one"):
+        project_start(shifted, ViT(**IMAGE, dim=12, depth=2, registers=1, patch_bias=False), axes)

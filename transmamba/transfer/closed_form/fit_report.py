@@ -32,9 +32,15 @@ class FitRow(NamedTuple):
 
 
 class FitReport(NamedTuple):
-    """All solved layers, from the bottom to the top; `str` gives a table."""
+    """All solved layers, from the bottom to the top; `str` gives a table.
+
+    Attributes:
+        rows: one per layer.
+        left_out: positions of the teacher's class and register tokens that no token of the student was to follow.
+    """
 
     rows: tuple[FitRow, ...]
+    left_out: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         """Return a table with a line per layer."""
@@ -45,6 +51,8 @@ class FitReport(NamedTuple):
                 f"{row.layer:5d} {row.teacher_layer:8d} {row.tokens:8d} {row.r2:7.4f} {mlp:>7} {row.stream_error:13.4f}"
                 f" {row.token_error:12.4f}"
             )
+        if self.left_out:
+            lines.append(f"left out: the teacher's tokens at {', '.join(map(str, self.left_out))}, not in the student")
         return "\n".join(lines)
 
 

@@ -10,11 +10,13 @@ from torch.distributed import ProcessGroup, all_reduce
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
 from transmamba.transfer.closed_form.fit_report import FitRow
+from transmamba.transfer.closed_form.layouts import TokenMatch
 from transmamba.transfer.closed_form.least_squares import LeastSquares, write_readout
 from transmamba.transfer.closed_form.lockstep import Lockstep, Step
 from transmamba.transfer.closed_form.streams import (
     Batch,
     Place,
+    ends_with_mixer,
     evaluating,
     hooked,
     mixer_of,
@@ -35,7 +37,7 @@ class LayerFit:
     steps on `pairs()`, solve once more.
 
     Raises:
-        ValueError: a model has no blocks, the layer map does not increase, or there is no batch.
+        ValueError: a model has no blocks, the layer map decreases, or there is no batch.
 
     Example:
         >>> from transmamba.models import MambaLM
@@ -63,15 +65,22 @@ class LayerFit:
         keep_streams: bool = True,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        self.target, self.projection, self.tokens, self.weighting = target, projection, tokens, weighting
+        self.target, self.projection, self.weighting = target, projection, weighting
+        self.tokens: View = TokenMatch(teacher, student) if tokens is None else tokens
         self.group = process_group
         self._models = (teacher, student)
+        self._both: bool | None = None  # of the next layer, once it is known
         self._streams = Lockstep(teacher, student, batches, layer_map, keep_streams)
 
     @property
     def layer(self) -> int:
         """Return the next student layer."""
         return self._streams.layer
+
+    @property
+    def left_out(self) -> tuple[int, ...]:
+        """Return the positions of the teacher's tokens that the student lacks, unless `tokens` was given."""
+        return self.tokens.left_out if isinstance(self.tokens, TokenMatch) else ()
 
     def check_layers(self, layers: Sequence[int] | None) -> list[int]:
         """Return the layers to solve, sorted.
@@ -137,6 +146,7 @@ class LayerFit:
             mean = mean + theirs.sum(0)
 
         self._streams.advance(observe if measure else None)
+        self._both = None
         if not measure:
             return None
         if self.group is not None:
@@ -194,8 +204,15 @@ class LayerFit:
     def _mixer_target(self, step: Step) -> Tensor:
         if self.target == "own":
             return self._view(step.taught.mixed, step)
-        theirs = step.taught.middle if self.target == "stream" else step.taught.after
-        return self._view(theirs, step) - step.place.tokens
+        whole = self.target == "block" or self._does_both(step)
+        return self._view(step.taught.after if whole else step.taught.middle, step) - step.place.tokens
+
+    def _does_both(self, step: Step) -> bool:
+        """Return whether the student's block is its mixer alone, and the teacher's has an MLP behind it."""
+        if self._both is None:
+            alone = getattr(self._block, "mlp", None) is None and step.taught.fed is not None
+            self._both = alone and ends_with_mixer(step.place, self._block)
+        return self._both
 
     def _mlp_rows(self, step: Step, readout: nn.Linear) -> tuple[Tensor, Tensor]:
         found: dict[str, Tensor] = {}
@@ -209,7 +226,7 @@ class LayerFit:
 
     def _view(self, theirs: Tensor, step: Step) -> Tensor:
         """Bring the teacher's tokens and width to those of the student."""
-        theirs = theirs if self.tokens is None else self.tokens(theirs)
+        theirs = self.tokens(theirs)
         theirs = theirs if self.projection is None else theirs @ self.projection.to(theirs).T
         ours = step.place.tokens
         if theirs.shape != ours.shape:

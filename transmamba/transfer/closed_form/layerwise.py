@@ -55,15 +55,19 @@ def fit_layers(
         student: the model to solve; it gets new numbers in some weights only.
         batches: inputs of both models, each called as model(batch), model(*batch) or model(**batch).
         layers: student layers to solve; all by default. The others are passed through as they are.
-        layer_map: which teacher layer a student layer has to come out at, by name or as a mapping; increasing.
-        target: "stream" is the above; "block" aims at the stream after the teacher's whole block; "own" at the output
-            of the teacher's own mixer, whatever went wrong below.
+        layer_map: the teacher layer that each student layer has to come out at, by name or as a mapping, never
+            decreasing. Several student layers of one teacher layer, as in a deeper student, take it in equal parts.
+        target: "stream" is the above, and where the student's block is a mixer alone and the teacher's has an MLP, the
+            stream after the whole block; "block" aims there in any case; "own" at the output of the teacher's own
+            mixer, whatever went wrong below.
         mlp: also solve the MLPs' second matrices, against the stream after the teacher's block; by default where the
             student's stream or MLP is narrower than the teacher's.
         projection: from the teacher's stream to the student's, where that is narrower: `principal_axes`, or the rows of
             the identity for a set of neurons.
-        tokens: from the teacher's tokens (batch, token, dim) to the student's, where these are fewer, such as
-            `lambda x: x[:, 1:]` for a student without class token.
+        tokens: from the teacher's tokens (batch, token, dim) to the student's. By default they meet by the models'
+            `extra_tokens`, positions of the tokens other than patches: patch meets patch in natural order; a single
+            class token, wherever it stands, meets the teacher's; tokens that the student lacks are left out, and named
+            in the report.
         ridge: see `LeastSquares.solve`.
         min_tokens: see `LeastSquares.solve`.
         weighting: all tokens alike; or "relative", in inverse proportion to the mean square of the teacher's stream,
@@ -78,8 +82,8 @@ def fit_layers(
         progress: show a progress bar, if tqdm is installed.
 
     Raises:
-        ValueError: a model has no blocks, widths, tokens or layers do not fit, there are too few tokens, a system is
-            singular, or the checkpoint is of another fit.
+        ValueError: a model has no blocks, widths, tokens, grids or layers do not fit, there are too few tokens, a
+            system is singular, or the checkpoint is of another fit.
 
     Example:
         >>> from transmamba.models import MambaLM, from_transformer, replace_mixers
@@ -119,4 +123,4 @@ def fit_layers(
                 saved.write(row, readouts, student)
         else:
             fit.advance(measure=False)
-    return FitReport(tuple(rows))
+    return FitReport(tuple(rows), fit.left_out)

@@ -19,12 +19,14 @@ class Step(NamedTuple):
 class Lockstep:
     """Streams of both models for all batches, kept in memory or computed from the inputs at every layer.
 
+    Consecutive student layers of one teacher layer take it in equal parts, see `Taught.part`.
+
     Attributes:
         layer: the student layer that all batches are at.
         map: teacher layer of each student layer.
 
     Raises:
-        ValueError: a model has no blocks, the layer map does not increase, or there is no batch.
+        ValueError: a model has no blocks, the layer map decreases or leaves a layer out, or there is no batch.
     """
 
     def __init__(
@@ -32,7 +34,7 @@ class Lockstep:
     ) -> None:
         self.models, self.batches, self.layer = (teacher, student), batches, 0
         self.theirs, self.ours = blocks_of(teacher, "teacher"), blocks_of(student, "student")
-        self.map = _increasing(layer_map, len(self.ours), len(self.theirs))
+        self.map = _not_decreasing(layer_map, len(self.ours), len(self.theirs))
         self._kept: list[tuple[Place, Place]] | None = None
         self._taught: list[Taught] | None = None
         if keep:
@@ -42,13 +44,13 @@ class Lockstep:
 
     def steps(self) -> Iterator[Step]:
         """Yield all batches at the current layer; run it inside of `evaluating`."""
-        last = self.map[self.layer]
+        last, part = self.map[self.layer], self._part()
         if self._kept is not None:
             if self._taught is None:
-                first = 0 if self.layer == 0 else self.map[self.layer - 1] + 1
+                first = 0 if self.layer == 0 else self.map[self.layer - 1] + (part[0] == 0)
                 self._taught = [self._teach(place, first, last) for place, _ in self._kept]
             for (_, place), taught in zip(self._kept, self._taught, strict=True):
-                yield Step(place, taught)
+                yield Step(place, taught.part(*part))
             return
         some = False
         for batch in self.batches:
@@ -56,21 +58,28 @@ class Lockstep:
             theirs, place = self._start(batch)
             for block in self.ours[: self.layer]:
                 place = place.after(block)
-            yield Step(place, self._teach(theirs, 0, last))
+            yield Step(place, self._teach(theirs, 0, last).part(*part))
         _check_any(some)
 
     def advance(self, observe: Callable[[Step, Tensor], None] | None = None) -> None:
         """Move on to the next student layer; `observe` gets every step and the student's stream after its block."""
-        kept, block = [], self.ours[self.layer]
+        kept, block, (part, parts) = [], self.ours[self.layer], self._part()
         with evaluating(*self.models):
             for index, step in enumerate(self.steps() if observe is not None or self._kept is not None else ()):
                 place = step.place.after(block)
                 if observe is not None:
                     observe(step, place.tokens)
-                if self._kept is not None:
-                    kept.append((self._kept[index][0].at(step.taught.after), place))
+                if self._kept is not None and self._taught is not None:
+                    taught = self._taught[index]
+                    stream = taught.after if part + 1 == parts else taught.before
+                    kept.append((self._kept[index][0].at(stream), place))
         self._kept = None if self._kept is None else kept
         self._taught, self.layer = None, self.layer + 1
+
+    def _part(self) -> tuple[int, int]:
+        """Return the number of this layer among those that follow the same teacher layer, and how many these are."""
+        same = [layer for layer, theirs in enumerate(self.map) if theirs == self.map[self.layer]]
+        return same.index(self.layer), len(same)
 
     def _start(self, batch: Batch) -> tuple[Place, Place]:
         teacher, student = self.models
@@ -87,12 +96,12 @@ def _check_any(some: bool) -> None:
         raise ValueError("no batch to fit on: give at least one, and batches that can be iterated over more than once")
 
 
-def _increasing(layer_map: LayerMap, student: int, teacher: int) -> list[int]:
+def _not_decreasing(layer_map: LayerMap, student: int, teacher: int) -> list[int]:
     found = resolve_layer_map(layer_map, student, teacher)
     teachers = [found.get(layer, -1) for layer in range(student)]
-    if any(after <= before for before, after in zip([-1, *teachers[:-1]], teachers, strict=True)):
+    if any(after < max(before, 0) for before, after in zip([0, *teachers[:-1]], teachers, strict=True)):
         raise ValueError(
-            f"the {student} student layers would follow teacher layers {teachers} of {teacher}: expected one each,"
-            " and increasing; a student deeper than its teacher cannot be fitted"
+            f"the {student} student layers would follow teacher layers {teachers} of {teacher} (-1: none): expected one"
+            " for each, from the bottom to the top, such as layer_map='uniform'"
         )
     return teachers

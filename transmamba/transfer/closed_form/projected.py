@@ -1,5 +1,6 @@
 """A start for a student whose stream is a projection of its teacher's: stem and first matrices of the MLPs."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from transmamba._layer_maps import LayerMap, resolve_layer_map
 from transmamba._typing import typed
+from transmamba.transfer.closed_form.layouts import TokenMatch
 from transmamba.transfer.closed_form.streams import blocks_of, readout_of
 
 TOKENS = ("cls_token", "dist_token", "reg_token")
@@ -24,15 +26,17 @@ def project_start(
 ) -> list[str]:
     """Write the part before the readouts of a narrower image student, in the coordinates of a projection P.
 
-    The patch embedding, the position table and the tokens before the patches become P times the teacher's, so that the
-    student's stream begins at P times the teacher's. The first matrix of each MLP becomes the teacher's on P's
-    transpose, the gain of its norm inside, with the hidden units that the second matrix weighs most; the norm before it
-    starts at one. The readouts, the mixers, the last norm and the head are left as they are: solve the readouts with
-    `fit_layers(teacher, student, batches, projection=P)`. `subclone` does the same for a set of neurons, and more.
+    The patch embedding, the position table and the class and register tokens become P times the teacher's, so that the
+    student's stream begins at P times the teacher's, token by token, wherever each model has its class token. Positions
+    of a teacher that rotates or biases its attention are in no table: the student's becomes zero. The first matrix of
+    each MLP becomes the teacher's on P's transpose, the gain of its norm inside, with the hidden units that the second
+    matrix weighs most; the norm before it starts at one. The readouts, the mixers, the last norm and the head are left
+    as they are: solve the readouts with `fit_layers(teacher, student, batches, projection=P)`. `subclone` does the same
+    for a set of neurons, and more.
 
     Args:
         teacher: a `ViT`, such as `models.from_transformer` gives.
-        student: a `VisionMamba`, or a `ViT` of other mixers, of the same patches.
+        student: a `VisionMamba`, a `Vim` with one class token or none, or a `ViT` of other mixers, of the same patches.
         projection: `principal_axes(teacher, batches, student_dim)`, or rows of the identity for a set of neurons.
         layer_map: as for `fit_layers`.
 
@@ -40,7 +44,8 @@ def project_start(
         names of the student's parameters that were written.
 
     Raises:
-        ValueError: a model lacks a part, or widths, patches, positions or tokens do not fit.
+        ValueError: a model has another stem or normalises before its blocks, or widths, patches, grids, positions or
+            tokens do not fit.
 
     Example:
         >>> from transmamba.models import VisionMamba, ViT
@@ -52,7 +57,7 @@ def project_start(
         ['pos_embed', 'patch_embed.proj.weight']
     """
     ours, theirs = blocks_of(student, "student"), blocks_of(teacher, "teacher")
-    _check_widths(teacher, student, projection)
+    _check_stems(teacher, student, projection)
     _project_stem(teacher, student, projection)
     for layer, source in resolve_layer_map(layer_map, len(ours), len(theirs)).items():
         if getattr(ours[layer], "mlp", None) is not None:
@@ -60,35 +65,78 @@ def project_start(
     return [name for name, _ in student.named_parameters() if _is_written(name)]
 
 
-def _check_widths(teacher: Any, student: Any, projection: Tensor) -> None:
+def _check_stems(teacher: Any, student: Any, projection: Tensor) -> None:
     for side, model in (("teacher", teacher), ("student", student)):
-        if not hasattr(getattr(model, "patch_embed", None), "proj") or getattr(model, "pos_embed", None) is None:
-            raise ValueError(f"{side} is a {type(model).__name__} without patch_embed.proj and pos_embed: see `ViT`")
+        if not isinstance(getattr(getattr(model, "patch_embed", None), "proj", None), nn.Conv2d):
+            raise ValueError(
+                f"{side} is a {type(model).__name__}, whose stem is not one matrix on patches (`patch_embed.proj`): a"
+                " projection of the stream cannot begin there; take a ViT, a VisionMamba or a Vim, or subclone"
+            )
+        if not isinstance(getattr(model, "norm_pre", nn.Identity()), nn.Identity):
+            raise ValueError(
+                f"{side} normalises its tokens before the first block (norm_pre), which no projection goes through:"
+                " take a set of neurons with subclone"
+            )
     sizes = [len(model.patch_embed.proj.weight) for model in (student, teacher)]
     if list(projection.shape) != sizes:
         raise ValueError(f"the projection is {tuple(projection.shape)}, the widths are {tuple(sizes)}, student first")
     (a, b) = (model.patch_embed.proj.weight.shape[1:] for model in (student, teacher))
     if a != b:
         raise ValueError(f"the student's patches are {tuple(a)}, the teacher's {tuple(b)}: build it with the same ones")
+    grids = [tuple(model.grid) for model in (student, teacher)]
+    if grids[0] != grids[1]:
+        raise ValueError(f"the grids are {grids[0]} and {grids[1]}, student first: build it for the same images")
+    if student.pos_embed is None and teacher.pos_embed is not None:
+        raise ValueError("the student has no table for the teacher's positions (pos_embed): build it with one")
 
 
 def _project_stem(teacher: Any, student: Any, projection: Tensor) -> None:
     ours, theirs = student.patch_embed.proj, teacher.patch_embed.proj
     ours.weight.copy_(torch.einsum("dt,t...->d...", projection, theirs.weight))
+    bias = torch.zeros_like(ours.weight[:, 0, 0, 0]) if theirs.bias is None else projection @ theirs.bias
     if ours.bias is not None:
-        ours.bias.copy_(torch.zeros_like(ours.bias) if theirs.bias is None else projection @ theirs.bias)
+        ours.bias.copy_(bias)
+    elif bias.any():
+        raise ValueError("the student's patch embedding has no bias, the teacher's has one: build it with patch_bias")
     tokens = [name for name in TOKENS if getattr(student, name, None) is not None]
     for name in tokens:
         own, other = getattr(student, name), getattr(teacher, name, None)
         if other is None or other.shape[1] != own.shape[1]:
             raise ValueError(f"the student has a {name} of {own.shape[1]} tokens that the teacher lacks")
         own.copy_(other @ projection.T)
-    # rows of tokens that the student lacks come first; those of the patches are the last ones in both tables
-    grids = [tuple(model.grid) for model in (student, teacher)]
-    rows = [model.pos_embed.shape[1] for model in (student, teacher)]
-    if grids[0] != grids[1] or rows[0] > rows[1] or (tokens and rows[0] != rows[1]):
-        raise ValueError(f"grids {grids} with {rows} positions (student, teacher) do not fit: build them alike")
-    student.pos_embed.copy_(teacher.pos_embed[:, rows[1] - rows[0] :] @ projection.T)
+    if student.pos_embed is not None:
+        _project_positions(teacher, student, projection)
+
+
+def _project_positions(teacher: Any, student: Any, projection: Tensor) -> None:
+    """Write the student's position table; a teacher that rotates or biases its attention instead has zeros there."""
+    table, patches = student.pos_embed, math.prod(student.grid)
+    rows = _rows_of_tokens(teacher, patches)
+    theirs = table.new_zeros(patches + len(teacher.extra_tokens), teacher.patch_embed.proj.out_channels)
+    if teacher.pos_embed is not None:
+        theirs[rows] = teacher.pos_embed[0].to(theirs)
+    wanted = theirs[TokenMatch(teacher, student).index(len(theirs))] @ projection.T
+    own = _rows_of_tokens(student, patches)
+    table.copy_(wanted[own])
+    for name, place in _places_of_tokens(student).items():
+        if place[0] not in own:  # a token without a row carries its position itself
+            getattr(student, name).add_(wanted[place])
+
+
+def _rows_of_tokens(model: Any, patches: int) -> list[int]:
+    """Return the positions of the tokens that have a row in the table of positions, in the order of the rows."""
+    without = model.extra_tokens[getattr(model, "prefix_positions", len(model.extra_tokens)) :]
+    return [i for i in range(patches + len(model.extra_tokens)) if i not in without]
+
+
+def _places_of_tokens(model: Any) -> dict[str, list[int]]:
+    """Return the positions of the tokens of each parameter."""
+    rest, places = list(model.extra_tokens), {}
+    for name in TOKENS:
+        if getattr(model, name, None) is not None:
+            count = getattr(model, name).shape[1]
+            places[name], rest = rest[:count], rest[count:]
+    return places
 
 
 def _project_mlp(teacher: Any, student: Any, projection: Tensor) -> None:

@@ -182,12 +182,22 @@ def run_until(place: Place, block: nn.Module, layer: nn.Module) -> Tensor:
 
 @dataclass
 class Taught:
-    """One block of the teacher: outputs of its mixer and MLP, the stream in between, and the one after it."""
+    """One block of the teacher: outputs of its mixer and MLP, the stream before it, in between, and after it."""
 
     mixed: Tensor
     fed: Tensor | None
+    before: Tensor
     middle: Tensor
     after: Tensor
+
+    def part(self, index: int, parts: int) -> "Taught":
+        """Return one of the equal parts in which several student blocks go the way of this one."""
+        if parts == 1:
+            return self
+        way = (self.after - self.before) / parts
+        before = self.before + index * way
+        fed = None if self.fed is None else self.fed / parts
+        return Taught(self.mixed / parts, fed, before, before + (self.middle - self.before) / parts, before + way)
 
 
 def teach(place: Place, block: Any) -> Taught:
@@ -203,4 +213,14 @@ def teach(place: Place, block: Any) -> Taught:
         after = place.run(block)
     added = found.get("norm", found["mixed"])
     middle = added if placement == "post" and norm is not None else place.tokens + added
-    return Taught(found["mixed"], found.get("fed"), middle, after)
+    return Taught(found["mixed"], found.get("fed"), place.tokens, middle, after)
+
+
+def ends_with_mixer(place: Place, block: nn.Module) -> bool:
+    """Return whether a block does nothing but add its mixer's output to the stream."""
+    found: dict[str, Tensor] = {}
+    with hooked(watch(mixer_of(block), found, "mixed")):
+        after = place.run(block)
+    return after.shape == found["mixed"].shape and torch.allclose(
+        after, place.tokens + found["mixed"], rtol=1e-2, atol=1e-3
+    )

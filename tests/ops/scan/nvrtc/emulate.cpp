@@ -30,11 +30,13 @@ static int flags;
 #define MERGED (flags & 32)
 #define FULL (flags & 64)
 #define ONE (flags & 128)
+#define WIDE (flags & 256)
+#define SAVE (flags & 512)
 
 namespace fibers {
 enum State { READY, WARP, BLOCK, DONE };
 struct Copy { void* to; const void* from; int bytes, group; };
-struct Fiber { jmp_buf at; ucontext_t context; State state; int turn, group; float slot[2]; std::vector<Copy> copies; };
+struct Fiber { jmp_buf at; ucontext_t context; State state; int turn, group; float slot[2]; u32 words[2][3]; std::vector<Copy> copies; };
 constexpr int MOST = 1024;
 static Fiber all[MOST];
 static jmp_buf host;
@@ -155,14 +157,37 @@ static inline u32 half_of(float x) { _Float16 f = x; u16 y; memcpy(&y, &f, 2); r
 static inline u32 pack(float a, float b) { return half_of(a) | half_of(b) << 16; }
 #endif
 
+#if DTYPE
+// entry (i, j) of the left factor, and (j, i) of the right one, is in a half of a word of lane 4 i + j / 2
+static inline float4 product8(u32 x, u32 y, u32 m, float4 c) {
+  using namespace fibers;
+  int me = self, turn = all[me].turn ^= 1, row = me % 32 / 4, column = me % 4 * 2;
+  u32* words = all[me].words[turn];
+  words[0] = x; words[1] = y; words[2] = m;
+  leave(WARP);
+  auto at = [&](int word, int i, int j) {
+    u32 w = all[(me & ~31) + i * 4 + j / 2].words[turn][word];
+    return j % 2 ? high(w) : low(w);
+  };
+  float r[4] = {c.x, c.y, c.z, c.w};
+  for (int i = 0; i < 4; i++)
+    for (int k = 0; k < 8; k++) r[i] += at(i / 2, row, k) * at(2, column + i % 2, k);
+  return {r[0], r[1], r[2], r[3]};
+}
+#endif
+
 #include "steps.h"
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "single_forward.h"
+#include "single_backward.h"
 #include "shared.h"
+#include "shared_backward.h"
 #include "chain.h"
 
 template <class Shared, class Body> static int over(int threads, const int* grid, u32 seed, Body body) {
+  static_assert(!SHARED || std::is_empty<Shared>::value || sizeof(Shared) == SHARED, "the host asks for another size");
   alignas(16) static Shared m;
   std::mt19937 random(seed);
   for (int z = 0; z < grid[2]; z++)
@@ -181,14 +206,14 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
 #if KIND == 0
   typedef ForwardShared<STATES, LANE_STATES, WARPS, STEPS> Shared;
 #else
-  typedef SingleShared<WARPS, ForwardStep> Shared;
+  typedef SingleForwardShared<DIRECTIONS> Shared;
 #endif
   auto block = [&](auto mode) {
     return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
 #if KIND == 0
       forward_block<decltype(mode)::value, STATES, LANE_STATES, WARPS, STEPS>(*p, m, x, y, z, t);
 #else
-      single_forward_block<decltype(mode)::value, WARPS>(*p, m, x, y, z, t);
+      single_forward_block<decltype(mode)::value, DIRECTIONS, WARPS>(*p, m, x, y, z, grid[1], t);
 #endif
     });
   };
@@ -206,13 +231,18 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
     backward_block<STATES, LANE_STATES, LANE_CHANNELS, WARPS, PART>(*p, m, x, y, z, grid[0], t);
   });
 #elif KIND == 3
-  return over<SingleShared<WARPS, BackwardStep>>(THREADS, grid, seed, [&](auto& m, int x, int y, int z, int t) {
-    single_backward_block<WARPS>(*p, m, x, y, z, grid[0], t);
+  return over<SingleBackwardShared<WARPS>>(THREADS, grid, seed, [&](auto& m, int x, int y, int z, int t) {
+    single_backward_block<WARPS>(*p, m, x, y, z, grid[0], grid[1], t);
   });
 #elif KIND == 4
   typedef SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> Shared;
   return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
     shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(*p, m, x, y, z, t);
+  });
+#elif KIND == 5
+  typedef SharedBackwardShared<STATES, LANE_STATES, WARPS, DIRECTIONS> Shared;
+  return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
+    shared_backward_block<STATES, LANE_STATES, WARPS, DIRECTIONS, PART>(*p, m, x, y, z, grid[0], t);
   });
 #endif
 }

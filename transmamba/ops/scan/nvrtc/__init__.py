@@ -96,7 +96,7 @@ def _borders(prepared: Prepared, span: int, spans: int, grad_y: Tensor | None, s
         return start
     p, adjoint = prepared.inputs, grad_y is not None
     batch, directions, length, channels, states = p.sizes
-    variant = variant_of(p, "forward", [p.u, p.dt, p.B, p.C, p.u if grad_y is None else grad_y])
+    variant = variant_of(p, "forward", [p.u, p.dt, p.B, p.C, p.u if grad_y is None else grad_y]).flagged(SAVE=True)
     gain, decay, border = (p.A.new_empty(batch, directions, spans, states, channels) for _ in range(3))
     arguments = Arguments.from_buffer_copy(prepared.arguments)
     arguments.set(last=gain, saved=decay, span=span, spans=spans, first=int(adjoint), flags=variant.bits)
@@ -110,22 +110,33 @@ def _borders(prepared: Prepared, span: int, spans: int, grad_y: Tensor | None, s
     return border
 
 
-def _summed(
-    variant: Variant, like: Tensor, parts: Tensor, wanted: int, spans: int, arguments: Arguments
-) -> tuple[Variant, Tensor]:
-    """Pick the variant that adds up `parts` (b, k, l, d) to `wanted` directions if a kernel can, and its output."""
-    directions = parts.shape[1]
-    sum_here = variant.single and wanted < directions <= variant.shape.warps and spans == 1
-    if sum_here:
-        variant, parts = variant._replace(flags=(*variant.flags, "MERGED")), allocate(like, 1)
-        arguments.set(sum=parts)
+def _outputs(
+    variant: Variant, like: Tensor, dtype: torch.dtype | None, sizes: tuple[int, int, int], arguments: Arguments
+) -> tuple[Variant, Tensor, Tensor]:
+    """Allocate the outputs of `directions`, or the sum to `wanted` where a kernel can add them up.
+
+    Args:
+        variant: the variant that would keep directions apart.
+        like: the input whose layout the outputs have.
+        dtype: of outputs that are kept apart; None for that of `like`.
+        sizes: (directions, wanted, spans).
+        arguments: receives the flags and the sum.
+
+    Returns:
+        the variant to launch, the tensor that its warps write, the outputs.
+    """
+    directions, wanted, spans = sizes
+    if variant.single and wanted < directions <= variant.directions and spans == 1:
+        variant, found = variant.merging(), allocate(like, 1)
+        batch, _, length, channels = like.shape
+        # by token, all directions side by side, as in single.h
+        rows = (batch, -(-channels // variant.channels), length * directions, variant.channels)
+        parts = like.new_empty(rows, dtype=torch.float32)
+        arguments.set(sum=found)
+    else:
+        parts = found = allocate(like, directions, dtype)
     arguments.set(flags=variant.bits)
-    return variant, parts
-
-
-def _full(variant: Variant, on: bool) -> Variant:
-    """Pick the variant that writes float32 where its inputs are narrower: results yet to be gated or added up."""
-    return variant._replace(flags=(*variant.flags, "FULL")) if on else variant
+    return variant, parts, found
 
 
 def forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,27 +160,29 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     batch, directions, length, channels, states = inputs.sizes
     summed = inputs.merge and directions > 1
     full = inputs.u.dtype != torch.float32 and (inputs.unrounded or summed)
-    y = allocate(inputs.u, directions, torch.float32 if full else None)
     last = inputs.A.new_empty(batch, directions, states, channels)
     saved = inputs.A.new_empty((batch, directions, -(-length // CHUNK), states, channels) if save else 0)
     if not inputs.u.numel():
         last = last.zero_() if inputs.initial_state is None else last.copy_(inputs.initial_state)
-        return y[:, :1] if inputs.merge else y, last, saved
+        return allocate(inputs.u, 1 if inputs.merge else directions), last, saved
     prepared = _prepare(inputs)
     p = prepared.inputs
-    tensors = [p.u, p.dt, p.B, p.C, y]
-    variant = _full(shared_variant_of(p, tensors) or variant_of(p, "forward", tensors), full)
+    tensors = [p.u, p.dt, p.B, p.C]  # outputs are allocated in the layout of an input
+    variant = shared_variant_of(p, "forward", tensors) or variant_of(p, "forward", tensors)
+    # FULL: results yet to be gated or added up are float32 where inputs are narrower
+    variant = variant.flagged(FULL=full, SAVE=save)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     enter = _borders(prepared, span, spans, None, p.initial_state)
-    arguments = prepared.arguments.set(y=y, last=last, saved=saved if save else None, enter=enter)
-    arguments.set(span=span, spans=spans)
+    arguments = prepared.arguments.set(last=last, saved=saved if save else None, enter=enter)
     # a kernel that adds up rounds the sum
     wanted = 1 if summed and not (full and p.unrounded) else directions
-    variant, total_y = _summed(variant, p.u, y, wanted, spans, arguments)
+    dtype = torch.float32 if full else None
+    variant, parts, y = _outputs(variant, p.u, dtype, (directions, wanted, spans), arguments)
+    arguments.set(y=parts, span=span, spans=spans)
     grid = (groups, -(-channels // variant.channels), spans)
     launch(variant, "scan_forward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
-    return over_directions(total_y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
+    return over_directions(y, p.u, 1, output_dtype(p)) if p.merge else y, last, saved
 
 
 def _backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tensor | None) -> ScanGradients:
@@ -178,24 +191,30 @@ def _backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tens
     prepared = _prepare(inputs)
     p = prepared.inputs
     batch, directions, length, channels, states = p.sizes
-    full = p.u.dtype != torch.float32 and directions > 1 and 1 in (p.u.shape[1], p.dt.shape[1])
-    du, ddt = (allocate(x, directions, torch.float32 if full else None) for x in (p.u, p.dt))
-    variant = _full(variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y, du, ddt]), full)
+    tensors = [p.u, p.dt, p.B, p.C, grad_y]
+    variant = shared_variant_of(p, "backward", tensors) or variant_of(p, "backward", tensors)
+    # a kernel that takes all directions adds up the gradients of tensors that all of them share, but for u's
+    alone = variant.kind == "shared_backward"
+    full = p.u.dtype != torch.float32 and directions > 1 and (p.u.shape[1] == 1 or (p.dt.shape[1] == 1 and not alone))
+    dtype, variant = torch.float32 if full else None, variant.flagged(FULL=full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     leave = _borders(prepared, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())
-    blocks = -(-channels // variant.channels)
+    blocks, own = -(-channels // variant.channels), 1 if alone else directions
     new = p.A.new_empty
-    dB, dC = (new(blocks, batch, directions, length, states) for _ in range(2))
-    dA, dstart = new(spans, batch, directions, states, channels), new(batch, directions, states, channels)
-    dD, dbias = (None if x is None else new(spans, batch, directions, channels) for x in (p.D, p.dt_bias))
-    arguments = prepared.arguments.set(y=grad_y, du=du, ddt=ddt, saved=saved, enter=leave, last=dstart)
+    dB = new(blocks, batch, directions, length, states)
+    dC = new(blocks, batch, 1 if "ONE" in variant.flags else directions, length, states)
+    dA, dstart = new(spans, batch, own, states, channels), new(batch, directions, states, channels)
+    dD = None if p.D is None else new(spans, batch, directions, channels)
+    dbias = None if p.dt_bias is None else new(spans, batch, own, channels)
+    variant, parts, du = _outputs(variant, p.u, dtype, (directions, p.u.shape[1], spans), prepared.arguments)
+    ddt = allocate(p.dt, own, None if alone else dtype)
+    arguments = prepared.arguments.set(y=grad_y, du=parts, ddt=ddt, saved=saved, enter=leave, last=dstart)
     arguments.set(dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias, span=span, spans=spans)
-    variant, total_u = _summed(variant, p.u, du, p.u.shape[1], spans, arguments)
     grid = (groups, blocks, spans)
     launch(variant, "scan_backward", Launch(grid, variant.threads, variant.shared), arguments, p.u.device)
     return ScanGradients(
-        over_directions(total_u, p.u, p.u.shape[1], p.u.dtype),
+        over_directions(du, p.u, p.u.shape[1], p.u.dtype),
         over_directions(ddt, p.dt, p.dt.shape[1], p.dt.dtype),
         total(dA, p.A, (0, 1)),
         total(dB, p.B, (0,)),

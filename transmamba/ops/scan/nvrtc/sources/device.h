@@ -40,3 +40,20 @@ DEV float low(u32 x) { return half_as_float((u16)x); }
 DEV float high(u32 x) { return half_as_float((u16)(x >> 16)); }
 DEV u32 pack(float a, float b) { u32 r; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(b), "f"(a)); return r; }
 #endif
+
+#if DTYPE
+// Products on tensor cores. A lane (row, column) = (lane / 4, lane % 4 * 2) of the left factor has the columns `column` and
+// `column + 1` of row `row` in x, of row `row + 8` in y; of the product, and of what is added, the same places.
+#if DTYPE == 1
+#define HALF_NAME "bf16"
+#else
+#define HALF_NAME "f16"
+#endif
+// (x; y) times an 8 x 8 matrix, of which a lane has the rows `column` and `column + 1` of column `row`
+DEV float4 product8(u32 x, u32 y, u32 m, float4 c) {
+  float4 r;
+  asm("mma.sync.aligned.m16n8k8.row.col.f32." HALF_NAME "." HALF_NAME ".f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+      : "=f"(r.x), "=f"(r.y), "=f"(r.z), "=f"(r.w) : "r"(x), "r"(y), "r"(m), "f"(c.x), "f"(c.y), "f"(c.z), "f"(c.w));
+  return r;
+}
+#endif

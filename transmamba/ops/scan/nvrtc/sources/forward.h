@@ -103,14 +103,14 @@ DEV void forward_block(const Arguments& p, ForwardShared<NS, S, W, T>& m, int bx
     for (int j = 0; j < S; j++)
       if ((N == NS || sl * S + j < NS) && d < ld) to[(i64)(sl * S + j) * ld + d] = x[j];
   };
-  float* mark = p.saved ? p.saved + ((i64)bx * ((p.L + CHUNK - 1) / CHUNK) + begin / CHUNK) * NS * ld : 0;
+  float* mark = p.saved + ((i64)bx * ((p.L + CHUNK - 1) / CHUNK) + begin / CHUNK) * NS * ld;
 
   tokens(0); fetch(0); stage(0, 0); SYNC();
   for (int i = 0, s = 0; i < count; i += T, s ^= 1) {
     fetch(i + T);
 #pragma unroll
     for (int t0 = 0; t0 < T; t0 += GROUP) {
-      if (MODE == SCAN && (T < CHUNK ? (i + t0) % CHUNK == 0 : t0 % CHUNK == 0) && mark && i + t0 < count) {
+      if (MODE == SCAN && (T < CHUNK ? (i + t0) % CHUNK == 0 : t0 % CHUNK == 0) && SAVE && i + t0 < count) {
         write(mark, h);
         mark += (i64)NS * ld;
       }

@@ -5,7 +5,10 @@
 #include "forward.h"
 #include "backward.h"
 #include "single.h"
+#include "single_forward.h"
+#include "single_backward.h"
 #include "shared.h"
+#include "shared_backward.h"
 #include "chain.h"
 
 #define CHAINS                                                                                                            \
@@ -40,8 +43,8 @@ KERNEL scan_backward(const __grid_constant__ Arguments p) {
 #elif KIND == 2
 #define FORWARD(NAME, MODE)                                                                   \
   KERNEL NAME(const __grid_constant__ Arguments p) {                                          \
-    DYNAMIC(SingleShared<WARPS, ForwardStep>);                                                \
-    single_forward_block<MODE, WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x); \
+    DYNAMIC(SingleForwardShared<DIRECTIONS>);                                                 \
+    single_forward_block<MODE, DIRECTIONS, WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.y, threadIdx.x); \
   }
 FORWARD(scan_forward, SCAN)
 FORWARD(summarise, SUMMARY)
@@ -49,12 +52,17 @@ FORWARD(summarise_adjoint, ADJOINT)
 CHAINS
 #elif KIND == 3
 KERNEL scan_backward(const __grid_constant__ Arguments p) {
-  DYNAMIC(SingleShared<WARPS, BackwardStep>);
-  single_backward_block<WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
+  DYNAMIC(SingleBackwardShared<WARPS>);
+  single_backward_block<WARPS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, gridDim.y, threadIdx.x);
 }
 #elif KIND == 4
 KERNEL scan_forward(const __grid_constant__ Arguments p) {
   __shared__ __align__(16) SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> m;
   shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+}
+#elif KIND == 5
+KERNEL scan_backward(const __grid_constant__ Arguments p) {
+  DYNAMIC(SharedBackwardShared<STATES, LANE_STATES, WARPS, DIRECTIONS>);
+  shared_backward_block<STATES, LANE_STATES, WARPS, DIRECTIONS, PART>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
 }
 #endif

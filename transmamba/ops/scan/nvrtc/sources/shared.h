@@ -107,7 +107,7 @@ DEV void shared_decay_block(const Arguments& p, SharedDecayShared<NS, S, W, T, K
       *(float2*)((at >= K * HALF ? &m.C[s][0][0][0] - 2 * K * HALF : &m.B[s][0][0][0]) + at * 2) = v;
     }
   };
-  float* mark = p.saved && d < ld ? p.saved + ((i64)b * K * ((p.L + CHUNK - 1) / CHUNK) + begin / CHUNK) * NS * ld + sl * S * ld + d : 0;
+  float* mark = p.saved + ((i64)b * K * ((p.L + CHUNK - 1) / CHUNK) + begin / CHUNK) * NS * ld + sl * S * ld + d;
   const i64 per_direction = (i64)((p.L + CHUNK - 1) / CHUNK) * NS * ld;
 
   tokens(0); fetch(0); stage(0, 0); SYNC();
@@ -115,7 +115,7 @@ DEV void shared_decay_block(const Arguments& p, SharedDecayShared<NS, S, W, T, K
     fetch(i + T);
 #pragma unroll
     for (int t = 0; t < T; t++) {
-      if (t % CHUNK == 0 && mark && i + t < count) {
+      if (t % CHUNK == 0 && SAVE && d < ld && i + t < count) {
 #pragma unroll
         for (int k = 0; k < K; k++)
 #pragma unroll

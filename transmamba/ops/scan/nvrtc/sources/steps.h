@@ -1,5 +1,5 @@
 // What all scans share: arguments, rows of tensors, the step size, sums over lanes.
-// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL, ONE; see variants.py).
+// Flags of a variant are -D constants on a GPU (SOFTPLUS, ORDERS, BY_STEP, RESTART, PAIRED, MERGED, FULL, ONE, WIDE, SAVE; see variants.py).
 
 #if DTYPE == 0
 typedef float Element;
@@ -61,13 +61,6 @@ struct Rows {
   DEV void fetch(Pair* to, int t) const {
     if (PAIRED) copy<sizeof(Pair)>(to, row(t));
     else *to = load(t);
-  }
-  // what `store` with `full` wrote
-  DEV float2 load_full(int t) const {
-    const float* from = (const float*)row(t);
-    if (PAIRED) return *(const float2*)from;
-    float2 r = {from[0], both ? from[column] : 0.f};
-    return r;
   }
   DEV void store(int t, float a, float b, bool full) const {
     if (full) return put((float*)row(t), float2{a, b}, a, b);

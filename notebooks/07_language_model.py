@@ -126,7 +126,7 @@ print(base := scores(teacher))
 # ## Which layers keep their attention
 #
 # The loss if one attention is deleted, layer by layer: the first two carry most of it. Then the loss if a solved mixer
-# stands in its place, which is what the layers are chosen by. One pass of the teacher solves the mixers of all layers.
+# stands in its place: the layers are chosen by it. One pass of the teacher solves the mixers of all layers.
 
 
 # %%

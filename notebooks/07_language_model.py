@@ -26,14 +26,14 @@
 
 # %%
 LENGTH = 256
-FIT_ROWS = 48
+FIT_ROWS = 32
 TEST_ROWS = 8
 COST_ROWS = 2
-COUNTS = (4, 15, 22, 30)
-FORCED_STEPS = 24
+COUNTS = (4, 15, 30)
+FORCED_STEPS = 16
 STEPS = 8
 RIDGE = 1e-2
-WORDS = 60
+WORDS = 40
 LENGTHS = (512, 2048)
 
 # %%
@@ -102,7 +102,7 @@ def mixed(count, first=0):
 
 
 fit = list(mixed(FIT_ROWS).split(8))
-cost_rows = mixed(2 * COST_ROWS, first=1)
+cost_rows = mixed(COST_ROWS, first=1)
 print(f"{sum(batch.numel() for batch in fit):,} tokens to fit on, {tests['at home'].numel():,} held out of each text")
 
 # %%
@@ -126,7 +126,7 @@ print(base := scores(teacher))
 # ## Which layers keep their attention
 #
 # The loss if one attention is deleted, layer by layer: the first two carry most of it. Then the loss if a solved mixer
-# stands in its place, which is what the layers are chosen by. One pass of the teacher solves the mixers of all layers.
+# stands in its place: the layers are chosen by it. One pass of the teacher solves the mixers of all layers.
 
 
 # %%

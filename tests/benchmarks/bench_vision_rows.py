@@ -30,6 +30,7 @@ LOSSES = {
     "bidirectional": ("bidirectional",),
     "tuned": ("tuned",),
     "relations": ("relations",),
+    "relations by direction": ("directed",),
     "logits": ("logits",),
     "bidirectional, logits": ("bidirectional", "logits"),
     "tuned, logits": ("tuned", "logits"),
@@ -60,6 +61,7 @@ ORDER = (
     *((loss, "") for loss in LOSSES if loss not in ("", "multi-directional")),
     ("multi-directional", "four directions"),
     ("relations", "logits"),
+    ("relations by direction", "relations"),
     *((f"{loss}, logits", "logits") for loss in ("bidirectional", "tuned", "relations")),
 )
 T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile 0.975 by number of seeds
@@ -143,21 +145,37 @@ def difference(done, first, second):
 
 
 def claims(folder, args):
-    """Print the paper's claims as differences: the order of the losses, fewer labels, fewer steps."""
+    """Print the paper's claims as differences: the order of the losses, then fewer labels and fewer steps."""
     done = lines(folder)
     cells = sorted({(steps, share) for _, _, steps, share in done})
-    pairs = [((row(start, more), *cell), (row(start, less), *cell))
-             for cell in cells for start in STARTS for more, less in ORDER]  # fmt: skip
-    pairs += [((name, *cell), ("scratch", *cell)) for cell in cells for name in list(STARTS)[1:]]
-    whole = [(steps, 1.0) for steps in sorted({steps for steps, _ in cells})]
-    pairs += [((name, steps, share), ("scratch", steps, 1.0)) for steps, share in cells if share < 1 for name in ROWS]
-    pairs += [((name, *few), ("scratch", *many)) for few in whole for many in whole if few < many for name in ROWS]
-    print("| | less | difference | seeds |\n| --- | --- | --: | --: |")
-    for first, second in pairs:
-        if found := difference(done, first, second):
-            mean, half, n = found
-            texts = (f"{name}, {steps} steps, {share:.0%}" for name, steps, share in (first, second))
-            print(f"| {' | '.join(texts)} | {mean:+.1f} ± {half:.1f} | {n} |")
+    heads = [(start, *cell) for cell in cells for start in STARTS]
+    found = {(pair, head): difference(done, *((row(head[0], loss), *head[1:]) for loss in pair))
+             for pair in ORDER for head in heads}  # fmt: skip
+    heads = [head for head in heads if any(found[pair, head] for pair in ORDER)]
+    print(
+        "| difference | " + " | ".join(f"{start}, {steps} steps, {share:.0%}" for start, steps, share in heads) + " |"
+    )
+    print("| --- |" + " --: |" * len(heads))
+    for pair in ORDER:
+        texts = " | ".join(interval(found[pair, head]) for head in heads)
+        print(f"| {' − '.join(loss or 'labels alone' for loss in pair)} | {texts} |")
+    many = [("scratch", steps, 1.0) for steps in sorted({steps for steps, _ in cells})]
+    pairs = [((name, *cell), (name, cell[0], 1.0)) for cell in cells if cell[1] < 1 for name in ROWS]
+    pairs += [((name, *cell), base) for cell in cells for base in many if cell[0] <= base[1] for name in ROWS
+              if (name, *cell) != base]  # fmt: skip
+    print("\n| | less | difference |\n| --- | --- | --: |")
+    for first, second in dict.fromkeys(pairs):
+        if text := interval(difference(done, first, second)):
+            names = (f"{name}, {steps} steps, {share:.0%}" for name, steps, share in (first, second))
+            print(f"| {' | '.join(names)} | {text} |")
+
+
+def interval(found):
+    """Return a difference with its 95 % interval, and the number of seeds where it is not five."""
+    if not found:
+        return ""
+    mean, half, count = found
+    return f"{mean:+.1f} ± {half:.1f}" + (f" ({count})" if count != 5 else "")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from transmamba import distill, transfer
 
 SIDE, DIM, DEPTH, BATCH, TRAIN = 56, 96, 6, 32, 1500
 MIRRORS = ((), (-1,), (-2,), (-1, -2))
-DIRECTIONAL = {"bidirectional", "multi", "tuned"}
+DIRECTIONAL = {"bidirectional", "multi", "tuned", "directed"}
 RELATIONS = 10  # weight: differences of cosines are a tenth of the other losses at the start
 
 
@@ -179,6 +179,9 @@ class Learner(torch.nn.Module):
         if "relations" in self.parts:
             ours = (*features.layers[:-1], features.last)
             loss = loss + RELATIONS * self.relations(ours, self.setting.targets(mirror, pick))
+        if "directed" in self.parts:
+            ours, theirs = self.directed(x, features), self.setting.targets(mirror, pick)
+            loss = loss + RELATIONS * self.relations(sum(ours, []), theirs * len(ours))
         return loss + self.features_loss(x, features, mirror, pick) if self.bridges else loss
 
     def features_loss(self, x, features, mirror, pick):
@@ -197,9 +200,13 @@ class Learner(torch.nn.Module):
 
     def tuned_loss(self, x, features, mirror, pick):
         """Return the loss of each block's input plus a direction, towards the centred layer of the same depth."""
-        inputs = [self.model.patch_embed(x) + self.model.pos_embed, *features.layers[:-1]]
-        sides = [[a + b for a, b in zip(inputs, side, strict=True)] for side in distill.natural_shares(features)]
+        sides = self.directed(x, features)
         ours = {
             name: bridge(side) for name, bridge, side in zip(("forward", "backward"), self.bridges, sides, strict=True)
         }
         return self.tuned(ours, self.setting.targets(mirror, pick, centred=True))
+
+    def directed(self, x, features):
+        """Return each block's input plus its share of a direction, for each direction, in natural order."""
+        inputs = [self.model.patch_embed(x) + self.model.pos_embed, *features.layers[:-1]]
+        return [[a + b for a, b in zip(inputs, side, strict=True)] for side in distill.natural_shares(features)]

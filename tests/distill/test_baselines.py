@@ -90,6 +90,26 @@ def test_chunks_change_neither_loss_nor_gradient(logits, divergence, chunk):
         )
 
 
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
+def test_chunks_have_second_derivatives(logits, divergence):
+    student, teacher = logits
+    student.requires_grad_()
+    second = []
+    for loss in (LogitsDistill(2.0, divergence), LogitsDistill(2.0, divergence, chunk=3)):
+        (slope,) = torch.autograd.grad(loss(student, teacher), student, create_graph=True)
+        second.append(torch.autograd.grad(slope.square().sum(), student)[0])
+    torch.testing.assert_close(*second, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_chunks_of_any_precision_have_gradients_of_their_own(dtype):
+    student, teacher = torch.randn(2, 7, 50).to(dtype)
+    student.requires_grad_()
+    slopes = [torch.autograd.grad(LogitsDistill(3.0, chunk=c)(student, teacher), student)[0] for c in (None, 2)]
+    assert slopes[1].dtype == dtype
+    torch.testing.assert_close(*slopes)
+
+
 def test_chunks_keep_only_the_logits_for_the_backward():
     student, teacher = torch.randn(8, 1000, requires_grad=True), torch.randn(8, 1000)
     kept = {}

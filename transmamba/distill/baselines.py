@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from transmamba._typing import check_choice, typed
 from transmamba.distill.bridge import Layout, check_layouts
 from transmamba.distill.checks import Layers, check_layers, check_mask, real_tokens, widen
 from transmamba.distill.layer_map import TeacherLayers, check_teacher_layers, match_layers
 from transmamba.distill.similarity import batch_mean, cosine, unit_target
+from transmamba.distill.slopes import chunked_divergence
 
 Divergence = Literal["forward", "reverse", "js"]
 Criterion = Literal["cosine", "mse"]
@@ -123,11 +123,8 @@ class LogitsDistill(nn.Module):
         check_logits(student, teacher)
         if self.chunk is None:
             return token_mean(self.per_token(student, teacher.detach(), mask), mask) * self.temperature**2
-        pieces = [side.flatten(0, -2).split(self.chunk) for side in (student, teacher.detach())]
         mask = None if mask is None else mask.flatten()
-        masks = [None] * len(pieces[0]) if mask is None else mask.split(self.chunk)
-        parts = zip(*pieces, masks, strict=True)
-        values = torch.cat([checkpoint(self.per_token, *part, use_reentrant=False) for part in parts])
+        values = chunked_divergence(self, student.flatten(0, -2), teacher.detach().flatten(0, -2), mask)
         return token_mean(values, mask) * self.temperature**2
 
     def per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:

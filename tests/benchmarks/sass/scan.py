@@ -16,6 +16,7 @@ from transmamba.ops.scan.nvrtc.variants import (
     BACKWARD,
     CHUNK,
     FORWARD,
+    SHARED_BACKWARD,
     SHARED_FORWARD,
     Variant,
     power,
@@ -69,10 +70,10 @@ def variant(sizes: Sizes, kind: str) -> Variant:
     if sizes.states == 1:
         found = single_variant(kind, BFLOAT16, sizes.directions, flags(sizes, kind))
         return found.merging() if sizes.directions > 1 else found
-    if sizes.directions > 1 and kind == "forward":  # PlainMamba's directions share step sizes, decays, u and C
+    if sizes.directions > 1:  # PlainMamba's directions share step sizes, decays, u and C
         shared = tuple(flag for flag in flags(sizes, kind) if flag != "BY_STEP")
-        shape = SHARED_FORWARD[power(sizes.states)]
-        return Variant("shared_forward", BFLOAT16, sizes.states, shape, (*shared, "ONE"), sizes.directions)
+        shape = (SHARED_FORWARD if kind == "forward" else SHARED_BACKWARD)[power(sizes.states)]
+        return Variant(f"shared_{kind}", BFLOAT16, sizes.states, shape, (*shared, "ONE"), sizes.directions)
     shapes = BACKWARD if kind == "backward" else FORWARD
     return Variant(kind, BFLOAT16, sizes.states, shapes[power(sizes.states)], flags(sizes, kind))
 
@@ -105,7 +106,7 @@ def steps_of(chosen: Variant) -> int:
     """Count the steps of a pass of the main loop."""
     if chosen.single:
         return 32 if chosen.kind == "single_forward" else 2 * CHUNK
-    return CHUNK if chosen.kind == "backward" else chosen.shape.steps
+    return CHUNK if chosen.kind.endswith("backward") else chosen.shape.steps
 
 
 @functools.cache

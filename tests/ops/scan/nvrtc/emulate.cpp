@@ -183,9 +183,11 @@ static inline float4 product8(u32 x, u32 y, u32 m, float4 c) {
 #include "single_forward.h"
 #include "single_backward.h"
 #include "shared.h"
+#include "shared_backward.h"
 #include "chain.h"
 
 template <class Shared, class Body> static int over(int threads, const int* grid, u32 seed, Body body) {
+  static_assert(!SHARED || std::is_empty<Shared>::value || sizeof(Shared) == SHARED, "the host asks for another size");
   alignas(16) static Shared m;
   std::mt19937 random(seed);
   for (int z = 0; z < grid[2]; z++)
@@ -236,6 +238,11 @@ extern "C" int emulate(int kernel, const Arguments* p, const int* grid, u32 seed
   typedef SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> Shared;
   return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
     shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(*p, m, x, y, z, t);
+  });
+#elif KIND == 5
+  typedef SharedBackwardShared<STATES, LANE_STATES, WARPS, DIRECTIONS> Shared;
+  return over<Shared>(THREADS, grid, seed, [&](Shared& m, int x, int y, int z, int t) {
+    shared_backward_block<STATES, LANE_STATES, WARPS, DIRECTIONS, PART>(*p, m, x, y, z, grid[0], t);
   });
 #endif
 }

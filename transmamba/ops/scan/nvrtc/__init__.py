@@ -168,7 +168,7 @@ def _forward(inputs: ScanInputs, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     prepared = _prepare(inputs)
     p = prepared.inputs
     tensors = [p.u, p.dt, p.B, p.C]  # outputs are allocated in the layout of an input
-    variant = shared_variant_of(p, tensors) or variant_of(p, "forward", tensors)
+    variant = shared_variant_of(p, "forward", tensors) or variant_of(p, "forward", tensors)
     # FULL: results yet to be gated or added up are float32 where inputs are narrower
     variant = variant.flagged(FULL=full, SAVE=save)
     groups = variant.groups(batch, directions)
@@ -191,19 +191,24 @@ def _backward(inputs: ScanInputs, saved: Tensor, grad_y: Tensor, grad_last: Tens
     prepared = _prepare(inputs)
     p = prepared.inputs
     batch, directions, length, channels, states = p.sizes
-    full = p.u.dtype != torch.float32 and directions > 1 and 1 in (p.u.shape[1], p.dt.shape[1])
-    dtype = torch.float32 if full else None
-    variant = variant_of(p, "backward", [p.u, p.dt, p.B, p.C, grad_y]).flagged(FULL=full)
+    tensors = [p.u, p.dt, p.B, p.C, grad_y]
+    variant = shared_variant_of(p, "backward", tensors) or variant_of(p, "backward", tensors)
+    # a kernel that takes all directions adds up the gradients of tensors that all of them share, but for u's
+    alone = variant.kind == "shared_backward"
+    full = p.u.dtype != torch.float32 and directions > 1 and (p.u.shape[1] == 1 or (p.dt.shape[1] == 1 and not alone))
+    dtype, variant = torch.float32 if full else None, variant.flagged(FULL=full)
     groups = variant.groups(batch, directions)
     span, spans = spans_of(variant, groups, length, channels, multiprocessors(p.u.device))
     leave = _borders(prepared, span, spans, grad_y, None if grad_last is None else grad_last.contiguous())
-    blocks = -(-channels // variant.channels)
+    blocks, own = -(-channels // variant.channels), 1 if alone else directions
     new = p.A.new_empty
-    dB, dC = (new(blocks, batch, directions, length, states) for _ in range(2))
-    dA, dstart = new(spans, batch, directions, states, channels), new(batch, directions, states, channels)
-    dD, dbias = (None if x is None else new(spans, batch, directions, channels) for x in (p.D, p.dt_bias))
+    dB = new(blocks, batch, directions, length, states)
+    dC = new(blocks, batch, 1 if "ONE" in variant.flags else directions, length, states)
+    dA, dstart = new(spans, batch, own, states, channels), new(batch, directions, states, channels)
+    dD = None if p.D is None else new(spans, batch, directions, channels)
+    dbias = None if p.dt_bias is None else new(spans, batch, own, channels)
     variant, parts, du = _outputs(variant, p.u, dtype, (directions, p.u.shape[1], spans), prepared.arguments)
-    ddt = allocate(p.dt, directions, dtype)
+    ddt = allocate(p.dt, own, None if alone else dtype)
     arguments = prepared.arguments.set(y=grad_y, du=parts, ddt=ddt, saved=saved, enter=leave, last=dstart)
     arguments.set(dA=dA, dB=dB, dC=dC, dD=dD, dbias=dbias, span=span, spans=spans)
     grid = (groups, blocks, spans)

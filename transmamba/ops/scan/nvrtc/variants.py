@@ -10,7 +10,7 @@ CHUNK = 8  # steps between two saved states, as in steps.h
 MOST_STATES = 256
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLAGS = ("SOFTPLUS", "ORDERS", "BY_STEP", "RESTART", "PAIRED", "MERGED", "FULL", "ONE", "WIDE", "SAVE")  # bit 0, 1, ...
-KINDS = ("forward", "backward", "single_forward", "single_backward", "shared_forward")
+KINDS = ("forward", "backward", "single_forward", "single_backward", "shared_forward", "shared_backward")
 MOST_SINGLE = 8  # directions that a block of the kernels for one state takes, half of them where shared memory is short
 
 
@@ -36,8 +36,9 @@ BACKWARD = {
     32: Shape(4, 2, 4, 8, 8, 3), 64: Shape(8, 1, 4, 8, 4, 3), 128: Shape(16, 1, 2, 8, 2, 4),
     256: Shape(16, 1, 2, 8, 2, 4),
 }  # fmt: skip
-# of the forward that takes all directions at once, because they share step sizes and decays
+# of the kernels that take all directions at once, because they share step sizes and decays
 SHARED_FORWARD = {8: Shape(4, 1, 4, 8, 8, 4), 16: Shape(4, 1, 4, 8, 8, 4), 32: Shape(4, 1, 4, 8, 8, 4)}
+SHARED_BACKWARD = {8: Shape(4, 1, 4, 8, 4, 2), 16: Shape(4, 1, 4, 8, 4, 2), 32: Shape(4, 1, 2, 8, 4, 4)}
 MOST_SHARED = 4  # directions of such a block
 
 
@@ -94,6 +95,8 @@ class Variant(NamedTuple):
             halves = self.scanning * (2 if self.directions > 1 else 1)
             rows = CHUNK * self.channels // 2 * pair + 64  # of a chunk of u or dt
             return halves * (ring + 2 * (4 if self.dtype else 2) * rows)
+        if self.kind == "shared_backward":
+            return self._shared_backward(n, pair)
         if self.kind != "backward":
             return 0
         copies = min(shape.lane_states, 32 // (n // shape.lane_states))
@@ -102,6 +105,15 @@ class Variant(NamedTuple):
         floats += shape.lane_states * shape.lane_channels * self.threads + 2 * CHUNK + 8 * self.threads
         floats += max(1, tile // 2 // self.threads) * self.threads  # pairs of a thread
         return 4 * floats + pair * (4 * tile // 2 + 2 * CHUNK * n // 2)
+
+    def _shared_backward(self, n: int, pair: int) -> int:
+        """Count the bytes of shared memory, as in shared_backward.h."""
+        shape, k, kp, block, threads = self.shape, self.directions, power(self.directions), self.channels, self.threads
+        copies = min(shape.lane_states, 32 // (n // shape.lane_states))
+        floats = CHUNK * (2 * block * kp + (block + 1) * kp + 2 * block + block + 8)
+        floats += 2 * CHUNK * k * n * (copies + shape.warps) + k * shape.lane_states * threads
+        floats += 2 * k * threads + max(1, CHUNK * block // 2 // threads) * k * threads  # D, places
+        return 4 * floats + pair * (CHUNK * block // 2 * (1 + 3 * k) + 2 * k * CHUNK * n // 2)
 
     def flagged(self, **flags: bool) -> "Variant":
         """Add the flags that are on."""
@@ -157,16 +169,14 @@ def shares_decay(p: ScanInputs) -> bool:
     return shared and (p.parameters_by_step or p.orders is None) and p.segments is None
 
 
-def shared_variant_of(p: ScanInputs, tensors: list[torch.Tensor]) -> Variant | None:
-    """Pick the forward's variant that takes all directions in a block, or None where it does not take the inputs."""
-    states = power(p.A.shape[1])
-    if not (states in SHARED_FORWARD and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
+def shared_variant_of(p: ScanInputs, kind: str, tensors: list[torch.Tensor]) -> Variant | None:
+    """Pick the variant that takes all directions in a block, or None where it does not take the inputs."""
+    states, shapes = power(p.A.shape[1]), SHARED_BACKWARD if kind == "backward" else SHARED_FORWARD
+    if not (states in shapes and 1 < p.directions <= MOST_SHARED and shares_decay(p)):
         return None
     flags = tuple(flag for flag in flags_of(p, tensors) if flag != "BY_STEP")
     one = ("ONE",) if p.u.shape[1] == p.C.shape[1] == 1 else ()
-    return Variant(
-        "shared_forward", DTYPES[p.u.dtype], p.A.shape[1], SHARED_FORWARD[states], (*flags, *one), p.directions
-    )
+    return Variant(f"shared_{kind}", DTYPES[p.u.dtype], p.A.shape[1], shapes[states], (*flags, *one), p.directions)
 
 
 def single_variant(kind: str, dtype: int, directions: int, flags: tuple[str, ...]) -> Variant:

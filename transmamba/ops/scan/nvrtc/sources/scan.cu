@@ -8,6 +8,7 @@
 #include "single_forward.h"
 #include "single_backward.h"
 #include "shared.h"
+#include "shared_backward.h"
 #include "chain.h"
 
 #define CHAINS                                                                                                            \
@@ -58,5 +59,10 @@ KERNEL scan_backward(const __grid_constant__ Arguments p) {
 KERNEL scan_forward(const __grid_constant__ Arguments p) {
   __shared__ __align__(16) SharedDecayShared<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS> m;
   shared_decay_block<STATES, LANE_STATES, WARPS, STEPS, DIRECTIONS>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x);
+}
+#elif KIND == 5
+KERNEL scan_backward(const __grid_constant__ Arguments p) {
+  DYNAMIC(SharedBackwardShared<STATES, LANE_STATES, WARPS, DIRECTIONS>);
+  shared_backward_block<STATES, LANE_STATES, WARPS, DIRECTIONS, PART>(p, m, blockIdx.x, blockIdx.y, blockIdx.z, gridDim.x, threadIdx.x);
 }
 #endif

@@ -20,7 +20,7 @@ struct alignas(16) ForwardEntry {
 };
 // K directions of a block
 template <int K> struct SingleForwardShape {
-  static constexpr int HALVES = K > 1 ? 2 : 1, W = (K + 1) / HALVES, LANES = 32 / HALVES, CB = 4 * LANES;
+  static constexpr int HALVES = K > 1 ? 2 : 1, W = (K + HALVES - 1) / HALVES, LANES = 32 / HALVES, CB = 4 * LANES;
   static constexpr int STAGES = DTYPE ? 4 : 2;  // chunks in shared memory: one is computed, the others are under way
 };
 template <int K, class F = SingleForwardShape<K>> struct SingleForwardShared : RingShared<F::W * F::HALVES, ForwardEntry> {

@@ -149,7 +149,7 @@ def fork(tests: list[str], noticed: Counter[str], folder: Path, cpu: int, wall: 
     pid = os.fork()
     if not pid:
         try:
-            os.setsid()
+            os.setpgid(0, 0)
             resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 5))
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             output = os.open(folder / "output", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)

@@ -132,6 +132,15 @@ def test_padding_may_hold_anything(pair):
     assert not student.grad[~mask].any()
 
 
+def test_one_real_token_is_a_batch_of_its_own(pair):
+    student, head, teacher, teacher_head = pair
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[1, 2] = True
+    alone = HiddenLogitsDistill()(student[1:, 2:3], head, teacher[1:, 2:3], teacher_head)
+    torch.testing.assert_close(HiddenLogitsDistill()(student, head, teacher, teacher_head, mask), alone)
+    assert HiddenLogitsDistill()(student, head, teacher, teacher_head, mask & ~mask) == 0
+
+
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "js"])
 def test_classes_without_probability_add_nothing(pair, divergence):
     student, head, teacher, teacher_head = (x.detach().clone() for x in pair)

@@ -51,6 +51,13 @@ def test_names_no_family_knows(stream):
     refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message)
 
 
+def test_a_plan_that_invents_many_tensors_names_five(stream, plan):
+    plan |= {f"blocks.{{i}}.new{number}": ("blocks.{i}.fc1.bias", "hidden.{i}") for number in range(6)}
+    first = ", ".join(rf"blocks\.\{{i\}}\.new{number}" for number in range(5))
+    message = rf"student tensors that do not exist: {first}; the student has"
+    refused(stream(5, 6), stream(5, 6), first_importance, ValueError, message, plan=plan)
+
+
 def test_an_exclude_pattern_without_a_match(stream, plan):
     first = r"embed\.weight, blocks\.0\.fc1\.weight, blocks\.0\.fc1\.bias, blocks\.0\.fc2\.weight"
     message = rf"exclude pattern 'haed\.\*' matches no student tensor: expected names such as {first}$"

@@ -85,3 +85,5 @@ def test_unknown_names_are_refused(student):
         param_groups(student, ["haed.weight"], lr=1e-3)
     with pytest.raises(ValueError, match=r"the student has no parameter haed\.weight"):
         freeze(student, ["haed.weight"])
+    with pytest.raises(ValueError, match=r"the student has no parameter a, b, c, d, e: expected names such as blocks"):
+        freeze(student, ["f", "e", "d", "c", "b", "a"])

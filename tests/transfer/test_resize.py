@@ -96,6 +96,9 @@ def test_padding_rows_of_a_vocabulary_keep_their_initialisation():
 def test_other_vocabularies_are_refused():
     with pytest.raises(ValueError, match="teacher tensor t has 300 vocabulary rows, student tensor t 11: more than"):
         move(torch.ones(300, 3), torch.zeros(11, 3), "vocab .")
+    with pytest.raises(ValueError, match="teacher tensor t has 300 vocabulary rows, student tensor t 556: more than"):
+        move(torch.ones(300, 3), torch.zeros(556, 3), "vocab .")
+    assert move(torch.ones(300, 3), torch.zeros(555, 3), "vocab .").sum() == 900
 
 
 def test_a_text_table_shares_its_first_positions():

@@ -203,6 +203,11 @@ def test_unknown_backend_lists_the_known_ones():
 
 
 def test_orders_must_match_the_directions():
+    for directions, width in ((0, 4), (2, 0)):
+        with pytest.raises(
+            ValueError, match=f"weight has {directions} directions and width {width}: expected at least"
+        ):
+            causal_conv1d(torch.ones(1, 5, 3), torch.ones(directions, 3, width))
     with pytest.raises(ValueError, match="weight has 2 directions, orders 1"):
         causal_conv1d(torch.zeros(1, 5, 3), torch.zeros(2, 3, 4), orders=[scan_order("forward", 5)])
 

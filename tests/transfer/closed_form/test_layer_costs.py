@@ -58,5 +58,9 @@ def test_the_choice():
 def test_clear_errors(model):
     with pytest.raises(ValueError, match="layer 3 does not exist: expected 0 to 2"):
         sensitivity(model, loss, layers=[3])
-    with pytest.raises(ValueError, match="evaluate gave nan for the model as it is: expected a finite number"):
-        sensitivity(model, lambda model: float("nan"))
+    with pytest.raises(ValueError, match="layer -1 does not exist: expected 0 to 2"):
+        sensitivity(model, loss, layers=[0, -1, 3])
+    for number in ("nan", "inf", "-inf"):
+        message = f"evaluate gave {number} for the model as it is: expected a finite number"
+        with pytest.raises(ValueError, match=message):
+            sensitivity(model, lambda model, number=number: float(number))

@@ -255,7 +255,7 @@ def test_principal_axes_are_those_of_the_streams():
     wanted = torch.linalg.eigh(spread)[1].T.flip(0)[:5]
     axes = transfer.principal_axes(teacher, batches, 5).double()
     torch.testing.assert_close((axes @ wanted.T).abs(), torch.eye(5, dtype=torch.double), atol=1e-4, rtol=0)
-    with pytest.raises(ValueError, match="dim must be at most the stream's width 12, got 13"):
+    with pytest.raises(ValueError, match="dim must lie between 1 and the stream's width 12, got 13"):
         transfer.principal_axes(teacher, batches, 13)
 
 

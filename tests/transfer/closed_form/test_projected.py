@@ -141,6 +141,22 @@ def test_a_teacher_without_a_table_leaves_zeros(images):
         torch.testing.assert_close(student._embed(images[0]), begin, atol=1e-5, rtol=1e-5)
 
 
+def test_an_mlp_without_biases_leaves_none(teacher, images):
+    student = perturbed(VisionMamba(**IMAGE, dim=12, depth=2))
+    for block in teacher.blocks:
+        block.mlp.fc1.bias = None
+        torch.nn.init.zeros_(block.norm2.bias)
+    project_start(teacher, student, principal_axes(teacher, images[:2], 12))
+    assert not any(block.mlp.fc1.bias.any() for block in student.blocks)
+
+
+@pytest.mark.parametrize("dim", [0, 25])
+def test_axes_are_one_to_the_width(teacher, images, dim):
+    with pytest.raises(ValueError, match=f"dim must lie between 1 and the stream's width 24, got {dim}"):
+        principal_axes(teacher, images[:1], dim)
+    assert [len(principal_axes(teacher, images[:1], count)) for count in (1, 24)] == [1, 24]
+
+
 def test_clear_errors(teacher, images):
     axes = torch.eye(24)[:12]
     with pytest.raises(ValueError, match=r"the projection is \(12, 24\), the widths are \(10, 24\), student first"):

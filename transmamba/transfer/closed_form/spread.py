@@ -47,7 +47,7 @@ def principal_axes(teacher: nn.Module, batches: Iterable[Batch], dim: int) -> Fl
         raise ValueError("no batch to run the teacher on: give at least one")
     width = len(moments[0]) - 1
     if not 1 <= dim <= width:
-        raise ValueError(f"dim must be at most the stream's width {width}, got {dim}")
+        raise ValueError(f"dim must lie between 1 and the stream's width {width}, got {dim}")
     total = torch.zeros(width, width, dtype=torch.float64, device=moments[0].device)
     for moment in moments:
         mean = moment[:-1, -1] / moment[-1, -1]

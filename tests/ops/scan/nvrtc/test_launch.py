@@ -114,6 +114,14 @@ def test_more_shared_memory_than_usual_is_asked_for(gpu):
     assert call[2:] == (8, 50000)
 
 
+def test_the_cache_is_below_the_home_folder_unless_said_otherwise(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert compiler.cache_folder() == tmp_path / "xdg" / "transmamba" / "nvrtc"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert compiler.cache_folder() == tmp_path / ".cache" / "transmamba" / "nvrtc"
+
+
 @pytest.mark.parametrize("shared", [0, 49152, 49153])
 def test_up_to_48_kilobytes_a_block_has_without_asking(gpu, shared):
     driver.launch((), f"chain {shared}", Launch((1, 1, 1), 32, shared), Arguments(), torch.device("cuda"))
@@ -167,6 +175,27 @@ def test_errors_of_the_compiler_show_its_log(monkeypatch):
         compiler.compile_cubin(["-DX=1"], "90")
     with pytest.raises(compiler.CompileError, match="invalid value for --gpu-architecture"):
         compiler.compile_cubin([], "12345")
+    monkeypatch.setattr(
+        compiler, "sources", lambda: {"scan.cu": "".join(f"int x{i} = missing{i};\n" for i in range(30))}
+    )
+    with pytest.raises(compiler.CompileError) as caught:
+        compiler.compile_cubin(["-DX=1"], "90")
+    assert str(caught.value).count("\n") == 20
+
+
+def test_the_sources_are_cuda_files():
+    names = set(compiler.sources())
+    assert "scan.cu" in names and {name.rpartition(".")[2] for name in names} == {"cu", "h"}
+
+
+def test_the_newest_library_of_a_wheel_comes_first(monkeypatch, tmp_path):
+    (folder := tmp_path / "cuda" / "lib").mkdir(parents=True)
+    for name in ("libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc-builtins.so.13", "libnvrtc.alt.so.13"):
+        (folder / name).touch()
+    place = types.SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(compiler.importlib.util, "find_spec", lambda name: place)
+    found = [str(folder / f"libnvrtc.so.{number}") for number in (13, 12)]
+    assert list(compiler._candidates())[:3] == [*found, "libnvrtc.so"]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """SmolLM2-135M with Mamba mixers in place of its attention: nats per token, on its own and on another domain.
 
     python -m tests.benchmarks.bench_convert cache FOLDER            # once: the teacher and the texts
+    python -m tests.benchmarks.bench_convert books FOLDER UNPACKED   # one more text, from the packages of `books`
     python -m tests.benchmarks.bench_convert run FOLDER [NAME ...]   # the rows of RUNS; each result is a line of a file
     python -m tests.benchmarks.bench_convert tables FOLDER
 
@@ -19,8 +20,9 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
 from tests import real_llm
-from tests.benchmarks import prose
+from tests.benchmarks import books, prose
 from tests.benchmarks.conversions import RUNS
+from tests.benchmarks.convert_tables import tables
 from tests.benchmarks.records import Records
 from transmamba.models import MambaLM, from_transformer
 
@@ -49,6 +51,14 @@ def cache(folder):
     torch.save(ids, folder / "ids.pt")
 
 
+def add_books(folder, unpacked):
+    """Add the tokens of some books to the texts."""
+    ids, tokenizer = torch.load(folder / "ids.pt"), AutoTokenizer.from_pretrained(folder / "tokenizer")
+    held_out = [ids["topics"][-(HELD_OUT + 1) * LENGTH :].tolist(), ids["gpl"].tolist()]
+    ids["books"] = torch.tensor(books.rows(Path(unpacked), tokenizer, 512, LENGTH, held_out)).flatten()
+    torch.save(ids, folder / "ids.pt")
+
+
 class Bench(Records):
     """The teacher, the texts and the file of results."""
 
@@ -60,11 +70,14 @@ class Bench(Records):
         rows = {name: t[: len(t) // LENGTH * LENGTH].view(-1, LENGTH) for name, t in ids.items()}
         # the last 8 rows of the topics are held out, as are the licence as a whole and the last 8 rows of vim's help
         self.test = {"topics": rows["topics"][-HELD_OUT:], "gpl": rows["gpl"][:HELD_OUT]}
-        self.fit = {name: rows[name][:-HELD_OUT] for name in ("topics", "vim", "prose")}
+        self.fit = {name: t[:-HELD_OUT] for name, t in rows.items() if name != "gpl"}
 
-    def batches(self, topics, vim, varied=0, size=8):
+    def batches(self, topics=0, vim=0, varied=0, books=0, size=8):
         """Return rows from the beginning of all texts, interleaved."""
-        texts = [self.fit[name][:count] for name, count in {"topics": topics, "vim": vim, "prose": varied}.items()]
+        counts = {"topics": topics, "vim": vim, "prose": varied, "books": books}
+        if books and "books" not in self.fit:
+            raise ValueError(f"no books among the texts of {self.folder}: run the command `books` first")
+        texts = [self.fit[name][:count] for name, count in counts.items() if count]
         rows = [row for pair in zip_longest(*texts) for row in pair]
         return list(torch.stack([row for row in rows if row is not None]).split(size))
 
@@ -117,22 +130,9 @@ def run(folder, names):
             bench.add(name, **values, cpu=time.process_time() - begin)
 
 
-def tables(folder):
-    """Print all results, a row each, and the worth of each attention."""
-    done = Bench(folder).done()
-    start = done["teacher"]
-    print("| | topics | rise | licence | rise | CPU s |\n| --- | --: | --: | --: | --: | --: |")
-    for name, line in done.items():
-        if "topics" in line:
-            cells = [f"{line[t]:.3f} | {line[t] - start[t]:+.3f}" for t in ("topics", "gpl")]
-            print(f"| {name} | {' | '.join(cells)} | {line.get('seconds', 0):.0f} |")
-    if "sensitivity" in done:
-        line = done["sensitivity"]
-        print(", ".join(f"{layer} {loss - line['base']:+.3f}" for layer, loss in line["losses"].items()))
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     command, place, *rest = sys.argv[1:]
     Path(place).mkdir(parents=True, exist_ok=True)
-    {"cache": cache, "run": partial(run, names=rest), "tables": tables}[command](Path(place))
+    commands = {"cache": cache, "books": partial(add_books, unpacked="".join(rest)), "run": partial(run, names=rest)}
+    {**commands, "tables": lambda folder: tables(Records(folder).done())}[command](Path(place))

@@ -11,6 +11,7 @@ FOLDERS = {
     "/usr/share/perl": "**/*.pod",
     "/usr/share/man": "man[1578]/*.gz",
 }
+GRAM = 12
 MACRO = re.compile(r"[.'](?:SH|SS|BR|BI|IR|IP|TP|Sh|B|I)\b\s*(.*)")
 ESCAPES = ((r"\\f(?:\(..|\[\w*\]|.)|\\[&c|^]|\\s[-+]?\d|\\\*\(..", ""), (r"\\\((?:aq|cq|oq)", "'"), (r"\\-", "-"))
 
@@ -34,19 +35,27 @@ def documents():
     return [path for path in found if not path.name.startswith("gcloud") and path.is_file()]
 
 
-def rows(tokenizer, count, length, without, gram=12):
+def grams(texts):
+    """Return every run of `GRAM` tokens of some lists of tokens."""
+    return {tuple(text[i : i + GRAM]) for text in texts for i in range(len(text) - GRAM + 1)}
+
+
+def apart(row, held_out):
+    """Return whether a list of tokens shares no run with those that `grams` found."""
+    return held_out.isdisjoint(grams([row]))
+
+
+def rows(tokenizer, count, length, without):
     """Return `length` tokens of the middle of each of `count` documents, as lists.
 
-    Rows that share a run of `gram` tokens with the texts `without`, lists of tokens, are dropped.
+    Rows that share a run of `GRAM` tokens with the texts `without`, lists of tokens, are dropped.
     """
-    held_out = {tuple(text[i : i + gram]) for text in without for i in range(len(text) - gram + 1)}
-    found = []
+    held_out, found = grams(without), []
     for path in random.Random(0).sample(documents(), 4 * count):
         text = manual_page(path) if path.suffix == ".gz" else path.read_text("utf8", errors="replace")
         middle = max(0, len(text) // 2 - 3 * length)
         row = tokenizer(text[middle : middle + 6 * length])["input_ids"][:length]
-        shared = any(tuple(row[i : i + gram]) in held_out for i in range(len(row) - gram + 1))
-        if len(row) == length and not shared:
+        if len(row) == length and apart(row, held_out):
             found.append(row)
         if len(found) == count:
             return found

@@ -71,7 +71,7 @@ def mixer_pairs(
 
     The teacher runs without gradient and no further than the last layer needs. Since its own input is given to the
     student's mixer (teacher forcing), the layers do not depend on each other: train any subset of them at once, and
-    solve their readouts with `fit_layers` before or after.
+    solve their readouts with `fit_layers` afterwards, which corrects the errors of the layers below.
 
     Args:
         teacher: a backbone with `blocks`, as `fit_layers` takes it.

@@ -125,7 +125,8 @@ def tables(folder, args):
         times = [line["seconds"] for key, line in done.items() if (key[0], key[2]) == (name, 60)]
         texts = [spread(values) for values in (list(first.values()), *after)]
         if first:
-            print(f"| {name} | {' | '.join(texts)} | {torch.tensor(times).mean():.1f} |")
+            cost = f"{torch.tensor(times).mean():.1f}" if times else ""
+            print(f"| {name} | {' | '.join(texts)} | {cost} |")
 
 
 def spread(values):
@@ -156,7 +157,7 @@ def claims(folder, args):
         "| difference | " + " | ".join(f"{start}, {steps} steps, {share:.0%}" for start, steps, share in heads) + " |"
     )
     print("| --- |" + " --: |" * len(heads))
-    for pair in ORDER:
+    for pair in (pair for pair in ORDER if any(found[pair, head] for head in heads)):
         texts = " | ".join(interval(found[pair, head]) for head in heads)
         print(f"| {' − '.join(loss or 'labels alone' for loss in pair)} | {texts} |")
     many = [("scratch", steps, 1.0) for steps in sorted({steps for steps, _ in cells})]

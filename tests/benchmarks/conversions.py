@@ -257,6 +257,9 @@ VARIED = {
     f"15 {MANY} with books: 96 forced steps, solve, 24 end-to-end steps": partial(
         stages, plan="fsk", steps={"f": 96, "k": 24}, fit=BOOKS, **BEST, **ALL_TEXTS, **GENTLE
     ),
+    f"15 {MANY} with books: 240 forced steps, solve, 160 end-to-end steps": partial(
+        stages, plan="fsk", steps={"f": 240, "k": 160}, fit=BOOKS, texts=(400, 400, 400, 400), every=4, **BEST, **GENTLE
+    ),
     "30, wide, 49k tokens with books: 48 forced steps, solve": partial(
         stages, count=30, plan="fs", steps={"f": 48}, fit=BOOKS, speak=True, **WIDE, **ALL_TEXTS
     ),

@@ -13,12 +13,12 @@ from tests.shims import preload
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command, **environment):
+def run(*command, timeout=120, **environment):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
         [sys.executable, *map(str, command)],
         env=os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": ""} | environment,
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=timeout,
     )  # fmt: skip
 
 
@@ -51,14 +51,18 @@ def work():
 @pytest.fixture
 def late(tmp_path):
     shim = preload(Path(__file__).with_name("late_worker.c"), tmp_path)
-    return lambda how: run("-c", LATE, shim, tmp_path / how, how, LD_PRELOAD=str(shim))
+    return lambda how, **limit: run("-c", LATE, shim, tmp_path / how, how, LD_PRELOAD=str(shim), **limit)
 
 
 def test_a_late_worker_of_gloo_does_not_abort_the_process(late):
-    plain = late("plain")
-    assert plain.stdout == "done\n"
-    if plain.returncode != -signal.SIGABRT:
-        pytest.skip(f"a late worker aborts no process of this Python and torch (exit code {plain.returncode})")
+    try:
+        plain = late("plain", timeout=40)
+    except subprocess.TimeoutExpired as hanging:  # as of Python 3.14 the late thread stops, and gloo waits for it
+        assert hanging.stdout == b"done\n"
+    else:
+        assert plain.stdout == "done\n"
+        if plain.returncode != -signal.SIGABRT:
+            pytest.skip(f"a late worker aborts no process of this Python and torch (exit code {plain.returncode})")
     ended = late("ended")
     assert (ended.returncode, ended.stdout) == (0, "done\n"), ended.stderr
 

@@ -20,7 +20,8 @@ def ends_process(main: Callable[P, object]) -> Callable[P, NoReturn]:
     destroyed, threads are joined, `atexit` callbacks run, output is flushed, and the process leaves by `os._exit`,
     because finalising the interpreter can abort it: `destroy_process_group` does not stop gloo's worker threads. One
     that drops its last tensor meanwhile ends the process with SIGABRT, "terminate called without an active exception"
-    (pytorch#190489). An error is printed as usual, and the exit code is Python's: 1, or the one given to `sys.exit`.
+    (pytorch#190489); from Python 3.14 on it leaves the process hanging. An error is printed as usual, and the exit code
+    is Python's: 1, or the one given to `sys.exit`.
 
     Use it in scripts, also under torchrun, and on the function that `torch.multiprocessing.spawn` starts. The process
     ends without a process group as well.

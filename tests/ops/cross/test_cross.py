@@ -191,6 +191,13 @@ class TestDegenerate:
         expected = multi_scan(**(tensors | {"C": tensors["B"]}), softplus=True, return_last_state=True)[1]
         torch.testing.assert_close(got["last"], expected)
 
+    @pytest.mark.parametrize("length", [0, 3])
+    def test_no_query_of_merged_directions(self, backend, length):
+        x = {name: t.detach() for name, t in inputs(length=length, queries=0).items()}
+        some = {name: t.detach() for name, t in inputs(length=length).items()}
+        y, expected = (cross_scan(**tensors, merge=True, backend=backend) for tensors in (x, some))
+        assert y.shape == (*expected.shape[:-2], 0, expected.shape[-1])
+
     def test_a_context_of_one_token(self, backend):
         x = {name: t.detach() for name, t in inputs(length=1).items()}
         final = cross_scan(**x, softplus=True, backend=backend)

@@ -71,6 +71,17 @@ def test_modernbert_of_version_4_states_bases_and_layers_otherwise():
     assert facts.windows == (None, 65, None)
 
 
+@pytest.mark.parametrize("name", ["ModernBert", "Ultrabert"])
+def test_kinds_of_layers_that_a_file_leaves_out_are_those_of_the_configuration_class(name):
+    teacher = build(name, num_hidden_layers=7)
+    config = teacher.config.to_dict()
+    for key in ("layer_types", "rope_parameters", "global_attn_every_n_layers", "local_attention", "sliding_window"):
+        config.pop(key, None)
+    facts = translate(teacher.state_dict(), config=config).architecture
+    assert facts == translate(teacher).architecture
+    assert 1 < facts.windows.count(None) < 5
+
+
 def test_modernbert_by_names_alone_leaves_positions_unknown():
     facts = translate(build("ModernBert").state_dict()).architecture
     assert set(facts.unknown) == {"heads", "eps", "activation", "ropes", "windows"}

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <random>
@@ -41,7 +42,7 @@ constexpr int MOST = 1024;
 static Fiber all[MOST];
 static jmp_buf host;
 static ucontext_t creator;
-static std::vector<char> stacks;
+static char* stacks;
 static std::function<void(int)> body;
 static int self, made;
 
@@ -58,11 +59,12 @@ static void life(int number) {
 }
 static void make(int threads) {
   const size_t size = 1 << 17;
-  if (stacks.empty()) stacks.resize(size * MOST);
+  // memory that only the stacks in use take: every shape has a library with stacks of its own
+  if (!stacks) stacks = (char*)malloc(size * MOST);
   for (; made < threads; made++) {
     ucontext_t& context = all[made].context;
     getcontext(&context);
-    context.uc_stack.ss_sp = stacks.data() + made * size;
+    context.uc_stack.ss_sp = stacks + made * size;
     context.uc_stack.ss_size = size;
     context.uc_link = 0;
     makecontext(&context, (void (*)())life, 1, made);

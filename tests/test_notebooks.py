@@ -32,8 +32,8 @@ KNOBS = {
         "SIDE": 56, "FIT": 48, "LABELLED": 40, "TEST": 64, "STEPS": 1, "BATCH": 8,
     },
     "07_language_model": {
-        "LENGTH": 64, "FIT_ROWS": 20, "TEST_ROWS": 1, "COST_ROWS": 1, "COUNTS": "(1, 2)", "STEPS": 1, "WORDS": 2,
-        "LENGTHS": "(8, 16)",
+        "LENGTH": 64, "FIT_ROWS": 20, "TEST_ROWS": 1, "COST_ROWS": 2, "COUNTS": "(1, 2)", "FORCED_STEPS": 2, "STEPS": 2,
+        "WORDS": 2, "LENGTHS": "(8, 16)",
     },
     "03_text_encoder": {"STEPS": 2, "BATCH": 4, "DOCUMENTS": 10, "HELD_OUT": 24, "PROBE": 24, "LENGTHS": "(16, 32)"},
 }  # fmt: skip

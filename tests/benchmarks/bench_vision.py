@@ -219,7 +219,8 @@ for family in ("vim", "plainmamba"):
     SMALL[f"{family}, neurons alone"] = made(smaller, basis="neurons", family=family)
     SMALL[f"{family}, neurons"] = made(smaller, basis="neurons", count=1000, family=family)
 SMALL["vim, axes alone"] = made(smaller, basis="axes", count=1000, fit=False, family="vim")
-SMALL["vim, axes"] = made(smaller, basis="axes", count=1000, family="vim")
+for family in ("vim", "vim, deep"):
+    SMALL[f"{family}, axes"] = made(smaller, basis="axes", count=1000, family=family)
 for family in ("vim, deep", "vmamba"):
     SMALL[f"{family}, random"] = made(smaller, basis="random", family=family)
     SMALL[f"{family}, neurons alone"] = made(smaller, basis="neurons", family=family)

@@ -19,25 +19,13 @@ MIXERS = {
     "mamba3": partial(Mamba3Mixer, d_state=32, head_dim=32),
 }
 WIDTH = 192
-# builds a student of a size; from the teacher's tokens to its own; options of its closed form
+# builds a student of a size, and options of its closed form; `fit_layers` matches tokens and depths by itself
 FAMILIES = {
-    "visionmamba": (
-        lambda side: VisionMamba(side, PATCH, dim=WIDTH, depth=6, num_classes=4),
-        lambda x: x[:, 1:],
-        {"mlp": True},
-    ),
-    "vim": (
-        lambda side: Vim(side, PATCH, dim=WIDTH, depth=12, num_classes=4),
-        lambda x: torch.cat([x[:, 1 : x.shape[1] // 2 + 1], x[:, :1], x[:, x.shape[1] // 2 + 1 :]], 1),
-        {"target": "block"},  # whose blocks have no MLP
-    ),
-    "vim, deep": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=24, num_classes=4), None, {}),
-    "plainmamba": (
-        lambda side: PlainMamba(side, PATCH, dim=WIDTH, depth=12, num_classes=4),
-        lambda x: x[:, 1:],
-        {"target": "block"},
-    ),
-    "vmamba": (lambda side: vmamba_v2((48, 96, 192, 384), (2, 2, 8, 2), num_classes=4), None, {}),
+    "visionmamba": (lambda side: VisionMamba(side, PATCH, dim=WIDTH, depth=6, num_classes=4), {"mlp": True}),
+    "vim": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=12, num_classes=4), {}),
+    "vim, deep": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=24, num_classes=4), {}),
+    "plainmamba": (lambda side: PlainMamba(side, PATCH, dim=WIDTH, depth=12, num_classes=4), {}),
+    "vmamba": (lambda side: vmamba_v2((48, 96, 192, 384), (2, 2, 8, 2), num_classes=4), {}),
 }
 
 
@@ -163,7 +151,7 @@ def smaller(bench, basis, count=0, family="visionmamba", seed=0, fit=True):
         fit: solve the readouts.
     """
     torch.manual_seed(seed)
-    build, tokens, options = FAMILIES[family]
+    build, options = FAMILIES[family]
     student = build(PATCH * bench.teacher.grid[0]).eval()
     if basis == "random":
         return student
@@ -176,7 +164,7 @@ def smaller(bench, basis, count=0, family="visionmamba", seed=0, fit=True):
         transfer.project_start(bench.teacher, student, projection)
     else:
         projection = torch.eye(384)[list(report.kept["residual"])]
-    return solve(bench, student, count, projection=projection, tokens=tokens, **options) if fit else student
+    return solve(bench, student, count, projection=projection, **options) if fit else student
 
 
 def chained(bench, start, *stages):

@@ -37,7 +37,7 @@ def rises() -> list[list[tuple[float, float]]]:
             if line.startswith("|")]  # fmt: skip
     heads = [number for number, row in enumerate(rows) if row[0] == "attentions replaced"]
     by_count, wide = (next(number for number in heads if rows[number][1] == name) for name in ("deleted", "4"))
-    counts = [row for row in rows[by_count + 2 :][:8]]
+    counts = rows[by_count + 2 : by_count + 10]  # below the head and its rule
     curves = [[(float(row[0]), _rise(row[rows[by_count].index(name)])) for row in counts]
               for name in ("deleted", "closed form")]  # fmt: skip
     cells = zip(rows[wide][1:], rows[wide + 2][1:], strict=True)

@@ -40,20 +40,20 @@ class TokenMatch:
         Raises:
             ValueError: both lie on grids of as many patches, and the grids differ.
         """
-        patches = [i for i in range(count) if i not in self.theirs]
-        self._check_grids(len(patches))
+        self._check_grids(count - len(self.theirs))
         if self.ours == self.theirs:
             return list(range(count))
-        rest = iter(patches)
         places = dict(zip(self.ours, self.theirs, strict=False))
-        return [places[i] if i in places else next(rest) for i in range(len(patches) + len(self.ours))]
+        patches = iter(i for i in range(count) if i not in self.theirs)
+        total = count - len(self.theirs) + len(self.ours)
+        return [places[i] if i in places else next(patches) for i in range(total)]
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Return the teacher's tokens (batch, token, dim) that the student's meet, in the student's order."""
-        index = self.index(tokens.shape[1])
         if self.ours == self.theirs:
+            self._check_grids(tokens.shape[1] - len(self.theirs))
             return tokens
-        return tokens.index_select(1, torch.tensor(index, device=tokens.device))
+        return tokens.index_select(1, torch.tensor(self.index(tokens.shape[1]), device=tokens.device))
 
     def _check_grids(self, patches: int) -> None:
         theirs, ours = (_sides(grid) for grid in self.grids)

@@ -1,7 +1,7 @@
 """From an image Transformer into a vision Mamba, with the settings of the paper: `docs/recipes/transfer.py --help`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +46,22 @@ def read_teacher(args: argparse.Namespace, classes: int) -> models.ViT:
     return vit
 
 
-def solve(teacher: models.ViT, student: nn.Module, kept: Sequence[int] | None, data: Any, count: int) -> None:
+def solve(
+    teacher: models.ViT, student: nn.Module, kept: Mapping[str, Sequence[int]], data: Any, count: int
+) -> transfer.FitReport:
     """The closed-form start: solve the student's readouts against the kept part of the teacher's stream."""
     picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count].tolist()
     batches = [torch.stack([data[i][0] for i in picked[start : start + 64]]) for start in range(0, len(picked), 64)]
-    projection = None if kept is None else torch.eye(teacher.patch_embed.proj.out_channels)[list(kept)]
-    print(transfer.fit_layers(teacher, student, batches, projection=projection, progress=False))
+    width = teacher.patch_embed.proj.out_channels
+
+    def rows(name: str) -> Tensor:
+        return torch.eye(width)[list(kept.get(name, range(width)))]
+
+    if isinstance(student, models.VMamba):
+        projections = [rows(f"residual.{stage}") for stage in range(len(student.stages))]
+        return transfer.fit_stages(teacher, student, batches, projections=projections, progress=False)
+    projection = rows("residual") if "residual" in kept else None
+    return transfer.fit_layers(teacher, student, batches, projection=projection, progress=False)
 
 
 def inherit(
@@ -116,7 +126,7 @@ def main(given: Sequence[str] | None = None) -> dict[str, float]:
     student = build(args.student, classes, args)
     report = inherit(teacher, student, args.before, args.closed_form)
     if args.closed_form:
-        solve(teacher, student, report.kept.get("residual"), data, args.closed_form)
+        print(solve(teacher, student, report.kept, data, args.closed_form))
     module = Transfer(student, teacher, report.pads(student), args)
     groups = transfer.param_groups(student, report.inherited, lr=args.lr, weight_decay=0.05)
     groups.append({"name": "bridges", "params": list(module.bridge.parameters()), "weight_decay": 0.05})

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 
 from tests import real_llm
 from tests.benchmarks import books, prose
-from tests.benchmarks.conversions import RUNS
+from tests.benchmarks.conversion_rows import RUNS
 from tests.benchmarks.convert_tables import tables
 from tests.benchmarks.records import Records
 from transmamba.models import MambaLM, from_transformer

@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from tests.benchmarks.conversions import ALONE, CHAINS, CHOICES, COUNTS, DRAWN, seeded
+from tests.benchmarks.conversion_rows import ALONE, CHAINS, CHOICES, COUNTS, DRAWN, seeded
 
 PLACES = ("gpl", "topics")  # elsewhere, then at home
 METHODS = {

@@ -25,7 +25,7 @@ FAMILIES = {
     "vim": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=12, num_classes=4), {}),
     "vim, deep": (lambda side: Vim(side, PATCH, dim=WIDTH, depth=24, num_classes=4), {}),
     "plainmamba": (lambda side: PlainMamba(side, PATCH, dim=WIDTH, depth=12, num_classes=4), {}),
-    "vmamba": (lambda side: vmamba_v2((48, 96, 192, 384), (2, 2, 8, 2), num_classes=4), {}),
+    "vmamba": (lambda side: vmamba_v2((48, 96, 192, 384), (2, 2, 8, 2), num_classes=4), {"mlp": True, "ridge": 1e-2}),
 }
 
 
@@ -159,12 +159,22 @@ def smaller(bench, basis, count=0, family="visionmamba", seed=0, fit=True):
     report = subclone(bench.teacher, student, transfer.magnitude_importance, layer_map="uniform", exclude=exclude)
     if not count:
         return student
+    if family == "vmamba":
+        return in_stages(bench, student, report.kept if basis == "neurons" else None, count, **options)
     if basis == "axes":
         projection = transfer.principal_axes(bench.teacher, bench.batches(count), WIDTH)
         transfer.project_start(bench.teacher, student, projection)
     else:
         projection = torch.eye(384)[list(report.kept["residual"])]
     return solve(bench, student, count, projection=projection, **options) if fit else student
+
+
+def in_stages(bench, student, kept, count, **fit):
+    """Solve the readouts of a pyramid, in the coordinates of its neurons if these are given, else on axes."""
+    stages = range(len(student.stages))
+    projections = kept and [torch.eye(384)[list(kept.get(f"residual.{stage}", range(384)))] for stage in stages]
+    transfer.fit_stages(bench.teacher, student, bench.batches(count), projections=projections, progress=False, **fit)
+    return student
 
 
 def chained(bench, start, *stages):

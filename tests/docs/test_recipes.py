@@ -91,7 +91,9 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
     assert load(out)["epochs"] == 2
 
 
-@pytest.mark.parametrize(("width", "student"), [(16, "vision_tiny"), (12, "vision_tiny"), (16, "vim_tiny")])
+@pytest.mark.parametrize(
+    ("width", "student"), [(16, "vision_tiny"), (12, "vision_tiny"), (16, "vim_tiny"), (24, "vmamba_v0_tiny")]
+)
 def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder, tmp_path, capsys, width, student):
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
@@ -101,7 +103,7 @@ def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
     ours = ("--weights", tmp_path / "dino", "--student", student)
     out = tmp_path / "out"
-    closed = ("--closed-form", 16) if student == "vision_tiny" else ()
+    closed = () if student == "vim_tiny" else ("--closed-form", 16)
     scores = small["transfer"].main(command(folder, out, *ours, *closed))
     assert math.isfinite(scores["loss"]) and load(out)["epochs"] == 2
     printed = capsys.readouterr().out

@@ -8,6 +8,7 @@ from transmamba.transfer.closed_form.layer_fit import LayerFit
 from transmamba.transfer.closed_form.layerwise import fit_layers
 from transmamba.transfer.closed_form.least_squares import LeastSquares
 from transmamba.transfer.closed_form.projected import project_start
+from transmamba.transfer.closed_form.pyramid import fit_stages
 from transmamba.transfer.closed_form.spread import principal_axes
 from transmamba.transfer.closed_form.teacher_forced import fit_mixers, mixer_pairs
 from transmamba.transfer.convolutions import init_convolutions
@@ -47,6 +48,7 @@ __all__ = [
     "first_importance",
     "fit_layers",
     "fit_mixers",
+    "fit_stages",
     "freeze",
     "init_convolutions",
     "magnitude_importance",

@@ -37,10 +37,12 @@ class FitReport(NamedTuple):
     Attributes:
         rows: one per layer.
         left_out: positions of the teacher's class and register tokens that no token of the student was to follow.
+        inputs: of a pyramid whose stem and downsamplings were solved, the R2 of the stream before each stage.
     """
 
     rows: tuple[FitRow, ...]
     left_out: tuple[int, ...] = ()
+    inputs: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         """Return a table with a line per layer."""
@@ -51,6 +53,8 @@ class FitReport(NamedTuple):
                 f"{row.layer:5d} {row.teacher_layer:8d} {row.tokens:8d} {row.r2:7.4f} {mlp:>7} {row.stream_error:13.4f}"
                 f" {row.token_error:12.4f}"
             )
+        if self.inputs:
+            lines.append(f"R2 before each stage: {', '.join(f'{r2:.4f}' for r2 in self.inputs)}")
         if self.left_out:
             lines.append(f"left out: the teacher's tokens at {', '.join(map(str, self.left_out))}, not in the student")
         return "\n".join(lines)

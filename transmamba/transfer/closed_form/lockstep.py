@@ -34,7 +34,7 @@ class Lockstep:
     ) -> None:
         self.models, self.batches, self.layer = (teacher, student), batches, 0
         self.theirs, self.ours = blocks_of(teacher, "teacher"), blocks_of(student, "student")
-        self.map = _not_decreasing(layer_map, len(self.ours), len(self.theirs))
+        self.map = ascending_map(layer_map, len(self.ours), len(self.theirs))
         self._kept: list[tuple[Place, Place]] | None = None
         self._taught: list[Taught] | None = None
         if keep:
@@ -96,7 +96,12 @@ def _check_any(some: bool) -> None:
         raise ValueError("no batch to fit on: give at least one, and batches that can be iterated over more than once")
 
 
-def _not_decreasing(layer_map: LayerMap, student: int, teacher: int) -> list[int]:
+def ascending_map(layer_map: LayerMap, student: int, teacher: int) -> list[int]:
+    """Return the teacher layer of each student layer.
+
+    Raises:
+        ValueError: the layers decrease, or a student layer has none.
+    """
     found = resolve_layer_map(layer_map, student, teacher)
     teachers = [found.get(layer, -1) for layer in range(student)]
     if any(after < max(before, 0) for before, after in zip([0, *teachers[:-1]], teachers, strict=True)):

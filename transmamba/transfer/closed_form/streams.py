@@ -28,7 +28,8 @@ def blocks_of(model: nn.Module, side: str) -> nn.ModuleList:
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
         raise ValueError(
             f"{side} is a {type(model).__name__} without a list `blocks`: expected a backbone whose blocks are called"
-            " one after the other as block(tokens, *context); models.from_transformer makes one of a Transformer"
+            " one after the other as block(tokens, *context); models.from_transformer makes one of a Transformer,"
+            " fit_stages solves a pyramid such as VMamba"
         )
     return blocks
 

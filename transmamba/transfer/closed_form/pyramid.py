@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from transmamba._layer_maps import LayerMap
 from transmamba._typing import typed
-from transmamba.ops.orders import Grid
-from transmamba.ops.resize import leave_out
+from transmamba.ops.resize import interpolate_grid, leave_out
 from transmamba.transfer.closed_form.fit_report import FitReport
 from transmamba.transfer.closed_form.layerwise import fit_layers
 from transmamba.transfer.closed_form.lockstep import Lockstep, ascending_map
@@ -51,8 +49,8 @@ def fit_stages(
             axes. After `subclone` use the neurons of each stage, which its report names where a stage is narrower:
             torch.eye(dim)[list(report.kept.get(f"residual.{i}", range(dim)))].
         layer_map: the teacher layer of each layer of the student, counted through all stages, as for `fit_layers`.
-        inputs: solve what leads into each stage; otherwise stem and downsampling stay as they are.
-        checkpoint: folder for a folder per stage, as for `fit_layers`; what leads into a stage is solved again.
+        inputs: solve the end of the stem and of each downsampling; otherwise they stay as they are.
+        checkpoint: folder for a folder per stage, as for `fit_layers`; stem and downsamplings are solved again.
         options: the other arguments of `fit_layers`, alike for all stages.
 
     Returns:
@@ -61,8 +59,8 @@ def fit_stages(
 
     Raises:
         ValueError: the student has no stages, a stage is wider than the teacher and has no projection, a stem or
-            downsampling does not end in a linear map and a norm, an argument belongs to single layers, or what
-            `fit_layers` refuses.
+            downsampling does not end in a linear map and a norm, an argument belongs to single layers, or `fit_layers`
+            refuses something.
 
     Example:
         >>> import torch
@@ -129,7 +127,7 @@ def _solve_input(
     view: Callable[[Tensor], Tensor],
     options: Mapping[str, Any],
 ) -> float:
-    """Solve what leads into a stage, with those arguments of `fit_layers` that concern it."""
+    """Solve the end of the module before a stage, with those arguments of `fit_layers` that concern it."""
     if not isinstance(stage.before, nn.Module):
         raise ValueError("no module leads into a stage by the name `patch_embed` or `downsample`: say inputs=False")
     with evaluating(teacher, stage):
@@ -139,7 +137,7 @@ def _solve_input(
         return module.solve(options.get("ridge", 1e-3), options.get("min_tokens"), products)
 
 
-def _facts(teacher: Any, student: Any, batches: Iterable[Batch]) -> tuple[Any, list[Grid], list[int]]:
+def _facts(teacher: Any, student: Any, batches: Iterable[Batch]) -> tuple[Any, list[Sequence[int]], list[int]]:
     """Return the teacher's features for one sample, and grid and width of each of the student's layers."""
     if iter(batches) is batches or (first := next(iter(batches), None)) is None:
         raise ValueError("batches must hold at least one, and be iterated over several times: give a list or a loader")
@@ -162,7 +160,7 @@ def _axes(teacher: nn.Module, batches: Iterable[Batch], dims: Sequence[int], wid
     if max(dims) > width:
         raise ValueError(
             f"the student's stages have {list(dims)} channels, the teacher {width}: build a narrower student, or say"
-            " with projections= what the wider stages are to hold"
+            " with projections= which of the teacher's channels the stages hold"
         )
     axes = principal_axes(teacher, batches, max(dims))
     return [axes[:dim] for dim in dims]
@@ -180,12 +178,13 @@ def _projected(view: Callable[[Tensor], Tensor], projection: Tensor) -> Callable
     return lambda tokens: view(tokens) @ projection.to(tokens).T
 
 
-def _resampled(extra: Sequence[int], theirs: Grid, ours: Grid) -> Callable[[Tensor], Tensor]:
+def _resampled(extra: Sequence[int], theirs: Sequence[int], ours: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """Return the way from the teacher's tokens to its patches on another grid."""
 
     def view(tokens: Tensor) -> Tensor:
-        patches = leave_out(tokens, sorted(extra)).transpose(1, 2).unflatten(2, theirs)
-        image = F.interpolate(patches.float(), ours, mode="bilinear", align_corners=False, antialias=True)
-        return image.to(tokens.dtype).flatten(2).transpose(1, 2)
+        patches = leave_out(tokens, sorted(extra))
+        if tuple(theirs) == tuple(ours):
+            return patches
+        return interpolate_grid(patches, theirs, ours, "linear", antialias=True)
 
-    return view if tuple(theirs) != tuple(ours) else lambda tokens: leave_out(tokens, sorted(extra))
+    return view

@@ -28,8 +28,8 @@ class Rows(NamedTuple):
 class StageInput:
     """Solve the module before a stage, so that the stage begins at the teacher's stream as nearly as it can.
 
-    The target is the teacher's stream before the block that the stage's first block follows, less what is added behind
-    the module, such as positions. The module's last linear layer or convolution becomes the ridge solution; then gain
+    The target is the teacher's stream before the block that the stage's first block follows, less positions that are
+    added behind the module. The module's last linear layer or convolution becomes the ridge solution; then gain
     and shift of a norm behind it are solved channel by channel, because the norm undoes the size of the solution.
 
     Args:
@@ -121,7 +121,7 @@ def _channel_axis(module: nn.Module) -> int | None:
 
 
 def _features(layer: Any, given: Tensor) -> Tensor:
-    """Return what a linear layer or a convolution multiplies, as (batch, token, feature)."""
+    """Return the inputs of a linear layer, or the patches of a convolution, as (batch, token, feature)."""
     if isinstance(layer, nn.Linear):
         return given.flatten(1, -2)
     return F.unfold(given, layer.kernel_size, layer.dilation, layer.padding, layer.stride).transpose(1, 2)

@@ -22,6 +22,7 @@ from tests.benchmarks.records import Records
 from tests.benchmarks.vision_data import normalised
 from tests.benchmarks.vision_speed import speed
 from tests.benchmarks.vision_students import (
+    adaptive,
     again,
     attention_start,
     chained,
@@ -31,6 +32,7 @@ from tests.benchmarks.vision_students import (
     last_cosine,
     layers_mse,
     new_student,
+    relations,
     smaller,
     solved,
 )
@@ -212,7 +214,10 @@ SMALL = {
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},
     "closed, relative": made(solved, count=1000, fit={"weighting": "relative"}),
     "closed, then forced": made(solved, partial(forced, seconds=30), partial(again, count=1000), count=1000),
-    "closed, then cosine": made(solved, partial(end_to_end, compare=last_cosine, seconds=60, rate=1e-5), count=1000),
+    **{
+        f"closed, then {name}": made(solved, partial(end_to_end, compare=loss, seconds=60, rate=1e-5), count=1000)
+        for name, loss in (("cosine", last_cosine), ("adaptive", adaptive), ("relations", relations))
+    },
     "axes": made(smaller, basis="axes", count=1000),
     "neurons": made(smaller, basis="neurons", count=1000),
     "axes alone": made(smaller, basis="axes", count=1000, fit=False),

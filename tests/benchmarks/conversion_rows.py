@@ -141,20 +141,19 @@ VARIED = {
         )
         for rate in (3e-4, 3e-3)
     },
-    **{
-        f"15 {MANY} with books: {forced} forced steps, solve, {steps} end-to-end steps at 1e-03": partial(
-            stages,
-            plan="fsk",
-            steps={"f": forced, "k": steps},
-            fit=BOOKS,
-            texts=(400, 400, 400, 400),
-            every=4,
-            **BEST,
-        )
-        for forced, steps in ((24, 24), (240, 300))
-    },
-    "30, wide, 49k tokens with books: 48 forced steps, solve": partial(
-        stages, count=30, plan="fs", steps={"f": 48}, fit=BOOKS, speak=True, **WIDE, **ALL_TEXTS
+    f"15 {MANY} with books: 24 forced steps, solve, 24 end-to-end steps at 1e-03": partial(
+        stages, plan="fsk", steps={"f": 24, "k": 24}, fit=BOOKS, **BEST, **ALL_TEXTS
+    ),
+    "30, wide, 49k tokens with books: 48 forced steps, solve, 96 end-to-end steps at 3e-05": partial(
+        stages,
+        count=30,
+        plan="fsk",
+        steps={"f": 48, "k": 96},
+        rate={"k": 3e-5},
+        fit=BOOKS,
+        speak=True,
+        **WIDE,
+        **ALL_TEXTS,
     ),
 }
 RUNS = {

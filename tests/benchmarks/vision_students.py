@@ -7,7 +7,7 @@ import torch
 
 from tests.benchmarks.vision_data import PATCH, normalised
 from transmamba import subclone, transfer
-from transmamba.distill import LastFeatureDistill, LayerwiseDistill
+from transmamba.distill import AdaptiveLayerDistill, LastFeatureDistill, LayerwiseDistill, TokenRelationDistill
 from transmamba.models import SNAKES, PlainMamba, Vim, VisionMamba, replace_mixers, vmamba_v2
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 
@@ -116,6 +116,16 @@ def last_mse(student, teacher):
 def last_cosine(student, teacher):
     """Compare their directions."""
     return LastFeatureDistill()(student.last, teacher.last)
+
+
+def adaptive(student, teacher):
+    """Compare the streams after all blocks with the teacher's last feature, as the paper does."""
+    return AdaptiveLayerDistill()(student.layers, teacher.last)
+
+
+def relations(student, teacher):
+    """Compare the similarities between tokens, layer by layer."""
+    return TokenRelationDistill()(student.layers, teacher.layers)
 
 
 def layers_mse(student, teacher):

@@ -10,9 +10,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from transmamba.distill import ends_process
-from transmamba.models import MambaLM, replace_mixers
+from transmamba.models import MambaLM, ViT, replace_mixers, vmamba_v2
 from transmamba.nn import Attention, MambaMixer
-from transmamba.transfer import LeastSquares, fit_layers
+from transmamba.transfer import LeastSquares, fit_layers, fit_stages
 
 
 @pytest.fixture(autouse=True)
@@ -157,6 +157,7 @@ def _reduced(rank, folder):
     for one, other in zip(fit.solve(), fitted((z, y), bias=True).solve(), strict=True):
         torch.testing.assert_close(one, other)
     _same_student(rank)
+    _same_pyramid(rank)
 
 
 def _same_student(rank):
@@ -170,6 +171,21 @@ def _same_student(rank):
     parts = fit_layers(teacher, students[1], batches[rank::2], process_group=dist.group.WORLD, **options)
     torch.testing.assert_close(_numbers(parts), _numbers(whole))
     torch.testing.assert_close(*(student.blocks[1].mixer.out_proj.weight for student in students))
+
+
+def _same_pyramid(rank):
+    """Check the same of a student in stages, whose downsampling ends in a norm."""
+    teacher = ViT(32, 8, dim=12, depth=2, heads=2, num_classes=3).eval()
+    students = [vmamba_v2((4, 8), (1, 1), num_classes=3) for _ in range(2)]
+    students[1].load_state_dict(students[0].state_dict())
+    batches = list(torch.randn(4, 4, 3, 32, 32).unbind())
+    options = {"projections": [torch.eye(4, 12), torch.eye(8, 12)], "progress": False, "products": torch.float64}
+    whole = fit_stages(teacher, students[0], batches, **options)
+    parts = fit_stages(teacher, students[1], batches[rank::2], process_group=dist.group.WORLD, **options)
+    torch.testing.assert_close(parts.inputs, whole.inputs)
+    torch.testing.assert_close(_numbers(parts), _numbers(whole), rtol=1e-4, atol=1e-5)
+    for one, other in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
 def _numbers(report):

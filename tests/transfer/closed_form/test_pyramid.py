@@ -153,6 +153,7 @@ def test_resumes_where_it_stopped(teacher, student, images, tmp_path):
     ("change", "message"),
     [
         ({"tokens": lambda x: x}, "fit_stages has no tokens: every stage gets its own"),
+        ({"process_group": object()}, "give projections= that are the same in all processes"),
         ({"layers": [0]}, "fit_stages has no layers: every stage gets its own"),
         ({"layer_map": {0: 3, 1: 2, 2: 2, 3: 2}}, r"4 student layers would follow teacher layers \[3, 2, 2, 2\] of 6"),
         ({"projections": [torch.eye(6, 24)]}, r"have \[6\] rows, the student's stages \[6, 12\] channels"),

@@ -51,7 +51,8 @@ def fit_stages(
         layer_map: the teacher layer of each layer of the student, counted through all stages, as for `fit_layers`.
         inputs: solve the end of the stem and of each downsampling; otherwise they stay as they are.
         checkpoint: folder for a folder per stage, as for `fit_layers`; stem and downsamplings are solved again.
-        options: the other arguments of `fit_layers`, alike for all stages.
+        options: the other arguments of `fit_layers`, alike for all stages; a `process_group` wants `projections`,
+            because each process would find other axes.
 
     Returns:
         one row per layer, counted through all stages; `inputs` has the R2 at the beginning of each stage, `left_out`
@@ -74,6 +75,8 @@ def fit_stages(
     stages = _stages(student)
     if unfit := sorted(FIXED & set(options)):
         raise ValueError(f"fit_stages has no {', '.join(unfit)}: every stage gets its own, and all layers are solved")
+    if projections is None and options.get("process_group") is not None:
+        raise ValueError("with a process_group, give projections= that are the same in all processes")
     theirs, ours, dims = _facts(teacher, student, batches)
     widths = [dims[stage.begin] for stage in stages]
     chosen = _axes(teacher, batches, widths, theirs.last.shape[-1]) if projections is None else projections

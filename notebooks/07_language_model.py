@@ -53,6 +53,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import transmamba as tm
 
+torch.set_num_threads(1)  # two threads gain next to nothing here, and wait for each other on a busy machine
+
 # %% [markdown]
 # ## The teacher
 #

@@ -114,6 +114,17 @@ def fit_layers(s):
     })  # fmt: skip
 
 
+def fit_stages(s):
+    teacher = models.ViT(32, 8, dim=4, depth=2, heads=1, num_classes=2)
+    projections = [torch.eye(2, 4), torch.eye(4)]
+    return Call(transfer.fit_stages, {
+        "teacher": teacher, "student": models.vmamba_v2((2, 4), (1, 1), num_classes=2),
+        "batches": [torch.randn(8, 3, 32, 32)], "projections": s.choice(None, projections),
+        "layer_map": s.choice("uniform", [0, 1]), "inputs": s.choice(True, False), "checkpoint": None,
+        "ridge": 0.01, "min_tokens": 1, "progress": False,
+    })  # fmt: skip
+
+
 def LayerFit(s):
     teacher, student, ids = _hybrid(s)
     return Call(transfer.LayerFit, {

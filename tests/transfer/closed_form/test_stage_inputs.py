@@ -8,6 +8,7 @@ from torch import nn
 
 from transmamba.models import ViT, VMamba, vmamba_v0, vmamba_v2
 from transmamba.models.vmamba_block import VMambaBlock
+from transmamba.nn.norm import RMSNorm
 from transmamba.nn.ss2d import SS2D
 from transmamba.nn.stem import ConvNorm
 from transmamba.transfer import fit_stages, principal_axes
@@ -94,10 +95,10 @@ def test_gain_and_shift_of_a_norm_are_solved_by_channel(teacher, images):
     assert report.inputs[1] == pytest.approx(r2(begun, target), abs=1e-4)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_norm_without_shift(teacher, images, bias):
-    norm = partial(nn.LayerNorm, bias=bias)
+@pytest.mark.parametrize("norm", [nn.LayerNorm, partial(nn.LayerNorm, bias=False), nn.RMSNorm, RMSNorm])
+def test_norms_with_and_without_shift(teacher, images, norm):
     student = pyramid(downsample=partial(ConvNorm, kernel_size=3, stride=2, norm=norm))
+    nn.init.zeros_(student.stages[0].downsample.channel_norm.weight)  # a gain of zero is no obstacle
     report = fit_stages(teacher, student, images, ridge=RIDGE, progress=False)
     begun, target, _ = second_stage(student, teacher, images)
     assert report.inputs[1] == pytest.approx(r2(begun, target), abs=1e-4)

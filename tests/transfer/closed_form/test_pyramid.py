@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.transfer.closed_form.images import small_images, small_vit
 from transmamba.models import ViT, vmamba_v0, vmamba_v2
 from transmamba.transfer import fit_layers, fit_stages, magnitude_importance, principal_axes, subclone
 from transmamba.transfer.closed_form.pyramid import _resampled
@@ -12,16 +13,12 @@ DIMS, DEPTHS = (6, 12), (1, 3)
 
 @pytest.fixture
 def teacher():
-    torch.manual_seed(0)
-    model = ViT(32, 8, dim=24, depth=6, heads=2, num_classes=3)
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model.eval()
+    return small_vit(depth=6)
 
 
 @pytest.fixture
 def images():
-    return list(torch.randn(5, 8, 3, 32, 32, generator=torch.Generator().manual_seed(1)).unbind())
+    return small_images(5)
 
 
 @pytest.fixture

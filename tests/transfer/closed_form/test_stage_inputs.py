@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from transmamba.models import ViT, VMamba, vmamba_v0, vmamba_v2
+from tests.transfer.closed_form.images import small_images, small_vit
+from transmamba.models import VMamba, vmamba_v0, vmamba_v2
 from transmamba.models.vmamba_block import VMambaBlock
 from transmamba.nn.norm import RMSNorm
 from transmamba.nn.ss2d import SS2D
@@ -18,16 +19,12 @@ RIDGE = 1e-2
 
 @pytest.fixture
 def teacher():
-    torch.manual_seed(0)
-    model = ViT(32, 8, dim=24, depth=4, heads=2, num_classes=3)
-    for parameter in model.parameters():
-        parameter.data += 0.3 * torch.randn_like(parameter)
-    return model.eval()
+    return small_vit(depth=4)
 
 
 @pytest.fixture
 def images():
-    return list(torch.randn(4, 8, 3, 32, 32, generator=torch.Generator().manual_seed(1)).unbind())
+    return small_images(4)
 
 
 def pyramid(seed=2, **options):
@@ -95,7 +92,64 @@ def test_gain_and_shift_of_a_norm_are_solved_by_channel(teacher, images):
     assert report.inputs[1] == pytest.approx(r2(begun, target), abs=1e-4)
 
 
-@pytest.mark.parametrize("norm", [nn.LayerNorm, partial(nn.LayerNorm, bias=False), nn.RMSNorm, RMSNorm])
+class OffsetNorm(nn.RMSNorm):
+    """Multiplies by 1 + weight, as some language models do."""
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, self.normalized_shape, 1 + self.weight)
+
+
+class Scale(nn.Module):
+    """A gain and a shift, which no norm's name announces."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(dim)), nn.Parameter(torch.empty(dim))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x):
+        return x * self.weight + self.bias
+
+
+class MapNorm(nn.Module):
+    """A convolution and a norm of maps."""
+
+    def __init__(self, norm, dim, out):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(dim, out, 2, 2), norm(out)
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "downsample",
+    [partial(ConvNorm, kernel_size=3, stride=2, norm=OffsetNorm), partial(MapNorm, nn.PReLU)],
+    ids=["1 + weight", "PReLU"],
+)
+def test_whatever_does_not_multiply_by_its_weight_is_refused_and_keeps_it(teacher, images, downsample):
+    student = pyramid(downsample=downsample)
+    *_, module = student.stages[0].downsample.children()
+    nn.init.uniform_(module.weight)
+    before = module.weight.clone()
+    with pytest.raises(ValueError, match="at most a norm behind it that multiplies each channel by its weight"):
+        fit_stages(teacher, student, images, ridge=RIDGE, progress=False)
+    torch.testing.assert_close(module.weight, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.GroupNorm, 2), partial(nn.InstanceNorm2d, affine=True)])
+def test_norms_of_maps(teacher, images, norm):
+    student = pyramid(downsample=partial(MapNorm, norm))
+    report = fit_stages(teacher, student, images, ridge=RIDGE, progress=False)
+    begun, target, _ = second_stage(student, teacher, images)
+    assert report.inputs[1] == pytest.approx(r2(begun, target), abs=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, partial(nn.LayerNorm, bias=False), nn.RMSNorm, RMSNorm, Scale])
 def test_norms_with_and_without_shift(teacher, images, norm):
     student = pyramid(downsample=partial(ConvNorm, kernel_size=3, stride=2, norm=norm))
     nn.init.zeros_(student.stages[0].downsample.channel_norm.weight)  # a gain of zero is no obstacle

@@ -13,8 +13,6 @@ from transmamba.transfer.closed_form.lockstep import Lockstep
 from transmamba.transfer.closed_form.streams import hooked, watch
 
 LINEAR = (nn.Linear, nn.Conv2d)
-# norms of one gain per channel: of the last axis, and of axis 1
-NORMS = {"LayerNorm": -1, "RMSNorm": -1, "TokenBatchNorm": -1, "BatchNorm2d": 1}
 
 
 class Rows(NamedTuple):
@@ -98,28 +96,53 @@ class StageInput:
 
     def _parts(self) -> tuple[Any, nn.Module | None]:
         """Return the linear map that the module ends in, and the norm behind it, if there is one."""
-        called: list[tuple[nn.Module, Tensor]] = []
-        parts = [part for part in self.module.modules() if isinstance(part, LINEAR) or _channel_axis(part)]
+        called: list[tuple[nn.Module, tuple[Any, ...], Tensor]] = []
+        parts = [part for part in self.module.modules() if isinstance(part, LINEAR) or _has_gain(part)]
         found: dict[str, Tensor] = {}
-        handles = [part.register_forward_hook(lambda part, _, output: called.append((part, output))) for part in parts]
+        handles = [part.register_forward_hook(lambda *call: called.append(call)) for part in parts]
         with hooked(*handles, watch(self.module, found, "output")):
             next(iter(self.streams.steps()))
-        linear = max((i for i, (part, _) in enumerate(called) if isinstance(part, LINEAR)), default=-1)
+        linear = max((i for i, (part, *_) in enumerate(called) if isinstance(part, LINEAR)), default=-1)
         behind = called[linear + 1 :]
         if linear >= 0 and len(behind) <= 1 and getattr(called[linear][0], "groups", 1) == 1:
-            part, output = called[-1]
-            axis = 1 if isinstance(part, nn.Conv2d) else _channel_axis(part) or -1
-            if torch.equal(output.movedim(axis, 1), found["output"]):
-                return called[linear][0], behind[0][0] if behind else None
+            part, given, output = called[-1]
+            axis = _gain_axis(part, *given) if behind else 1 if isinstance(part, nn.Conv2d) else -1
+            if axis is not None and torch.equal(output.movedim(axis, 1), found["output"]):
+                return called[linear][0], part if behind else None
         raise ValueError(
             f"a {type(self.module).__name__} leads into a stage, which does not end in a linear layer or convolution"
-            " (of one group), with a norm over the channels behind it at most: leave it as it is with inputs=False"
+            " (of one group), with at most a norm behind it that multiplies each channel by its weight: leave it as it"
+            " is with inputs=False"
         )
 
 
-def _channel_axis(module: nn.Module) -> int | None:
-    known = getattr(module, "weight", None) is not None
-    return NORMS.get(type(module).__name__) if known else None
+def _has_gain(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() == 1
+
+
+def _gain_axis(norm: Any, *given: Any) -> int | None:
+    """Return the axis along which a norm multiplies by its weight and adds its bias, None if it does anything else.
+
+    That is tried, not read from the name of its class: there are norms that multiply by 1 + weight.
+    """
+    old = {name: value.clone() for name, value in norm.named_parameters()}
+    shifts = getattr(norm, "bias", None) is not None
+    gain = torch.linspace(0.5, 2, len(norm.weight)).to(norm.weight)
+    shift = gain.flip(0) - 1 if shifts else torch.zeros_like(gain)
+    found = []
+    for weight, bias in ((torch.ones_like(gain), torch.zeros_like(gain)), (gain, shift)):
+        norm.weight.copy_(weight)
+        if shifts:
+            norm.bias.copy_(bias)
+        found.append(norm(*given))
+    for name, value in norm.named_parameters():
+        value.copy_(old[name])
+    for axis in (1, -1):
+        plain, changed = (output.movedim(axis, -1) for output in found)
+        if plain.shape[-1] == len(gain) and torch.allclose(plain * gain + shift, changed, rtol=1e-3, atol=1e-3):
+            return axis
+    return None
 
 
 def _features(layer: Any, given: Tensor) -> Tensor:

@@ -137,7 +137,7 @@ def other(count, seed=1):
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
-def cache(folder, *, many=2000):
+def cache(folder, *, many=6000):
     """Write teacher and pictures into a folder, once."""
     for side in (SIDE, SIDE // 2):
         teacher(side).save_pretrained(folder / f"teacher{side}")

@@ -7,7 +7,15 @@ import torch
 
 from tests.benchmarks.vision_data import PATCH, normalised
 from transmamba import subclone, transfer
-from transmamba.distill import AdaptiveLayerDistill, LastFeatureDistill, LayerwiseDistill, TokenRelationDistill
+from transmamba.distill import (
+    AdaptiveLayerDistill,
+    LastFeatureDistill,
+    LayerwiseDistill,
+    MultiDirectionalDistill,
+    TokenRelationDistill,
+    drop_tokens,
+    natural_shares,
+)
 from transmamba.models import SNAKES, PlainMamba, Vim, VisionMamba, replace_mixers, vmamba_v2
 from transmamba.nn import Mamba2Mixer, Mamba3Mixer, MambaMixer
 
@@ -128,6 +136,12 @@ def relations(student, teacher):
     return TokenRelationDistill()(student.layers, teacher.layers)
 
 
+def by_direction(student, teacher):
+    """Compare each direction's share of every mixer output with the last patches: Eqs. 6-10 for two directions."""
+    sides = {str(k): shares for k, shares in enumerate(natural_shares(student))}
+    return MultiDirectionalDistill(order="raster")(sides, drop_tokens(teacher.last, teacher.extra))
+
+
 def layers_mse(student, teacher):
     """Compare the streams after all blocks, and the tokens after the last norm."""
     return LayerwiseDistill("mse")(student.layers, teacher.layers) + last_mse(student, teacher)
@@ -142,7 +156,7 @@ def end_to_end(bench, student, seconds, compare, source="photographs", rate=3e-4
         x = random_batch(images, generator)
         with torch.no_grad():
             theirs = bench.teacher.forward_features(x)
-        return compare(student.forward_features(x), theirs)
+        return compare(student.forward_features(x, directions=compare is by_direction), theirs)
 
     steps = descend(student.parameters(), loss, seconds, rate)
     student.eval()

@@ -103,18 +103,16 @@ def dinov2_state():
         if named and node.input[1] in arrays:
             state[named[1].replace("/", ".") + ".weight"] = arrays[node.input[1]].T.contiguous()
     rest = {tuple(x.shape): x for name, x in arrays.items() if name.startswith(("onnx::Concat", "onnx::Reshape"))}
-    # the positions of 37 x 37 patches, brought to the size of the photographs as DINOv2 does it
-    table = rest[1, 1369, 384].view(1, 37, 37, 384).permute(0, 3, 1, 2)
-    table = F.interpolate(table, (SIDE // 14, SIDE // 14), mode="bicubic").flatten(2).mT
-    return state | {"embeddings.position_embeddings": torch.cat([rest[1, 1, 384], table], 1)}
+    return state | {"embeddings.position_embeddings": torch.cat([rest[1, 1, 384], rest[1, 1369, 384]], 1)}
 
 
 # %%
 CONFIG = {
     "model_type": "dinov2", "hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "mlp_ratio": 4,
-    "image_size": SIDE, "patch_size": 14, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
+    "image_size": 518, "patch_size": 14, "layer_norm_eps": 1e-6, "hidden_act": "gelu",
 }  # fmt: skip
-teacher = tm.models.from_transformer(dinov2_state(), config=CONFIG).requires_grad_(False)
+# positions of 37 x 37 patches, brought to the size of the photographs as DINOv2 does it
+teacher = tm.models.from_transformer(dinov2_state(), config=CONFIG, img_size=SIDE).requires_grad_(False)
 print(f"{sum(p.numel() for p in teacher.parameters()):,} weights, {len(teacher.blocks)} layers")
 
 # %% [markdown]

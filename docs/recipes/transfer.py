@@ -37,9 +37,7 @@ def read(file: Path) -> dict[str, Tensor]:
 def read_teacher(args: argparse.Namespace, classes: int) -> models.ViT:
     """A checkpoint of the ViT that `--teacher` names; or, from a folder of transformers, whatever it holds."""
     if args.weights.is_dir():
-        teacher = models.from_transformer(transfer.open_safetensors(args.weights))
-        if not isinstance(teacher, models.ViT):
-            raise ValueError(f"{args.weights} holds a {type(teacher).__name__}: expected an image model")
+        teacher: Any = models.from_transformer(transfer.open_safetensors(args.weights), img_size=args.size)
         return teacher
     vit = build(args.teacher, classes, args)
     vit.load_state_dict(read(args.weights))

@@ -13,26 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from torch.nn.functional import interpolate
 
 from tests import real
 from transmamba.models import from_transformer
-from transmamba.transfer import translate
 
 SIDE, PATCH = 112, 14
 MEAN, DEVIATION = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 PICTURES = Path(os.environ.get("PICTURES", "/usr/share"))
-TABLE = "embeddings.position_embeddings"
 
 
 def teacher(side=SIDE):
-    """Build DINOv2 ViT-S/14 with its positions resized as DINOv2 itself does it."""
-    state = real.dinov2_state(real.dinov2_graph())
-    table, grid = state[TABLE], side // PATCH
-    square = table[:, 1:].reshape(1, 37, 37, -1).permute(0, 3, 1, 2)
-    square = interpolate(square, (grid, grid), mode="bicubic", align_corners=False)
-    state[TABLE] = torch.cat([table[:, :1], square.flatten(2).transpose(1, 2)], 1)
-    return from_transformer(translate(state, config=real.DINOV2 | {"image_size": side}))
+    """Build DINOv2 ViT-S/14 for images of a size."""
+    return from_transformer(real.dinov2_state(real.dinov2_graph()), config=real.DINOV2, img_size=side)
 
 
 def normalised(images):

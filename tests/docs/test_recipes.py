@@ -97,7 +97,7 @@ def test_every_student_trains(small, folder, teacher, tmp_path, student):
 def test_any_image_transformer_teaches_and_the_readouts_are_solved(small, folder, tmp_path, capsys, width, student):
     transformers = pytest.importorskip("transformers")
     config = transformers.Dinov2Config(
-        hidden_size=width, num_hidden_layers=12, num_attention_heads=2, image_size=16, patch_size=4
+        hidden_size=width, num_hidden_layers=12, num_attention_heads=2, image_size=24, patch_size=4
     )
     torch.manual_seed(0)
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
@@ -114,7 +114,7 @@ def test_a_language_model_is_refused(small, folder, tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=11, n_positions=8)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "text")
-    with pytest.raises(ValueError, match="holds a MambaLM: expected an image model"):
+    with pytest.raises(ValueError, match="img_size= is for image models, this teacher reads text"):
         small["transfer"].main(command(folder, tmp_path / "out", "--weights", tmp_path / "text"))
 
 

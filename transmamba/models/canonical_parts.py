@@ -1,23 +1,32 @@
 """The parts of a translated teacher, as arguments of our modules."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from transmamba.models.canonical_tensors import read_tensor
 from transmamba.models.stack import Builders
 from transmamba.nn import Attention, TransformerBlock
+from transmamba.nn.position import resize_position
 from transmamba.transfer.teachers import Translated
 
 Options = dict[str, Any]
 
 
 class Parts:
-    """The parts of a translated teacher, as arguments of our modules."""
+    """The parts of a translated teacher, as arguments of our modules.
 
-    def __init__(self, translated: Translated) -> None:
-        self.translated, self.facts = translated, translated.architecture
+    Args:
+        translated: the teacher.
+        img_size: rows and columns of the images in pixels, if other than the teacher's.
+    """
+
+    def __init__(self, translated: Translated, img_size: tuple[int, int] | None = None) -> None:
+        self.translated, self.facts, self.img_size = translated, translated.architecture, img_size
 
     def has(self, *names: str) -> bool:
         """Check whether the teacher has one of these tensors."""
@@ -73,21 +82,50 @@ class Parts:
             bias = self.has(f"{prefix}.q_norm.bias", f"{prefix}.k_norm.bias")
             options |= {"qk_norm": kinds[size], "norm": facts.norm, "norm_eps": facts.eps, "norm_bias": bias}
         if self.has(f"{prefix}.relative_bias"):
-            options["relative_grid"] = self.grid
+            if self.grid != self.own_grid:
+                rows, columns = self.own_grid
+                raise self.refuse(
+                    f"img_size= changes the grid, and the attention has a learned bias for distances on {rows} by"
+                    f" {columns} patches: leave img_size out"
+                )
+            options["relative_grid"] = list(self.grid)
         return partial(Attention, **_given(options))
 
     def _rope(self, i: int) -> Options | None:
         rope = self.facts.ropes[i] if self.facts.ropes else None
         if rope is None:
             return None
-        return {**rope, "grid": self.grid} if rope.get("rope_type") == "axial" else dict(rope)
+        return {**rope, "grid": list(self.grid)} if rope.get("rope_type") == "axial" else dict(rope)
 
     @property
-    def grid(self) -> list[int]:
-        """Rows and columns of patches."""
+    def own_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches that the teacher was built for."""
         if self.facts.grid is None:
             raise self.refuse("the checkpoint does not state the grid of patches: give its config=...")
-        return list(self.facts.grid)
+        return self.facts.grid
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of our model."""
+        if self.img_size is None:
+            return self.own_grid
+        side = self.rows("patch_embed.weight", 2)
+        return self.img_size[0] // side, self.img_size[1] // side
+
+    @property
+    def prefix_positions(self) -> int | None:
+        """Rows of the position table that belong to tokens before the patches; None without a table."""
+        return self.rows("pos_embed", 1) - math.prod(self.own_grid) if self.has("pos_embed") else None
+
+    def positions(self) -> dict[str, Tensor]:
+        """Return the position table for another grid than the teacher's, resized as its family does; else nothing."""
+        prefix = self.prefix_positions
+        if prefix is None or self.grid == self.own_grid:
+            return {}
+        table, (mode, _, smooth) = read_tensor("pos_embed", self.translated), self.facts.position_resize.partition("_")
+        method: Any = {"mode": mode, "antialias": bool(smooth)}
+        patches = resize_position(table[:, prefix:], self.own_grid, self.grid, **method)
+        return {"pos_embed": torch.cat([table[:, :prefix], patches], 1)}
 
     def _block(self, i: int) -> Callable[..., nn.Module]:
         facts, prefix = self.facts, f"blocks.{i}"

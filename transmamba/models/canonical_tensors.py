@@ -1,6 +1,7 @@
 """Our tensors from the canonical ones."""
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def canonical_names(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def load_canonical(model: nn.Module, translated: Translated) -> None:
-    """Give a model on the meta device the teacher's tensors.
+def load_canonical(model: nn.Module, translated: Translated, other: Mapping[str, Tensor] | None = None) -> None:
+    """Give a model on the meta device the teacher's tensors, those in `other` in place of its own.
 
     Raises:
         ValueError: the teacher has a tensor that the model has no place for, or lacks one.
@@ -44,8 +45,10 @@ def load_canonical(model: nn.Module, translated: Translated) -> None:
             f"{translated.family}: {type(model).__name__} has no place for {', '.join(left[:6])}"
             f"{f' and {len(left) - 6} more' if len(left) > 6 else ''}"
         )
+    other = other or {}
     try:
-        assign(model, {name: _tensor(name, sources, translated) for name, sources in wanted.items()})
+        tensors = {name: _tensor(name, sources, translated) for name, sources in wanted.items() if name not in other}
+        assign(model, {**tensors, **other})
     except RuntimeError as error:
         raise ValueError(f"{translated.family}: the teacher's tensors do not fit together: {error}") from error
 
@@ -56,9 +59,9 @@ def _tensor(name: str, sources: tuple[str, ...], translated: Translated) -> Tens
     for source in sources:
         weight = source.removesuffix("bias") + "weight"
         if source in translated:
-            parts.append(_read(source, translated))
+            parts.append(read_tensor(source, translated))
         elif source != weight and source.endswith(".bias") and weight in translated:
-            like = _read(weight, translated)
+            like = read_tensor(weight, translated)
             parts.append(like.new_zeros(len(like)))
     if not parts:
         raise ValueError(f"{translated.family}: the teacher lacks {' and '.join(sources)}")
@@ -66,7 +69,7 @@ def _tensor(name: str, sources: tuple[str, ...], translated: Translated) -> Tens
     return torch.cat(parts) if len(parts) > 1 else parts[0].clone(memory_format=torch.contiguous_format)
 
 
-def _read(name: str, translated: Translated) -> Tensor:
+def read_tensor(name: str, translated: Translated) -> Tensor:
     """Read a canonical tensor in the dtype of the stored one, because folding widens it."""
     tensor = translated[name]
     if not translated.note(name):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 Kind = Literal["image", "audio", "encoder", "decoder", "ssm"]
 Placement = Literal["pre", "post", "sandwich", "output"]
+PositionResize = Literal["bicubic", "bicubic_antialias", "bilinear_antialias"]
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "silu", "relu", "relu2"]
 # keys of transformers' `rope_parameters`: rope_theta, rope_type, partial_rotary_factor, factor, ...
 Rope = Mapping[str, Any]
@@ -57,6 +58,7 @@ class Architecture:
         softcap: scores become softcap tanh(scores / softcap).
         logit_softcap: the same for the logits.
         grid: rows and columns of patches that the position table is for.
+        position_resize: the family's own way of resizing its position table for another grid.
         tied: the head is the embedding (of the checkpoint; folding may have untied it).
         class_position: position of the class token; None if the checkpoint does not state it.
         pool: input of an image model's head: the class token, the mean of the patches, or None if unknown.
@@ -82,6 +84,7 @@ class Architecture:
     softcap: float | None = None
     logit_softcap: float | None = None
     grid: tuple[int, int] | None = None
+    position_resize: PositionResize = "bicubic"
     tied: bool = False
     class_position: Literal["front", "middle"] | None = "front"
     pool: Literal["token", "mean"] | None = None

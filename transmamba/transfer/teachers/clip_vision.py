@@ -69,6 +69,8 @@ def read_siglip(checkpoint: Checkpoint) -> Canonical:
         depth=checkpoint.depth(LAYER + "layer_norm1.weight"),
         **image_facts(config, eps=1e-6, act="gelu" if janus else "gelu_pytorch_tanh", heads=16 if janus else 12),
         **read_grid(checkpoint, patch, table[0], (0,)),
+        # only SigLIP 2 for images of any shape has a matrix for its patches
+        position_resize="bilinear_antialias" if linear else "bicubic",
         pool="mean",
     )
     terms = {

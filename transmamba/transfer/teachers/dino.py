@@ -1,6 +1,6 @@
 """DINOv2 with and without registers, and DINOv3, as transformers stores them."""
 
-from transmamba.transfer.teachers.architecture import Architecture
+from transmamba.transfer.teachers.architecture import Architecture, PositionResize
 from transmamba.transfer.teachers.checkpoint import Checkpoint
 from transmamba.transfer.teachers.family import Canonical, Family
 from transmamba.transfer.teachers.images import all_affine, image_facts, read_grid, square_patch
@@ -16,6 +16,10 @@ OLDER = (
     (r"attention\.output\.dense\.", "attention.o_proj."),
     (r"mlp\.weights_out\.", "mlp.down_proj."),
 )
+RESIZE: dict[str, PositionResize] = {
+    "dinov2_with_registers": "bicubic_antialias",
+    "tipsv2_vision_model": "bilinear_antialias",
+}
 MASK = {r"embeddings\.mask_token": "token of masked training"}
 
 
@@ -35,6 +39,7 @@ def read_dinov2(checkpoint: Checkpoint) -> Canonical:
         **facts,
         # registers come after positions are added: the table has a row for the class token, none for them
         **read_grid(checkpoint, patch, table[1], (1,), square=True),
+        position_resize=RESIZE.get(config.model_type or "", "bicubic"),
         pool="token",
     )
     terms = {

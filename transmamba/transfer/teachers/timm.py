@@ -57,6 +57,7 @@ def read_timm(checkpoint: Checkpoint) -> Canonical:
         heads=heads,
         scale=_scale(checkpoint, heads),
         ropes=_ropes(checkpoint, depth),
+        position_resize="bicubic_antialias",
         pool=pool,
         unknown=tuple(unknown),
         **facts,

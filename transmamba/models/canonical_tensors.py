@@ -29,7 +29,7 @@ def canonical_names(name: str) -> tuple[str, ...]:
     return (name,)
 
 
-def load_canonical(model: nn.Module, translated: Translated, other: Mapping[str, Tensor] | None = None) -> None:
+def load_canonical(model: nn.Module, translated: Translated, other: Mapping[str, Tensor]) -> None:
     """Give a model on the meta device the teacher's tensors, those in `other` in place of its own.
 
     Raises:
@@ -45,7 +45,6 @@ def load_canonical(model: nn.Module, translated: Translated, other: Mapping[str,
             f"{translated.family}: {type(model).__name__} has no place for {', '.join(left[:6])}"
             f"{f' and {len(left) - 6} more' if len(left) > 6 else ''}"
         )
-    other = other or {}
     try:
         tensors = {name: _tensor(name, sources, translated) for name, sources in wanted.items() if name not in other}
         assign(model, {**tensors, **other})

@@ -60,6 +60,13 @@ LARGE = {
     "1,000 photographs, rich, then gently": made(
         solved, partial(end_to_end, compare=layers_mse, seconds=300, rate=1e-5), count=1000, **RICH
     ),
+    **{
+        f"1,000 photographs, forced for {seconds} s, then closed, seed {seed}": made(
+            partial(new_student, seed=seed), partial(forced, seconds=seconds, seed=seed), partial(again, count=1000)
+        )
+        for seconds in (300, 1200)
+        for seed in range(3)
+    },
     "varied": made(solved, **VARIED, probe=False),
 }
 GOOD = {"count": 1000, "fit": {"mlp": True}}
@@ -87,11 +94,10 @@ SMALL = {
         )
         for seed in range(3)
     },
-    "varied, 6,000, mamba3, mlp": made(
-        solved, **VARIED | {"count": 6000}, fit={"mlp": True}, mixer="mamba3", directions=4
-    ),
-    "varied, 6,000, mamba3 of twice the width, mlp": made(
-        solved, **VARIED | {"count": 6000}, fit={"mlp": True}, mixer="mamba3", **RICH
+    "varied, 6,000, forced for 300 s, then closed, mlp": made(
+        new_student,
+        partial(forced, source="varied", seconds=300),
+        partial(again, **VARIED | {"count": 6000}, mlp=True),
     ),
     "closed, rich": made(solved, count=1000, **RICH),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},

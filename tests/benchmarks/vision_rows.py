@@ -121,6 +121,9 @@ SMALL = {
     ),
     "closed, then forced for 120 s": made(solved, partial(forced, seconds=120), partial(again, count=1000), count=1000),
     "forced for 120 s, then closed": made(new_student, partial(forced, seconds=120), partial(again, count=1000)),
+    "closed, rich, then forced for 240 s": made(
+        solved, partial(forced, seconds=240), partial(again, count=1000), count=1000, **RICH
+    ),
     "closed, 4 directions, then multi-directional": made(
         solved, partial(end_to_end, compare=by_direction, seconds=60, rate=1e-5), count=1000, directions=4
     ),

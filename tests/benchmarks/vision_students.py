@@ -108,9 +108,10 @@ def forced(bench, student, seconds, source="photographs", rate=1e-3, seed=0):
     """Fit each mixer to the outputs of the teacher's attention on the teacher's stream."""
     images, generator = getattr(bench, source), torch.Generator().manual_seed(seed)
     mixers = [block.mixer for block in student.blocks]
+    teacher = replace_mixers(bench.teacher, {}, orders=student.order_specs, prefix_scan=student.prefix_scan)
 
     def loss():
-        (pairs,) = transfer.mixer_pairs(bench.teacher, [random_batch(images, generator)])
+        (pairs,) = transfer.mixer_pairs(teacher, [random_batch(images, generator)])
         return sum(pair.loss(mixers[layer]) for layer, pair in pairs.items()) / len(mixers)
 
     return descend((p for mixer in mixers for p in mixer.parameters()), loss, seconds, rate)

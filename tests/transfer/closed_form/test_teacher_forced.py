@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from transmamba.models import MambaLM, ViT, replace_mixers
+from transmamba.models import SNAKES, MambaLM, ViT, replace_mixers
 from transmamba.nn import Attention, MambaMixer
 from transmamba.transfer import fit_layers, fit_mixers, mixer_pairs, sensitivity
 
@@ -57,6 +57,24 @@ def test_images():
     vit = ViT(8, 4, dim=12, depth=2, heads=3)
     (pairs,) = mixer_pairs(vit, [torch.randn(2, 3, 8, 8)], [1])
     assert pairs[1].loss(MambaMixer(12, directions=2)).shape == ()
+
+
+def test_a_teacher_with_the_orders_of_its_student_gives_them_to_the_mixers():
+    vit, x = ViT(8, 4, dim=12, depth=2, heads=3).eval(), torch.randn(2, 3, 8, 8)
+    scans = {"orders": SNAKES, "prefix_scan": "middle"}
+    student = replace_mixers(vit, {1: partial(MambaMixer, directions=4)}, **scans).eval()
+    ordered = replace_mixers(vit, {}, **scans)
+    assert torch.equal(ordered(x), vit(x))
+    (plain,), (pairs,) = mixer_pairs(vit, [x], [1]), mixer_pairs(ordered, [x], [1])
+    with pytest.raises(ValueError, match="expected 4 scan orders"):
+        plain[1].loss(student.blocks[1].mixer)
+    # the first block is the teacher's, so that the student's own mixer reads the same
+    given = []
+    student.blocks[1].mixer.register_forward_hook(lambda _, inputs, output: given.append(output))
+    student(x)
+    ours, theirs = (y.detach().flatten(0, 1) for y in (given[0], pairs[1].outputs))
+    wanted = (ours - theirs).square().sum() / (theirs - theirs.mean(0)).square().sum()
+    torch.testing.assert_close(pairs[1].loss(student.blocks[1].mixer).detach(), wanted)
 
 
 @pytest.mark.parametrize("bias", [False, True])

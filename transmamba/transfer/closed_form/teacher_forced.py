@@ -73,8 +73,8 @@ def mixer_pairs(
     student's mixer (teacher forcing), the layers do not depend on each other: train any subset of them at once, and
     solve their readouts with `fit_layers` afterwards, which corrects the errors of the layers below.
 
-    Mixers are called with the teacher's own arguments. An image teacher of attention alone has no scan orders: unless the
-    student's are the order of the tokens and its reverse, give the teacher the student's beforehand, with
+    Mixers are called with the teacher's own arguments. An image teacher of attention alone has no scan orders: unless
+    the student's are the order of the tokens and its reverse, give the teacher the student's beforehand, with
     replace_mixers(teacher, {}, orders=..., prefix_scan=...), which changes none of its outputs.
 
     Args:

@@ -29,7 +29,7 @@ KNOBS = {
         "TEST_SCENES": 30,
     },
     "08_photographs": {
-        "SIDE": 56, "FIT": 48, "LABELLED": 40, "TEST": 64, "STEPS": 1, "BATCH": 8,
+        "SIDE": 56, "FIT": 48, "LABELLED": 40, "TEST": 64, "FORCED_STEPS": 1, "STEPS": 1, "BATCH": 8,
     },
     "07_language_model": {
         "LENGTH": 64, "FIT_ROWS": 20, "TEST_ROWS": 1, "COST_ROWS": 2, "COUNTS": "(1, 2)", "FORCED_STEPS": 2, "STEPS": 2,

@@ -94,11 +94,15 @@ SMALL = {
         )
         for seed in range(3)
     },
-    "varied, 6,000, forced for 300 s, then closed, mlp": made(
-        new_student,
-        partial(forced, source="varied", seconds=300),
-        partial(again, **VARIED | {"count": 6000}, mlp=True),
-    ),
+    **{
+        f"varied, 6,000, forced for {seconds} s, then closed, mlp, seed {seed}": made(
+            partial(new_student, seed=seed),
+            partial(forced, source="varied", seconds=seconds, seed=seed),
+            partial(again, **VARIED | {"count": 6000}, mlp=True),
+        )
+        for seconds in (300, 1200)
+        for seed in range(3)
+    },
     "closed, rich": made(solved, count=1000, **RICH),
     **{f"closed, {count} directions": made(solved, count=1000, directions=count) for count in (1, 4)},
     **{f"closed, class token {place}": made(solved, count=1000, token=place) for place in ("first", "middle", "last")},

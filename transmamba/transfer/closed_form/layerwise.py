@@ -41,7 +41,7 @@ def fit_layers(
     With S the student's own stream before a block, T the teacher's, and z the input of the mixer's output projection W
     when the mixer gets norm(S), W minimises |z W - (T + attention(norm T) - S)|^2. The target is the difference to the
     teacher's stream, so that errors of the layers below are corrected as far as possible. The mixers keep their inner
-    weights, random ones included; on a language model, teacher-forced steps beforehand (`mixer_pairs`) help.
+    weights, random ones included; teacher-forced steps beforehand (`mixer_pairs`) help, on texts and on images.
     Then S passes through the block, and the next block is solved. The fit belongs to its text or pictures: mix kinds.
 
     Both models are backbones with `blocks`, called as block(tokens, *context) with the same context for all, as ours

@@ -177,9 +177,9 @@ for name, value in accuracies.items():
 # %% [markdown]
 # ## Teacher-forced steps
 #
-# The closed form leaves the inside of a mixer random. Now each mixer learns to give what its attention gave, from the
-# attention's own input: twelve small problems at once, and the errors of one layer reach no other. What comes out is
-# not yet a model, because in the student every mixer reads the errors of those below; the readouts are solved again on
+# The closed form leaves the inside of a mixer random. Now each mixer learns the outputs of its attention, from the
+# attention's own input: twelve small problems at once, and the errors of one layer reach no other. The result is not
+# yet a model, because in the student every mixer reads the errors of those below; so the readouts are solved again on
 # its own stream.
 
 

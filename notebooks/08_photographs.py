@@ -300,11 +300,11 @@ print(f"{'most common class':26s}  {majority:8.1f}  {0:11.0%}")
 # ## How to read this
 #
 # One seed, and a few hundred photographs to test on: a gap of two points between probes means nothing. Mistrust this
-# probe for another reason as well: in the records, `docs/results.md`, the teacher without any attention has all of its
-# lead over the most common class at this size. The cosine is the stricter measure, near zero for a student that is
-# random or lacks mixers. By it the closed form is far ahead of as many seconds of gradient steps alone, and
-# teacher-forced steps bring it nearer still, once its readouts are solved again. End-to-end steps after the closed
-# form want a very small rate: the teacher's weights are small, because its LayerScale is folded into them, and a step
-# of Adam moves each by the rate; at 3e-4 a single one undoes the closed form, and the teacher just as well. The
-# student belongs to the pictures it was fitted on: on other kinds the cosine is low. `SIDE = 112` gives maps of 8 x 8
-# patches, and takes four times as long.
+# probe for another reason as well: in the records, `docs/results.md`, the teacher without any attention has all of
+# its lead over the most common class at this size. The cosine is the stricter measure, near zero for a student that
+# is random or lacks mixers. By it the closed form is far ahead of more seconds of gradient steps alone. A minute of
+# teacher-forced steps adds little here, once the readouts are solved again; two minutes on twice the photographs add
+# much more in the records. End-to-end steps after the closed form want a very small rate: the teacher's weights are
+# small, because its LayerScale is folded into them, and a step of Adam moves each by the rate; at 3e-4 a single one
+# undoes the closed form, and the teacher just as well. The student belongs to the pictures it was fitted on: on other
+# kinds the cosine is low. `SIDE = 112` gives maps of 8 x 8 patches, and takes four times as long.

@@ -13,6 +13,7 @@ from transmamba.nn.norm import RMSNorm
 from transmamba.nn.ss2d import SS2D
 from transmamba.nn.stem import ConvNorm
 from transmamba.transfer import fit_stages, principal_axes
+from transmamba.transfer.closed_form.stage_inputs import _gain_axis
 
 RIDGE = 1e-2
 
@@ -139,6 +140,16 @@ def test_whatever_does_not_multiply_by_its_weight_is_refused_and_keeps_it(teache
     with pytest.raises(ValueError, match="at most a norm behind it that multiplies each channel by its weight"):
         fit_stages(teacher, student, images, ridge=RIDGE, progress=False)
     torch.testing.assert_close(module.weight, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gain_is_found_in_half_precision_and_at_any_size(dtype, size):
+    scale, offset = Scale(12).to(dtype), OffsetNorm(12).to(dtype)
+    x = size * torch.randn(2, 8, 12, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        assert _gain_axis(scale, x) == -1
+        assert _gain_axis(offset, x) is None
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.GroupNorm, 2), partial(nn.InstanceNorm2d, affine=True)])

@@ -53,17 +53,10 @@ def test_the_tokens_are_those_of_the_teacher_at_that_size(name, size):
 def test_siglip_2_resizes_with_triangles(size):
     sizes = {key: value for key, value in test_clip_vision.SIZES.items() if key != "image_size"}
     teacher = perturb(transformers.Siglip2VisionModel(transformers.Siglip2VisionConfig(**sizes | {"num_patches": 9})))
-    (height, width), x = SIZES[size], torch.randn(2, 2, *SIZES[size], generator=torch.Generator().manual_seed(3))
-    rows, columns = height // 4, width // 4
-    cut = x.unflatten(3, (columns, 4)).unflatten(2, (rows, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-    given = {
-        "pixel_values": cut.flatten(2),
-        "pixel_attention_mask": torch.ones(2, rows * columns, dtype=torch.long),
-        "spatial_shapes": torch.tensor([[rows, columns]] * 2),
-    }
+    x = torch.randn(2, 2, *SIZES[size], generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         ours = from_transformer(teacher, img_size=SIZES[size]).forward_features(x).last
-        assert error(ours, teacher(**given).last_hidden_state) < 1e-5
+        assert error(ours, teacher(**test_clip_vision.patches(x)).last_hidden_state) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,16 @@ def test_a_gain_is_found_in_half_precision_and_at_any_size(dtype, size):
         assert _gain_axis(offset, x) is None
 
 
+def test_gain_and_shift_are_as_before_whatever_kind_of_tensor_they_are():
+    scale = Scale(4)
+    del scale.weight
+    scale.register_buffer("weight", torch.full((4,), 3.0))
+    with torch.no_grad():
+        scale.bias.fill_(5.0)
+        assert _gain_axis(scale, torch.randn(2, 3, 4)) == -1
+    assert scale.weight.tolist() == [3.0] * 4 and scale.bias.tolist() == [5.0] * 4
+
+
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.GroupNorm, 2), partial(nn.InstanceNorm2d, affine=True)])
 def test_norms_of_maps(teacher, images, norm):
     student = pyramid(downsample=partial(MapNorm, norm))

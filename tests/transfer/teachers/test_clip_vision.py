@@ -35,11 +35,12 @@ def compose(name, kind="Model", vision=None, **facts):
 
 def patches(images):
     """Return SigLIP 2's input: every patch pixel by pixel, its channels innermost."""
-    cut = images.unflatten(3, (3, 4)).unflatten(2, (3, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+    rows, columns = (side // 4 for side in images.shape[2:])
+    cut = images.unflatten(3, (columns, 4)).unflatten(2, (rows, 4)).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
     return {
         "pixel_values": cut.flatten(2),
-        "pixel_attention_mask": torch.ones(2, 9, dtype=torch.long),
-        "spatial_shapes": torch.tensor([[3, 3]] * 2),
+        "pixel_attention_mask": torch.ones(2, rows * columns, dtype=torch.long),
+        "spatial_shapes": torch.tensor([[rows, columns]] * 2),
     }
 
 

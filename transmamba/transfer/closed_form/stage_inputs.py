@@ -126,22 +126,22 @@ def _gain_axis(norm: Any, *given: Any) -> int | None:
 
     That is tried, not read from the name of its class: there are norms that multiply by 1 + weight.
     """
-    old = {name: value.clone() for name, value in norm.named_parameters()}
     shifts = getattr(norm, "bias", None) is not None
+    tensors = [norm.weight, norm.bias] if shifts else [norm.weight]
     gain = torch.linspace(0.5, 2, len(norm.weight)).to(norm.weight)
 
-    def run(weight: Tensor, bias: Tensor) -> Tensor:
-        norm.weight.copy_(weight)
-        if shifts:
-            norm.bias.copy_(bias)
-        return norm(*given).float()
+    def write(*values: Tensor) -> None:
+        for tensor, value in zip(tensors, values, strict=False):  # a norm without bias takes the gain alone
+            tensor.copy_(value)
 
-    plain = run(torch.ones_like(gain), torch.zeros_like(gain))
+    old = [tensor.clone() for tensor in tensors]
+    write(torch.ones_like(gain), torch.zeros_like(gain))
+    plain = norm(*given).float()
     size = plain.abs().max()
     shift = (gain.flip(0) - 1) * size if shifts else torch.zeros_like(gain)
-    changed = run(gain, shift)
-    for name, value in norm.named_parameters():
-        value.copy_(old[name])
+    write(gain, shift)
+    changed = norm(*given).float()
+    write(*old)
     # a gain of another kind is wrong by half of the size; half precision rounds by a hundredth
     for axis in (1, -1):
         ours, theirs = plain.movedim(axis, -1), changed.movedim(axis, -1)
